@@ -1,0 +1,64 @@
+"""fastsample: training-free fast sampling for Hugging Face diffusers.
+
+    import fastsample
+    pipe.scheduler = fastsample.GHVBScheduler.from_config(pipe.scheduler.config)
+
+The public names are imported on first use, so that `import fastsample` needs neither torch nor diffusers.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from fastsample.version import __version__
+
+_HOME = {
+    "NoiseSchedule": "fastsample.schedules",
+    "time_grid": "fastsample.schedules",
+    "build_table": "fastsample.solvers",
+    "available_solvers": "fastsample.solvers.registry:available",
+    "Table": "fastsample.tables",
+    "integrate": "fastsample.sampling",
+    "Ledger": "fastsample.sampling",
+    "create_scheduler": "fastsample.schedulers",
+    "load_pipeline": "fastsample.schedulers",
+    "set_scheduler": "fastsample.schedulers",
+    "DDIMScheduler": "fastsample.schedulers",
+    "DPMSolverScheduler": "fastsample.schedulers",
+    "GHVBScheduler": "fastsample.schedulers",
+    "HeavyBallScheduler": "fastsample.schedulers",
+    "GaussianMixture": "fastsample.demo.mixture",
+}
+
+__all__ = ["__version__", *_HOME]
+
+if TYPE_CHECKING:
+    from fastsample.demo.mixture import GaussianMixture as GaussianMixture
+    from fastsample.sampling import Ledger as Ledger
+    from fastsample.sampling import integrate as integrate
+    from fastsample.schedulers import DDIMScheduler as DDIMScheduler
+    from fastsample.schedulers import DPMSolverScheduler as DPMSolverScheduler
+    from fastsample.schedulers import GHVBScheduler as GHVBScheduler
+    from fastsample.schedulers import HeavyBallScheduler as HeavyBallScheduler
+    from fastsample.schedulers import create_scheduler as create_scheduler
+    from fastsample.schedulers import load_pipeline as load_pipeline
+    from fastsample.schedulers import set_scheduler as set_scheduler
+    from fastsample.schedules import NoiseSchedule as NoiseSchedule
+    from fastsample.schedules import time_grid as time_grid
+    from fastsample.solvers import build_table as build_table
+    from fastsample.solvers.registry import available as available_solvers
+    from fastsample.tables import Table as Table
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'fastsample' has no attribute {name!r}")
+    module, _, attribute = _HOME[name].partition(":")
+    value = getattr(importlib.import_module(module), attribute or name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,8 @@
+"""Running tables over models: torch, no diffusers."""
+
+from fastsample.sampling.backend import combine
+from fastsample.sampling.executor import StepState, apply_step, integrate
+from fastsample.sampling.ledger import Ledger
+from fastsample.sampling.noise import draw_noise
+
+__all__ = ["Ledger", "StepState", "apply_step", "combine", "draw_noise", "integrate"]

@@ -1,0 +1,29 @@
+"""The torch backend: a linear combination in as few operations as eager torch allows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """float64 for float64, float32 for everything narrower."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def combine(weights: Sequence[float], tensors: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """`sum_i weights[i] * tensors[i]`, accumulated and returned in `dtype`; tensors with weight 0 are not read.
+
+    One multiplication and an in-place multiply-add for each further tensor, plus one cast when the first
+    tensor is narrower. The weights are Python floats: no device synchronisation.
+    """
+    terms = [(weight, tensor) for weight, tensor in zip(weights, tensors, strict=True) if weight != 0]
+    if not terms:
+        return torch.zeros_like(tensors[0], dtype=dtype)
+    weight, tensor = terms[0]
+    total = tensor.to(dtype) * weight
+    for weight, tensor in terms[1:]:
+        total.add_(tensor, alpha=weight)
+    return total

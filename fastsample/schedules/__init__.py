@@ -1,0 +1,17 @@
+"""Noise schedules and time grids: NumPy float64, no torch."""
+
+from fastsample.schedules.base import Node, NoiseSchedule
+from fastsample.schedules.continuous import LinearVPSchedule
+from fastsample.schedules.discrete import DiscreteSchedule
+from fastsample.schedules.flow import FlowSchedule
+from fastsample.schedules.grids import GRIDS, time_grid
+
+__all__ = [
+    "GRIDS",
+    "DiscreteSchedule",
+    "FlowSchedule",
+    "LinearVPSchedule",
+    "Node",
+    "NoiseSchedule",
+    "time_grid",
+]

@@ -1,0 +1,126 @@
+"""What every noise schedule answers: alpha(t), sigma(t), lam(t) and its inverse, in float64.
+
+The forward process is `x_t = alpha(t) data + sigma(t) noise`. `lam = log(alpha / sigma)` is half the
+log-SNR, as in DPM-Solver (arXiv:2206.00927). Zero-terminal SNR (alpha = 0, lam = -inf) and clean data
+(sigma = 0, lam = +inf) are ordinary values.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Node:
+    """A point of a time grid: the time that the model is given, and the marginal there."""
+
+    time: float
+    alpha: float
+    sigma: float
+
+    def __post_init__(self) -> None:
+        values = (self.time, self.alpha, self.sigma)
+        if not all(math.isfinite(value) for value in values) or self.alpha < 0 or self.sigma < 0:
+            raise ValueError(f"node {values}: time, alpha, sigma must be finite, alpha and sigma >= 0")
+        if self.alpha == 0 and self.sigma == 0:
+            raise ValueError(f"node at time {self.time}: alpha and sigma are both 0; one must be positive")
+
+    @property
+    def lam(self) -> float:
+        """log(alpha / sigma): -inf at zero SNR, +inf on clean data."""
+        if self.sigma == 0:
+            return math.inf
+        return math.log(self.alpha) - math.log(self.sigma) if self.alpha > 0 else -math.inf
+
+    @property
+    def sbar(self) -> float:
+        """sigma / alpha, the noise level of the variance-exploding view; inf at zero SNR."""
+        return self.sigma / self.alpha if self.alpha > 0 else math.inf
+
+
+class NoiseSchedule(ABC):
+    """alpha(t), sigma(t), lam(t) and its inverse `time(lam)`, vectorised, in float64.
+
+    Made by :meth:`from_config` (a diffusers scheduler config; times are training timesteps as floats),
+    :meth:`linear_vp` or :meth:`flow` (times in [0, 1]).
+    """
+
+    kind: str  # "vp" (alpha^2 + sigma^2 = 1) or "flow" (alpha + sigma = 1)
+    clean_time: float  # the time at which sigma = 0
+    noise_time: float  # the noisiest time of training
+    first_time: float  # the least noisy time of training (clean_time where that was trained)
+    train_steps: int  # number of training timesteps; 0 for a continuous schedule
+
+    @abstractmethod
+    def alpha(self, t: ArrayLike) -> Array:
+        """Signal scale at time(s) `t`."""
+
+    @abstractmethod
+    def sigma(self, t: ArrayLike) -> Array:
+        """Noise standard deviation at time(s) `t`."""
+
+    @abstractmethod
+    def time(self, lam: ArrayLike) -> Array:
+        """The time(s) at which log(alpha / sigma) = `lam`; accepts +inf (clean data)."""
+
+    def lam(self, t: ArrayLike) -> Array:
+        """log(alpha(t) / sigma(t))."""
+        with np.errstate(divide="ignore"):
+            return np.asarray(np.log(self.alpha(t)) - np.log(self.sigma(t)), dtype=np.float64)
+
+    def node(self, t: float, model_time: float | None = None) -> Node:
+        """The marginal at time `t`, as a grid point that the model is called with `model_time` (or `t`)."""
+        return Node(float(t if model_time is None else model_time), float(self.alpha(t)), float(self.sigma(t)))
+
+    def nodes(self, times: ArrayLike) -> tuple[Node, ...]:
+        """Grid points for `times`. Raises ValueError unless the noise falls strictly along them."""
+        values = np.asarray(times, dtype=np.float64)
+        if values.ndim != 1 or values.size < 2:
+            raise ValueError(f"times has shape {values.shape}: give a list of at least 2 decreasing times")
+        if not np.all(np.isfinite(values)):
+            raise ValueError(f"times = {values.tolist()}: every time must be finite")
+        nodes = tuple(self.node(t) for t in values.tolist())
+        require_falling_noise(nodes)
+        return nodes
+
+    @staticmethod
+    def from_config(config: Mapping[str, Any]) -> NoiseSchedule:
+        """The schedule that a diffusers scheduler config describes: discrete betas, or flow matching."""
+        from fastsample.schedules.discrete import DiscreteSchedule
+        from fastsample.schedules.flow import FlowSchedule, is_flow
+
+        return FlowSchedule.from_config(config) if is_flow(config) else DiscreteSchedule.from_config(config)
+
+    @staticmethod
+    def linear_vp(beta_min: float = 0.1, beta_max: float = 20.0) -> NoiseSchedule:
+        """Continuous VP with linear beta(t), t in [0, 1] (Song et al., arXiv:2011.13456, eq. 32)."""
+        from fastsample.schedules.continuous import LinearVPSchedule
+
+        return LinearVPSchedule(beta_min, beta_max)
+
+    @staticmethod
+    def flow(shift: float = 1.0) -> NoiseSchedule:
+        """Flow matching, t in [0, 1], sigma = shift t / (1 + (shift - 1) t) (SD3, arXiv:2403.03206, eq. 23)."""
+        from fastsample.schedules.flow import FlowSchedule
+
+        return FlowSchedule(shift=shift)
+
+
+def require_falling_noise(nodes: tuple[Node, ...]) -> None:
+    """Raise ValueError unless lam rises strictly from node to node."""
+    for index, (source, target) in enumerate(zip(nodes[:-1], nodes[1:], strict=True)):
+        if not source.lam < target.lam:
+            raise ValueError(
+                f"times[{index}] = {source.time:g}, times[{index + 1}] = {target.time:g}: the noise must fall at "
+                f"every step (lam {source.lam:.6g} -> {target.lam:.6g}); remove repeated times and sort from "
+                "noisy to clean"
+            )

@@ -1,0 +1,111 @@
+"""A discrete-beta VP schedule as diffusers configures it, made continuous between timesteps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from fastsample.schedules.base import Array, NoiseSchedule
+
+
+class DiscreteSchedule(NoiseSchedule):
+    """VP schedule of `alphas_cumprod`; log alpha is linear between timesteps, end segments extrapolated.
+
+    `clean_time` (near -1) is where the first segment, extrapolated, reaches log alpha = 0: there sigma = 0.
+    A final alphas_cumprod of 0 (zero-terminal SNR) is kept: log alpha falls to -inf on the last segment,
+    so that alpha, linear there, is exactly 0 at the last timestep.
+    """
+
+    kind = "vp"
+
+    def __init__(self, alphas_cumprod: ArrayLike) -> None:
+        cumprod = np.asarray(alphas_cumprod, dtype=np.float64)
+        if cumprod.ndim != 1 or cumprod.size < 2:
+            raise ValueError(f"alphas_cumprod has shape {cumprod.shape}: give at least 2 values")
+        if not (np.all(np.diff(cumprod) < 0) and cumprod[0] < 1 and cumprod[-1] >= 0):
+            raise ValueError("alphas_cumprod must fall strictly within [0, 1): check the betas (each in (0, 1))")
+        self.train_steps = cumprod.size
+        self.zero_terminal = bool(cumprod[-1] == 0)
+        # The last point at which log alpha is finite closes the piecewise-linear part.
+        self._count = cumprod.size - int(self.zero_terminal)
+        self._log_alpha = 0.5 * np.log(cumprod[: self._count])
+        self.noise_time = float(cumprod.size - 1)
+        self.first_time = 0.0
+        first = self._log_alpha[1] - self._log_alpha[0]
+        self.clean_time = float(-self._log_alpha[0] / first)
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> DiscreteSchedule:
+        """Betas from a diffusers config; keys that are absent take diffusers' defaults (0.0001..0.02 linear)."""
+        betas = betas_from_config(config)
+        cumprod = np.cumprod(1.0 - betas)
+        if config.get("rescale_betas_zero_snr", False):
+            root = np.sqrt(cumprod)
+            root = (root - root[-1]) * root[0] / (root[0] - root[-1])  # Lin et al., arXiv:2305.08891, alg. 1
+            cumprod = root**2
+        return cls(cumprod)
+
+    def log_alpha(self, t: ArrayLike) -> Array:
+        """log alpha at training timestep(s) `t`; 0 at and beyond `clean_time`."""
+        t = np.asarray(t, dtype=np.float64)
+        last = self._count - 1
+        left = np.clip(np.floor(t), 0, last - 1).astype(np.int64)
+        value = self._log_alpha[left] + (t - left) * (self._log_alpha[left + 1] - self._log_alpha[left])
+        if self.zero_terminal:
+            with np.errstate(divide="ignore"):
+                tail = self._log_alpha[last] + np.log(np.clip(self.noise_time - t, 0.0, 1.0))
+            value = np.where(t > last, tail, value)
+        return np.asarray(np.where(t <= self.clean_time, 0.0, np.minimum(value, 0.0)), dtype=np.float64)
+
+    def alpha(self, t: ArrayLike) -> Array:
+        return np.asarray(np.exp(self.log_alpha(t)), dtype=np.float64)
+
+    def sigma(self, t: ArrayLike) -> Array:
+        return np.asarray(np.sqrt(-np.expm1(2.0 * self.log_alpha(t))), dtype=np.float64)
+
+    def time(self, lam: ArrayLike) -> Array:
+        lam = np.asarray(lam, dtype=np.float64)
+        log_alpha = -0.5 * np.logaddexp(0.0, -2.0 * lam)
+        last = self._count - 1
+        left = np.clip(np.searchsorted(-self._log_alpha, -log_alpha, side="right") - 1, 0, last - 1)
+        slope = self._log_alpha[left + 1] - self._log_alpha[left]
+        with np.errstate(invalid="ignore"):
+            t = left + (log_alpha - self._log_alpha[left]) / slope
+        if self.zero_terminal:
+            tail = self.noise_time - np.exp(np.minimum(log_alpha - self._log_alpha[last], 0.0))
+            t = np.where(log_alpha < self._log_alpha[last], tail, t)
+        return np.asarray(np.where(np.isposinf(lam), self.clean_time, t), dtype=np.float64)
+
+
+def betas_from_config(config: Mapping[str, Any]) -> Array:
+    """The float64 betas of a diffusers config (`trained_betas`, or `beta_schedule` with its range)."""
+    trained = config.get("trained_betas")
+    if trained is not None:
+        return np.asarray(trained, dtype=np.float64)
+    name = config.get("beta_schedule", "linear")
+    start, end = config.get("beta_start", 0.0001), config.get("beta_end", 0.02)
+    steps = config.get("num_train_timesteps", 1000)
+    if not isinstance(steps, int) or steps < 2:
+        raise ValueError(f"num_train_timesteps = {steps!r}: give an integer of at least 2")
+    if name == "linear":
+        return np.linspace(start, end, steps, dtype=np.float64)
+    if name == "scaled_linear":
+        return np.linspace(start**0.5, end**0.5, steps, dtype=np.float64) ** 2
+    if name == "squaredcos_cap_v2":
+        edges = np.arange(steps + 1, dtype=np.float64) / steps
+        bar = np.cos((edges + 0.008) / 1.008 * math.pi / 2) ** 2  # Nichol & Dhariwal, arXiv:2102.09672, eq. 17
+        return np.minimum(1.0 - bar[1:] / bar[:-1], 0.999)
+    if name == "sigmoid":
+        return 1.0 / (1.0 + np.exp(-np.linspace(-6, 6, steps))) * (end - start) + start
+    if name == "laplace":
+        edges = np.arange(steps + 1, dtype=np.float64) / steps
+        lam = -0.5 * np.sign(0.5 - edges) * np.log(1 - 2 * np.abs(0.5 - edges) + 1e-6)
+        snr = np.exp(lam)
+        bar = np.sqrt(snr / (1 + snr))
+        return np.minimum(1.0 - bar[1:] / bar[:-1], 0.999)
+    known = "linear, scaled_linear, squaredcos_cap_v2, sigmoid, laplace"
+    raise ValueError(f"beta_schedule = {name!r} is unknown: use one of {known}, or give trained_betas")

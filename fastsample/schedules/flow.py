@@ -1,0 +1,79 @@
+"""Flow matching (rectified flow): x_t = (1 - sigma) data + sigma noise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from fastsample.schedules.base import Array, NoiseSchedule
+
+
+class FlowSchedule(NoiseSchedule):
+    """sigma(t) = shift u / (1 + (shift - 1) u) with u = t / scale; alpha = 1 - sigma.
+
+    With `scale` = num_train_timesteps and shift 1 the time is what diffusers' flow models are called with
+    (sigma * num_train_timesteps); there the shift acts on the grid instead, see :func:`shift_sigmas`.
+    """
+
+    kind = "flow"
+    clean_time = 0.0
+    first_time = 0.0
+
+    def __init__(self, shift: float = 1.0, scale: float = 1.0) -> None:
+        if not (math.isfinite(shift) and shift > 0):
+            raise ValueError(f"shift = {shift}: give a positive number (1 means none)")
+        self.shift, self.scale = float(shift), float(scale)
+        self.noise_time = self.scale
+        self.train_steps = int(scale) if scale > 1 else 0
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> FlowSchedule:
+        """Times are `sigma * num_train_timesteps`; the config's shift belongs to the grid, not to the marginal."""
+        return cls(scale=float(config.get("num_train_timesteps", 1000)))
+
+    def sigma(self, t: ArrayLike) -> Array:
+        return shift_sigmas(np.asarray(t, dtype=np.float64) / self.scale, self.shift)
+
+    def alpha(self, t: ArrayLike) -> Array:
+        u = np.asarray(t, dtype=np.float64) / self.scale
+        return np.asarray((1.0 - u) / (1.0 + (self.shift - 1.0) * u), dtype=np.float64)
+
+    def time(self, lam: ArrayLike) -> Array:
+        lam = np.asarray(lam, dtype=np.float64)
+        sigma = 1.0 / (1.0 + np.exp(np.minimum(lam, 700.0)))
+        sigma = np.where(np.isposinf(lam), 0.0, sigma)
+        return np.asarray(self.scale * shift_sigmas(sigma, 1.0 / self.shift), dtype=np.float64)
+
+
+def is_flow(config: Mapping[str, Any]) -> bool:
+    """Whether a diffusers config describes flow matching; told by its keys, as the class name may be absent."""
+    if config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction":
+        return True
+    if "beta_start" in config or "trained_betas" in config or "beta_schedule" in config:
+        return False
+    return "shift" in config or "use_dynamic_shifting" in config or "base_shift" in config
+
+
+def shift_sigmas(sigmas: ArrayLike, shift: float) -> Array:
+    """Move flow sigmas towards noise: shift s / (1 + (shift - 1) s) (arXiv:2403.03206, eq. 23)."""
+    sigmas = np.asarray(sigmas, dtype=np.float64)
+    return np.asarray(shift * sigmas / (1.0 + (shift - 1.0) * sigmas), dtype=np.float64)
+
+
+def dynamic_shift_sigmas(sigmas: ArrayLike, mu: float, kind: str = "exponential") -> Array:
+    """Resolution-dependent shift as in Flux: by exp(mu) ("exponential") or by mu itself ("linear")."""
+    if kind not in ("exponential", "linear"):
+        raise ValueError(f"time_shift_type = {kind!r}: use 'exponential' or 'linear'")
+    if not math.isfinite(mu) or (kind == "linear" and mu <= 0):
+        raise ValueError(f"mu = {mu}: give a finite number (positive for a linear time_shift_type)")
+    return shift_sigmas(sigmas, math.exp(mu) if kind == "exponential" else mu)
+
+
+def stretch_to_terminal(sigmas: ArrayLike, terminal: float) -> Array:
+    """Stretch so that the last sigma is `terminal` (LTX-Video): 1 - (1 - s) (1 - terminal) / (1 - s_last)."""
+    rest = 1.0 - np.asarray(sigmas, dtype=np.float64)
+    return np.asarray(1.0 - rest * ((1.0 - terminal) / rest[-1]), dtype=np.float64)

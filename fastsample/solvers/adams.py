@@ -1,0 +1,50 @@
+"""Adams-Bashforth in `d(x / alpha) / d(sigma / alpha) = noise`: PLMS (Liu et al. 2022, arXiv:2202.09778)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fastsample.schedules.base import Node
+from fastsample.solvers.registry import solver
+from fastsample.tables.row import Row, Weights, ddim_weights
+
+
+def adams_weights(order: int, beta: float = 1.0) -> tuple[float, ...]:
+    """Weights of the newest `order` slopes on a uniform grid, newest first; they sum to 1.
+
+    With `beta` < 1 those of GHVB (arXiv:2307.11118, tab. of coefficients), for slopes that are velocities
+    `v_n = (1 - beta) v_{n-1} + beta noise_n`; beta = 1 is Adams-Bashforth.
+    """
+    b = beta
+    rows = {
+        1: (1.0,),
+        2: (2 + b, -(2 - b)),
+        3: (18 + 5 * b, -(24 - 8 * b), 6 - b),
+        4: (46 + 9 * b, -(78 - 19 * b), 42 - 5 * b, -(10 - b)),
+        5: (1650 + 251 * b, -(3420 - 646 * b), 2880 - 264 * b, -(1380 - 106 * b), 270 - 19 * b),
+    }
+    divisor = {1: 1.0, 2: 2 * b, 3: 12 * b, 4: 24 * b, 5: 720 * b}[order]
+    return tuple(weight / divisor for weight in rows[order])
+
+
+def sigma_row(source: Node, target: Node, slopes: Sequence[float]) -> Row:
+    """The step `x / alpha += (change of sigma / alpha) * sum_i slopes[i] history[i]`, slopes summing to 1."""
+    if source.alpha == 0:  # only a first step starts at zero SNR, where every slope is the newest one
+        return Row(source, target, ddim_weights(source, target), "noise")
+    factor = target.sigma - target.alpha * source.sbar
+    weights = Weights(target.alpha / source.alpha, history=tuple(factor * slope for slope in slopes))
+    return Row(source, target, weights, "noise")
+
+
+@solver(
+    "plms",
+    order=4,
+    orders=(1, 2, 3, 4),
+    space="noise",
+    references=("arXiv:2202.09778",),
+    limits=False,
+    claims=lambda order: min(order, 2),
+)
+def plms(nodes: Sequence[Node], target: Node, *, order: int = 4) -> Row:
+    """Adams-Bashforth with fixed weights, orders 1-4 (order 2 on grids not uniform in sigma / alpha)."""
+    return sigma_row(nodes[-1], target, adams_weights(order))

@@ -1,0 +1,72 @@
+"""DPM-Solver and DPM-Solver++ in multistep form, orders 2 and 3 (Lu et al. 2022)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fastsample.schedules.base import Node
+from fastsample.solvers.exponential import DATA_FORM, NOISE_FORM, SOLVER_TYPES, ExponentialStep
+from fastsample.solvers.registry import check_choice, log_step, solver
+from fastsample.tables.prediction import Space
+from fastsample.tables.row import Row, Weights, ddim_weights
+
+VARIANTS = ("released", "exact")
+
+
+def two_step(step: ExponentialStep, r0: float, solver_type: str) -> tuple[float, float]:
+    """k0, k1 of 2M; r0 = h_0 / h. "midpoint" and the Taylor form, "heun" (arXiv:2211.01095, alg. 2)."""
+    k1 = -step.constant / (2 * r0) if solver_type == "midpoint" else -step.slope / r0
+    return step.constant - k1, k1
+
+
+def three_step(step: ExponentialStep, r0: float, r1: float, variant: str) -> tuple[float, float, float]:
+    """k0, k1, k2 of 3M; the released code halves the second difference's weight, "exact" does not."""
+    c1 = step.slope
+    c2 = step.curvature * (2 if variant == "exact" else 1)
+    first = (c1 * (1 + r0 / (r0 + r1)) + c2 / (r0 + r1)) / r0
+    second = -(c1 * r0 + c2) / ((r0 + r1) * r1)
+    return step.constant + first, second - first, -second
+
+
+def multistep(
+    nodes: Sequence[Node], target: Node, space: Space, order: int, solver_type: str, variant: str
+) -> Row:
+    """The multistep update of `order` from the newest node, one model call a step."""
+    check_choice("solver_type", solver_type, SOLVER_TYPES)
+    check_choice("variant", variant, VARIANTS)
+    source = nodes[-1]
+    if order == 1:
+        return Row(source, target, ddim_weights(source, target), space)
+    step = ExponentialStep(source, target, space)
+    r0 = log_step(nodes[-2], source) / step.h
+    if order == 2:
+        return Row(source, target, Weights(step.sample, history=two_step(step, r0, solver_type)), space)
+    r1 = log_step(nodes[-3], nodes[-2]) / step.h
+    return Row(source, target, Weights(step.sample, history=three_step(step, r0, r1, variant)), space)
+
+
+def _register(name: str, space: Space, order: int) -> None:
+    family, references = ("DPM-Solver++", DATA_FORM) if space == "data" else ("DPM-Solver", NOISE_FORM)
+
+    @solver(
+        name,
+        order=order,
+        space=space,
+        references=references,
+        summary=f"{family} multistep, order {order}: one model call a step",
+        claims=lambda order: min(order, 2),  # as released, 3M is of order 2
+    )
+    def rule(
+        nodes: Sequence[Node],
+        target: Node,
+        *,
+        order: int = order,
+        solver_type: str = "midpoint",
+        variant: str = "released",
+    ) -> Row:
+        return multistep(nodes, target, space, order, solver_type, variant)
+
+
+for _name, _space in (("dpm", "noise"), ("dpmpp", "data")):
+    for _order in (2, 3):
+        _register(f"{_name}-{_order}m", _space, _order)  # type: ignore[arg-type]

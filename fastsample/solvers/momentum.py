@@ -1,0 +1,81 @@
+"""Heavy-ball momentum for stability: HB, Nesterov, GHVB (Wizadwongsa et al. 2023, arXiv:2307.11118)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from fastsample.schedules.base import Node
+from fastsample.solvers.adams import adams_weights, plms, sigma_row
+from fastsample.solvers.dpm_multistep import multistep
+from fastsample.solvers.registry import check_unit_interval, solver
+from fastsample.tables.row import Row, Weights
+
+REFERENCES = ("arXiv:2307.11118",)
+
+
+def with_momentum(row: Row, beta: float, *, started: bool, nesterov: bool = False) -> Row:
+    """Replace the row's direction D (its history part, normalised) by a velocity.
+
+    `v <- (1 - beta) v + beta D`, or D itself when the velocity has not `started`; the step then uses v, or
+    with `nesterov` `(1 - beta) v + beta D`.
+    """
+    check_unit_interval("beta", beta)
+    length = row.next.total()
+    direction = tuple(weight / length for weight in row.next.history) if length else (1.0,)
+    if not started:
+        return replace(row, states={"velocity": Weights(history=direction)})
+    keep, fresh = 1.0 - beta, beta
+    velocity = Weights(history=tuple(fresh * weight for weight in direction), states={"velocity": keep})
+    if nesterov:
+        keep, fresh = keep**2, (1.0 - beta) * beta + beta
+    slope = tuple(length * fresh * weight for weight in direction)
+    moved = Weights(row.next.sample, history=slope, states={"velocity": length * keep})
+    return replace(row, next=moved, states={"velocity": velocity})
+
+
+@solver("hb", order=2, orders=(1, 2, 3, 4), space="noise", references=REFERENCES, limits=False, claims=lambda order: 1)
+def heavy_ball(nodes: Sequence[Node], target: Node, *, order: int = 2, beta: float = 0.8) -> Row:
+    """Heavy ball on Adams-Bashforth of `order`; order of convergence 1 for beta < 1, a wider stability region."""
+    return with_momentum(plms(nodes, target, order=order), beta, started=len(nodes) > 1)
+
+
+@solver(
+    "nesterov", order=2, orders=(1, 2, 3, 4), space="noise", references=REFERENCES, limits=False, claims=lambda order: 1
+)
+def nesterov(nodes: Sequence[Node], target: Node, *, order: int = 2, beta: float = 0.8) -> Row:
+    """Nesterov momentum on Adams-Bashforth of `order`; order of convergence 1 for beta < 1."""
+    return with_momentum(plms(nodes, target, order=order), beta, started=len(nodes) > 1, nesterov=True)
+
+
+@solver("hb-dpmpp-2m", order=2, space="data", references=REFERENCES, claims=lambda order: 1)
+def heavy_ball_dpmpp_2m(
+    nodes: Sequence[Node], target: Node, *, order: int = 2, beta: float = 0.8, solver_type: str = "midpoint"
+) -> Row:
+    """Heavy ball on DPM-Solver++ 2M; order of convergence 1 for beta < 1. Order-1 steps leave the velocity."""
+    row = multistep(nodes, target, "data", order, solver_type, "released")
+    check_unit_interval("beta", beta)
+    return row if order == 1 else with_momentum(row, beta, started=len(nodes) > 2)
+
+
+@solver(
+    "ghvb",
+    order=4,
+    orders=(1, 2, 3, 4, 5),
+    space="noise",
+    references=REFERENCES,
+    limits=False,
+    claims=lambda order: min(order, 2),
+)
+def ghvb(nodes: Sequence[Node], target: Node, *, order: int = 4, beta: float = 0.8) -> Row:
+    """Generalised heavy ball: Adams-Bashforth over velocities, orders 1-5 (2 off grids uniform in sigma / alpha).
+
+    The history holds velocities `v_n = (1 - beta) v_{n-1} + beta noise_n`, `v_0 = noise_0`.
+    """
+    check_unit_interval("beta", beta)
+    if len(nodes) == 1:
+        return sigma_row(nodes[-1], target, (1.0,))
+    newest, *older = adams_weights(order, beta)
+    second = newest * (1 - beta) + (older[0] if older else 0.0)
+    row = sigma_row(nodes[-1], target, (newest * beta, second, *older[1:]))
+    return replace(row, entry=Weights(history=(beta, 1 - beta)))

@@ -1,0 +1,117 @@
+"""Solvers by name. A module of this package registers its rules; nothing else needs to know it."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fastsample.schedules.base import Node, NoiseSchedule
+from fastsample.tables.prediction import Space
+from fastsample.tables.row import Row
+
+Rule = Callable[..., Row]
+"""`(nodes, target, *, order, **options) -> Row`: the update from `nodes[-1]`, the newest evaluation, to `target`."""
+
+
+@dataclass(frozen=True)
+class Solver:
+    """A registered rule and what cannot be derived from it.
+
+    `order` is the claimed order of convergence at the default options (None: follows the `order` option),
+    `space` what the history holds, `stages` the inner points of a single-step method as fractions of a step
+    in log-SNR (empty: multistep), `limits` whether onto sigma = 0 only its order-1 form exists.
+    """
+
+    name: str
+    rule: Rule
+    order: int
+    space: Space
+    summary: str
+    references: tuple[str, ...]
+    orders: tuple[int, ...] = ()  # choices of the `order` option; empty: `order` is fixed
+    stages: tuple[float, ...] = ()
+    limits: bool = True
+    claims: Callable[[int], int] | None = None  # order of convergence as a function of the `order` option
+    preset: Mapping[str, Any] | None = None  # options that the name fixes
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options that a caller may give, with their defaults."""
+        parameters = inspect.signature(self.rule).parameters.values()
+        found = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in ("order", "block")}
+        found = {name: default for name, default in found.items() if name not in (self.preset or {})}
+        return {"order": self.order, **found} if self.orders else found
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether a step draws noise."""
+        nodes = NoiseSchedule.linear_vp().nodes([0.9, 0.6])
+        return bool(self.rule(nodes[:1], nodes[1], order=1, **(self.preset or {})).next.noise)
+
+    def claimed_order(self, order: int | None = None) -> int:
+        """The order of convergence claimed for the option `order`."""
+        chosen = self.order if order is None else order
+        return self.claims(chosen) if self.claims else chosen
+
+
+_SOLVERS: dict[str, Solver] = {}
+
+
+def solver(
+    name: str, *, order: int, space: Space, references: Sequence[str] = (), summary: str | None = None, **facts: Any
+) -> Callable[[Rule], Rule]:
+    """Register the decorated rule under `name`; its docstring's first line is the summary unless one is given."""
+
+    def register(rule: Rule) -> Rule:
+        if name in _SOLVERS:
+            raise ValueError(f"solver {name!r} is registered twice; choose another name")
+        text = summary or (inspect.getdoc(rule) or "").split("\n")[0]
+        _SOLVERS[name] = Solver(name, rule, order, space, text, tuple(references), **facts)
+        return rule
+
+    return register
+
+
+@functools.cache
+def _load_all() -> None:
+    package = importlib.import_module("fastsample.solvers")
+    for module in pkgutil.iter_modules(package.__path__, "fastsample.solvers."):
+        importlib.import_module(module.name)
+
+
+def available() -> dict[str, Solver]:
+    """Every registered solver by name, sorted."""
+    _load_all()
+    return dict(sorted(_SOLVERS.items()))
+
+
+def get_solver(name: str) -> Solver:
+    """The solver registered as `name`; ValueError with the nearest names otherwise."""
+    solvers = available()
+    if name not in solvers:
+        near = difflib.get_close_matches(str(name), solvers, n=3, cutoff=0.3) or list(solvers)
+        raise ValueError(f"solver = {name!r} is unknown: did you mean {', '.join(near)}? See `fastsample solvers`")
+    return solvers[name]
+
+
+def check_choice(argument: str, value: object, choices: Sequence[object]) -> None:
+    """Raise ValueError unless `value` is one of `choices`."""
+    if isinstance(value, bool) or value not in choices:
+        raise ValueError(f"{argument} = {value!r}: use one of {', '.join(map(repr, choices))}")
+
+
+def check_unit_interval(argument: str, value: float) -> None:
+    """Raise ValueError unless 0 < value <= 1."""
+    if isinstance(value, (bool, str)) or not 0 < value <= 1:
+        raise ValueError(f"{argument} = {value!r}: give a number in (0, 1] (1 means none)")
+
+
+def log_step(source: Node, target: Node) -> float:
+    """h = lam_t - lam_s."""
+    return target.lam - source.lam

@@ -1,0 +1,45 @@
+"""Which order each evaluation's update has: warm-up, lowered final steps, single-step blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fastsample.schedules.base import Node
+
+LowerFinal = bool | int
+"""False: never; True: always; an int k: only when there are fewer than k evaluations."""
+
+
+def multistep_orders(count: int, order: int, lower_final: LowerFinal = False) -> list[int]:
+    """Orders 1, 2, .., `order` while the history fills; with `lower_final` the last ones fall to .., 2, 1."""
+    orders = [min(order, index + 1) for index in range(count)]
+    if _lowers(lower_final, count):
+        orders = [min(own, count - index) for index, own in enumerate(orders)]
+    return orders
+
+
+def singlestep_orders(count: int, order: int, lower_final: LowerFinal = False) -> list[int]:
+    """Positions 1, 2, .., `order` in each block of evaluations; a remainder makes a shorter last block.
+
+    With `lower_final` the last block has one evaluation (DPM-Solver-fast, arXiv:2206.00927, app. D.3): the
+    two shorter blocks before it make up the count.
+    """
+    if order == 1 or not _lowers(lower_final, count):
+        return [1 + index % order for index in range(count)]
+    full, rest = divmod(count, order)
+    blocks = [order] * full + [rest]
+    if rest == 0:
+        blocks = [order] * (full - 1) + [order - 1, 1]
+    return [position for block in blocks for position in range(1, block + 1)]
+
+
+def lower_at_limits(orders: Sequence[int], nodes: Sequence[Node]) -> list[int]:
+    """Order 1 wherever an exponential integrator has no higher one: onto sigma = 0.
+
+    `nodes` are the evaluation nodes and the final one, `len(orders) + 1` in all.
+    """
+    return [1 if nodes[index + 1].sigma == 0 else order for index, order in enumerate(orders)]
+
+
+def _lowers(lower_final: LowerFinal, count: int) -> bool:
+    return lower_final if isinstance(lower_final, bool) else count < lower_final

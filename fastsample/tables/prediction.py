@@ -1,0 +1,57 @@
+"""What a model output says, written once: data and noise predictions as `a sample + b output`.
+
+`v = alpha noise - sigma data` (arXiv:2202.00512) and `flow = noise - data`. None of the forms subtracts
+nearly equal numbers, and each is finite wherever the prediction type says anything.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+from fastsample.schedules.base import Node
+
+PredictionType = Literal["epsilon", "sample", "v_prediction", "flow_prediction"]
+Space = Literal["data", "noise"]
+PREDICTION_TYPES: tuple[str, ...] = get_args(PredictionType)
+
+
+def check_prediction_type(prediction_type: str) -> None:
+    """Raise ValueError unless `prediction_type` is one of PREDICTION_TYPES."""
+    if prediction_type not in PREDICTION_TYPES:
+        raise ValueError(
+            f"prediction_type = {prediction_type!r} is unknown: use one of {', '.join(PREDICTION_TYPES)}"
+        )
+
+
+def prediction_weights(node: Node, prediction_type: str, space: Space) -> tuple[float, float]:
+    """`(a, b)` such that the prediction of data (or noise) at `node` is `a * sample + b * output`.
+
+    Raises ValueError where there is none: noise predictions at zero SNR for data, data predictions on
+    clean data for noise.
+    """
+    check_prediction_type(prediction_type)
+    alpha, sigma = node.alpha, node.sigma
+    if space == "data":
+        if prediction_type == "sample":
+            return 0.0, 1.0
+        if prediction_type == "epsilon":
+            if alpha == 0:
+                raise ValueError(
+                    f"prediction_type = 'epsilon' at time {node.time:g}: alpha is 0 there (zero-terminal SNR), so a "
+                    "noise prediction says nothing about the data; use a v_prediction model or a 'leading' grid"
+                )
+            return 1.0 / alpha, -sigma / alpha
+        # x = alpha d + sigma n; v = alpha n - sigma d; flow = n - d: solve for d
+        norm = alpha**2 + sigma**2 if prediction_type == "v_prediction" else alpha + sigma
+        return (alpha if prediction_type == "v_prediction" else 1.0) / norm, -sigma / norm
+    if prediction_type == "epsilon":
+        return 0.0, 1.0
+    if prediction_type == "sample":
+        if sigma == 0:
+            raise ValueError(
+                f"prediction_type = 'sample' at time {node.time:g}: sigma is 0 there, so a data prediction says "
+                "nothing about the noise; end the grid above sigma = 0"
+            )
+        return 1.0 / sigma, -alpha / sigma
+    norm = alpha**2 + sigma**2 if prediction_type == "v_prediction" else alpha + sigma
+    return (sigma if prediction_type == "v_prediction" else 1.0) / norm, alpha / norm

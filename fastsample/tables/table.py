@@ -1,0 +1,224 @@
+"""A sampler as data: for every model evaluation, the linear update that follows it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastsample.schedules.base import Node
+from fastsample.tables.prediction import Space, prediction_weights
+from fastsample.tables.row import Row, Weights
+
+
+@dataclass(frozen=True)
+class Combination:
+    """A linear combination of the tensors that a step holds; `history[0]` is the previous evaluation's entry."""
+
+    sample: float = 0.0
+    output: float = 0.0
+    history: tuple[float, ...] = ()
+    states: Mapping[str, float] = field(default_factory=dict)
+    noise: float = 0.0
+
+
+@dataclass(frozen=True)
+class Step:
+    """One model evaluation at `node`, and what follows it: the next sample (at `target`), entry and states.
+
+    `data` gives the data prediction `(a, b)` of `a sample + b output`.
+    """
+
+    node: Node
+    target: Node
+    next: Combination
+    data: tuple[float, float]
+    entry: Combination | None = None
+    states: Mapping[str, Combination] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Unrolled:
+    """The closed form `x_i = a[i] x_T + sum_{j<i} b[i, j] output_j + sum_{j<i} c[i, j] noise_j`, i = 0..N."""
+
+    a: NDArray[np.float64]
+    b: NDArray[np.float64]
+    c: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Every coefficient of a sampler on a grid, in float64. Made by `fastsample.build_table`.
+
+    Raises ValueError on construction when the whole table does not carry constant data (and, without noise,
+    constant noise) from the first marginal to the last.
+    """
+
+    solver: str
+    prediction_type: str
+    steps: tuple[Step, ...]
+    exact_variance: bool = True
+
+    def __post_init__(self) -> None:
+        first, last = self.steps[0].node, self.steps[-1].target
+        for data, noise in ((1.0, 0.0), (0.0, 1.0)):
+            if noise and (self.stochastic or not self.exact_variance):
+                continue
+            got = self._carry_constant(data, noise)
+            want = last.alpha * data + last.sigma * noise
+            if abs(got - want) > 1e-7 * self._magnitude():
+                kind = "data" if data else "noise"
+                raise ValueError(
+                    f"table of {self.solver!r} from time {first.time:g} to {last.time:g}: constant {kind} ends at "
+                    f"{got:.9g} instead of {want:.9g}; check the rule's entry and state weights"
+                )
+
+    @property
+    def times(self) -> NDArray[np.float64]:
+        """The times of the evaluations and the final time, N + 1 values."""
+        return np.array([step.node.time for step in self.steps] + [self.steps[-1].target.time])
+
+    @property
+    def nfe(self) -> int:
+        """Model evaluations."""
+        return len(self.steps)
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether any step draws noise."""
+        return any(step.next.noise for step in self.steps)
+
+    @property
+    def history_length(self) -> int:
+        """How many entries of earlier evaluations a step can read."""
+        readers = [c for step in self.steps for c in (step.next, step.entry, *step.states.values()) if c]
+        return max((len(reader.history) for reader in readers), default=0)
+
+    def unroll(self) -> Unrolled:
+        """The lower-triangular closed form, by running the recurrence on coefficient vectors."""
+        count = self.nfe
+        basis = np.eye(1 + 2 * count)
+        samples = self._run(basis[0], [basis[1 + i] for i in range(count)], [basis[1 + count + i] for i in range(count)])
+        full = np.stack(samples)
+        return Unrolled(full[:, 0], full[:, 1 : 1 + count], full[:, 1 + count :])
+
+    def to_json(self) -> str:
+        """This table as JSON text; :meth:`from_json` gives an equal table back."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Table:
+        raw = json.loads(text)
+        raw["steps"] = tuple(_step_from_dict(step) for step in raw["steps"])
+        return cls(**raw)
+
+    def __str__(self) -> str:
+        lines = [f"{self.solver}, {self.prediction_type}, {self.nfe} evaluations"]
+        for step in self.steps:
+            c = step.next
+            terms = [f"{c.sample:+.5f} sample", f"{c.output:+.5f} output"]
+            terms += [f"{w:+.5f} history[{i}]" for i, w in enumerate(c.history) if w]
+            terms += [f"{w:+.5f} {name}" for name, w in c.states.items()]
+            terms += [f"{c.noise:+.5f} noise"] if c.noise else []
+            lines.append(f"{step.node.time:10.3f} -> {step.target.time:10.3f}: {' '.join(terms)}")
+        return "\n".join(lines)
+
+    def _run(self, sample: Any, outputs: Sequence[Any], noises: Sequence[Any]) -> list[Any]:
+        """All samples of the recurrence for given outputs and noises (scalars or vectors)."""
+        samples, history, states = [sample], [], dict[str, Any]()
+        for step, output, noise in zip(self.steps, outputs, noises, strict=True):
+            sample = samples[-1]
+
+            def combine(
+                c: Combination, sample: Any = sample, output: Any = output, noise: Any = noise, past: Any = tuple(history)
+            ) -> Any:
+                total = c.sample * sample + c.output * output + c.noise * noise
+                total = total + sum(w * entry for w, entry in zip(c.history, past, strict=False) if w)
+                return total + sum(w * states[name] for name, w in c.states.items() if w)
+
+            new_states = {name: combine(c) for name, c in step.states.items()}
+            entry = combine(step.entry) if step.entry is not None else 0.0
+            samples.append(combine(step.next))
+            history.insert(0, entry)
+            states.update(new_states)
+        return samples
+
+    def _carry_constant(self, data: float, noise: float) -> float:
+        nodes = [step.node for step in self.steps]
+        outputs = [output_of(node, self.prediction_type, data, noise) for node in nodes]
+        start = nodes[0].alpha * data + nodes[0].sigma * noise
+        return float(self._run(start, outputs, [0.0] * self.nfe)[-1])
+
+    def _magnitude(self) -> float:
+        weights = [abs(w) for s in self.steps for w in (s.next.sample, s.next.output, *s.next.history)]
+        return max(1.0, *weights)
+
+
+def output_of(node: Node, prediction_type: str, data: Any, noise: Any) -> Any:
+    """What an exact model of `prediction_type` outputs at `node` for known data and noise."""
+    return {
+        "epsilon": noise,
+        "sample": data,
+        "v_prediction": node.alpha * noise - node.sigma * data,
+        "flow_prediction": noise - data,
+    }[prediction_type]
+
+
+def compile_rows(solver: str, rows: Sequence[Row], space: Space, prediction_type: str, exact: bool = True) -> Table:
+    """Turn rows on predictions into a table on raw model outputs. `space` is what the history holds."""
+    steps = []
+    for index, row in enumerate(rows):
+        node = row.source
+        entry = row.entry or Weights(history=(1.0,))
+        keeps_entry = any(_reads(later, ahead) for ahead, later in enumerate(rows[index + 1 :], start=1))
+        steps.append(
+            Step(
+                node,
+                row.target,
+                _raw(row.next, node, space, prediction_type),
+                prediction_weights(node, prediction_type, "data") if node.alpha or prediction_type != "epsilon" else (0, 0),
+                _raw(entry, node, space, prediction_type) if keeps_entry else None,
+                {name: _raw(weights, node, space, prediction_type) for name, weights in row.states.items()},
+            )
+        )
+    return Table(solver, prediction_type, tuple(steps), exact)
+
+
+def _reads(row: Row, index: int) -> bool:
+    """Whether `row` uses the history entry `index` evaluations back."""
+    readers = (row.next, row.entry or Weights(), *row.states.values())
+    return any(len(weights.history) > index and weights.history[index] != 0 for weights in readers)
+
+
+def _raw(weights: Weights, node: Node, space: Space, prediction_type: str) -> Combination:
+    sample, output = weights.sample, 0.0
+    for factor, kind in ((weights.history[0] if weights.history else 0.0, space), (weights.data, "data")):
+        if factor:
+            a, b = prediction_weights(node, prediction_type, kind)  # type: ignore[arg-type]
+            sample, output = sample + factor * a, output + factor * b
+    return Combination(sample, output, tuple(weights.history[1:]), dict(weights.states), weights.noise)
+
+
+def _step_from_dict(raw: Mapping[str, Any]) -> Step:
+    def combination(value: Mapping[str, Any]) -> Combination:
+        return Combination(**{**value, "history": tuple(value["history"])})
+
+    return Step(
+        Node(**raw["node"]),
+        Node(**raw["target"]),
+        combination(raw["next"]),
+        (raw["data"][0], raw["data"][1]),
+        combination(raw["entry"]) if raw["entry"] is not None else None,
+        {name: combination(value) for name, value in raw["states"].items()},
+    )
+
+
+def finite(table: Table) -> bool:
+    """Whether every coefficient of `table` is finite."""
+    unrolled = table.unroll()
+    return all(math.isfinite(v) for array in (unrolled.a, unrolled.b, unrolled.c) for v in array.ravel())
