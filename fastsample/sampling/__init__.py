@@ -2,7 +2,7 @@
 
 from fastsample.sampling.backend import combine
 from fastsample.sampling.executor import StepState, apply_step, integrate
-from fastsample.sampling.ledger import Ledger
+from fastsample.sampling.ledger import Ledger, count
 from fastsample.sampling.noise import draw_noise
 
-__all__ = ["Ledger", "StepState", "apply_step", "combine", "draw_noise", "integrate"]
+__all__ = ["Ledger", "StepState", "apply_step", "combine", "count", "draw_noise", "integrate"]

@@ -127,8 +127,8 @@ def min_time(schedule: NoiseSchedule) -> float:
 def _sbar_range(schedule: NoiseSchedule) -> tuple[float, float]:
     """sigma / alpha at the noisiest time with any signal, and at `min_time`."""
     noisiest = schedule.noise_time
-    if float(schedule.alpha(noisiest)) < 1e-3:  # zero SNR has no finite ratio; start where log-SNR is finite
-        noisiest = float(schedule.time(np.log(1e-3)))
+    if float(schedule.alpha(noisiest)) < 2**-12:  # zero SNR has no finite ratio; start at 4096, as diffusers does
+        noisiest = float(schedule.time(-12 * np.log(2.0)))
     noisy = np.exp(-schedule.lam(noisiest))
     return float(noisy), float(np.exp(-schedule.lam(min_time(schedule))))
 

@@ -47,9 +47,10 @@ def build_table_on_nodes(
     schedule: NoiseSchedule | None = None,
     prediction_type: str = "epsilon",
     lower_final: LowerFinal = False,
+    euler_at_final: bool = False,
     **options: Any,
 ) -> Table:
-    """As :func:`build_table`, on given marginals.
+    """As :func:`build_table`, on given marginals; `euler_at_final` makes a multistep's last update of order 1.
 
     Without a `schedule` a single-step solver takes its stages from the nodes themselves (every node but the
     last is one evaluation, as diffusers' single-step scheduler does), with it it inserts them.
@@ -67,6 +68,8 @@ def build_table_on_nodes(
     orders = multistep_orders(len(nodes) - 1, order, lower_final)
     if solver.limits:
         orders = lower_at_limits(orders, nodes)
+    if euler_at_final:
+        orders[-1] = 1
     return _assemble(solver, nodes, orders, prediction_type, options, singlestep=False)
 
 

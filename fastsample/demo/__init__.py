@@ -1,0 +1,1 @@
+"""What ships for demonstration: an analytic mixture, a small text-to-image model, and its metrics."""

@@ -1,0 +1,81 @@
+"""What a sampling run cost: model evaluations, seconds, memory."""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass
+class Ledger:
+    """Counts of one run.
+
+    `forward_calls`: calls of the denoiser; `rows`: their batch rows summed. `model_evaluations` is rows over
+    images, so that a guided (doubled) batch counts twice. `peak_memory` in bytes: on the GPU the most
+    allocated during the run, on the CPU the process's peak resident size so far.
+    """
+
+    images: int = 1
+    forward_calls: int = 0
+    rows: int = 0
+    seconds: float = 0.0
+    peak_memory: int = 0
+
+    @property
+    def model_evaluations(self) -> float:
+        """Model evaluations an image; a guided step counts 2."""
+        return self.rows / self.images
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[Ledger]:
+        """Take the time and memory of the block."""
+        cuda = torch.cuda.is_available()
+        if cuda:
+            torch.cuda.reset_peak_memory_stats()
+        started = time.perf_counter()
+        try:
+            yield self
+        finally:
+            if cuda:
+                torch.cuda.synchronize()
+            self.seconds += time.perf_counter() - started
+            self.peak_memory = torch.cuda.max_memory_allocated() if cuda else _resident_peak()
+
+
+@contextlib.contextmanager
+def count(pipe: Any, images: int) -> Iterator[Ledger]:
+    """A ledger of what happens to `pipe`'s denoiser (unet or transformer) in the block, for `images` images.
+
+    Raises ValueError when the pipeline has neither.
+    """
+    denoisers = [getattr(pipe, name, None) for name in ("unet", "transformer", "transformer_2")]
+    modules = [module for module in denoisers if isinstance(module, nn.Module)]
+    if not modules:
+        raise ValueError(f"pipe = {type(pipe).__name__} has no unet or transformer whose evaluations could be counted")
+    ledger = Ledger(images)
+
+    def counted(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        sample = args[0] if args else kwargs.get("sample", kwargs.get("hidden_states"))
+        ledger.forward_calls += 1
+        ledger.rows += sample.shape[0] if isinstance(sample, Tensor) else images
+
+    handles = [module.register_forward_pre_hook(counted, with_kwargs=True) for module in modules]
+    try:
+        with ledger.running():
+            yield ledger
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _resident_peak() -> int:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

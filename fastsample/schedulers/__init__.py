@@ -1,0 +1,18 @@
+"""Drop-in diffusers schedulers. The module of each class is written into saved pipelines: it is final."""
+
+from fastsample.schedulers.ddim import DDIMScheduler
+from fastsample.schedulers.dpm_solver import DPMSolverScheduler
+from fastsample.schedulers.momentum import GHVBScheduler, HeavyBallScheduler
+from fastsample.schedulers.pipelines import load_pipeline, set_scheduler
+from fastsample.schedulers.solver import SolverScheduler, create_scheduler
+
+__all__ = [
+    "DDIMScheduler",
+    "DPMSolverScheduler",
+    "GHVBScheduler",
+    "HeavyBallScheduler",
+    "SolverScheduler",
+    "create_scheduler",
+    "load_pipeline",
+    "set_scheduler",
+]

@@ -1,0 +1,288 @@
+"""The one diffusers adapter: config in, table out, `step` applies a row. Families only name their solver."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
+from diffusers.utils import BaseOutput
+from torch import Tensor
+
+from fastsample.sampling.backend import accumulation_dtype, combine
+from fastsample.sampling.executor import StepState, apply_step
+from fastsample.sampling.noise import Generators, draw_noise
+from fastsample.schedulers.grid import make_nodes
+from fastsample.schedulers.threshold import threshold
+from fastsample.schedules.base import Node, NoiseSchedule
+from fastsample.schedules.flow import is_flow
+from fastsample.tables.table import Step, Table
+
+COMMON_CONFIG: dict[str, Any] = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.0001,
+    "beta_end": 0.02,
+    "beta_schedule": "linear",
+    "trained_betas": None,
+    "rescale_betas_zero_snr": False,
+    "prediction_type": "epsilon",
+    "timestep_spacing": "linspace",
+    "steps_offset": 0,
+    "final_sigmas_type": "zero",
+    "use_karras_sigmas": False,
+    "use_exponential_sigmas": False,
+    "use_beta_sigmas": False,
+    "use_lu_lambdas": False,
+    "use_flow_sigmas": False,
+    "flow_shift": 1.0,
+    "use_dynamic_shifting": False,
+    "time_shift_type": "exponential",
+    "timestep_grid": None,
+    "thresholding": False,
+    "dynamic_thresholding_ratio": 0.995,
+    "sample_max_value": 1.0,
+    "lower_order_final": True,
+}
+"""Config keys of every scheduler here; names, meanings and defaults are diffusers' (`timestep_grid` is ours)."""
+
+Scheduler = TypeVar("Scheduler", bound="TableScheduler")
+
+
+@dataclass
+class TableSchedulerOutput(BaseOutput):  # type: ignore[misc]
+    """`prev_sample`: the next sample; `pred_original_sample`: this step's data prediction."""
+
+    prev_sample: Tensor
+    pred_original_sample: Tensor | None = None
+
+
+def configured(**own: Any) -> Callable[[type[Scheduler]], type[Scheduler]]:
+    """Give a scheduler class an `__init__` with the common config keys and its `own` (key=default)."""
+
+    def decorate(cls: type[Scheduler]) -> type[Scheduler]:
+        defaults = {**COMMON_CONFIG, **own}
+        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        parameters = [inspect.Parameter("self", kind)]
+        parameters += [inspect.Parameter(key, kind, default=value) for key, value in defaults.items()]
+        signature = inspect.Signature(parameters)
+
+        def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+            signature.bind(self, *args, **kwargs)  # a TypeError that names an unknown key
+            self._prepare()
+
+        __init__.__signature__ = signature  # type: ignore[attr-defined]
+        cls.__init__ = register_to_config(__init__)  # type: ignore[method-assign]
+        return cls
+
+    return decorate
+
+
+class TableScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
+    """A diffusers scheduler that applies a solver's coefficient table.
+
+    VP (discrete betas) and flow-matching configs are both understood. Subclasses say which solver the config
+    means in :meth:`solver`. All state is of one call: `set_timesteps` resets it.
+    """
+
+    _compatibles = [e.name for e in KarrasDiffusionSchedulers] + ["FlowMatchEulerDiscreteScheduler"]
+    order = 1
+    init_noise_sigma = 1.0
+
+    def solver(self) -> tuple[str, dict[str, Any]]:
+        """The registered solver and its options that the config means; ValueError when it means none."""
+        raise NotImplementedError
+
+    @classmethod
+    def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
+        """As diffusers, from any scheduler's config; a flow-matching config is recognised by its keys."""
+        if isinstance(config, Mapping) and is_flow(config):
+            kwargs = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", **kwargs}
+        return super().from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)
+
+    def _prepare(self) -> None:
+        """Checks the config and sets the state before any `set_timesteps`: the training timesteps."""
+        self._schedule = NoiseSchedule.from_config(self.config)
+        self._build_table(NoiseSchedule.linear_vp().nodes([0.9, 0.6, 0.3]))  # wrong options die here
+        if self._schedule.kind == "vp":
+            training = torch.arange(self._schedule.train_steps, dtype=torch.float64)
+            self.alphas_cumprod = torch.from_numpy(self._schedule.alpha(training.numpy()) ** 2).float()
+        self.num_inference_steps: int | None = None
+        self._nodes: tuple[Node, ...] = ()
+        self.timesteps = torch.arange(self._schedule.train_steps - 1, -1, -1)
+        self._reset()
+
+    def _reset(self) -> None:
+        self._table: Table | None = None
+        self._table_start = 0
+        self._state = StepState()
+        self._step_index: int | None = None
+        self._begin_index: int | None = None
+
+    # --- what pipelines call -----------------------------------------------------------------------------
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: str | torch.device | None = None,
+        sigmas: Sequence[float] | None = None,
+        mu: float | None = None,
+        timesteps: Sequence[float] | None = None,
+    ) -> None:
+        """Lay out the grid: `num_inference_steps` model evaluations, or explicit `timesteps` or `sigmas`.
+
+        `sigmas` are sigma on flow models and sigma / alpha on VP models; `mu` is the dynamic shift of flow
+        configs with `use_dynamic_shifting`. `timesteps` become float32 on flow, int64 on VP models.
+        Raises ValueError on values that make no grid, before any model evaluation.
+        """
+        self._nodes = make_nodes(self._schedule, self.config, num_inference_steps, timesteps, sigmas, mu)
+        self._reset()
+        self._build_table(self._nodes)
+        flow = self._schedule.kind == "flow"
+        times = [node.time for node in self._nodes[:-1]]
+        dtype = torch.float32 if flow or any(time % 1 for time in times) else torch.int64
+        self.timesteps = torch.tensor(times, dtype=dtype, device=device)
+        ratios = [node.sigma if flow else min(node.sbar, 2.0**12) for node in self._nodes]
+        self.sigmas = torch.tensor(ratios, dtype=torch.float32)
+        self.num_inference_steps = len(times)
+
+    def scale_model_input(self, sample: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The sample as it is: these solvers work on the model's own scale."""
+        return sample
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: float | Tensor,
+        sample: Tensor,
+        generator: Generators = None,
+        variance_noise: Tensor | None = None,
+        return_dict: bool = True,
+    ) -> TableSchedulerOutput | tuple[Tensor]:
+        """The next sample, in `sample`'s dtype, from the model's output at `timestep`.
+
+        Noise of stochastic solvers comes from `generator` (a list: one an image), or is `variance_noise`.
+        Raises ValueError before `set_timesteps`, after the last step, and when shapes differ.
+        """
+        current = self._current_step(timestep)
+        if model_output.shape != sample.shape:
+            model_output = _without_variance(model_output, sample)
+        if self._clips_data():
+            model_output = self._clip(current, model_output, sample)
+        noise = variance_noise
+        if current.next.noise and noise is None:
+            noise = draw_noise(sample, generator)
+        assert self._table is not None
+        assert self._step_index is not None
+        keep = max(1, self._table.history_length)
+        prev_sample = apply_step(current, sample, model_output, self._state, noise=noise, keep=keep)
+        self._step_index += 1
+        if not return_dict:
+            return (prev_sample,)
+        data = combine(current.data, (sample, model_output), accumulation_dtype(sample.dtype)).to(sample.dtype)
+        return TableSchedulerOutput(prev_sample=prev_sample, pred_original_sample=data)
+
+    @property
+    def step_index(self) -> int | None:
+        """Index of the coming step; None before the first."""
+        return self._step_index
+
+    @property
+    def begin_index(self) -> int | None:
+        """Index of the first step, where a pipeline has set one."""
+        return self._begin_index
+
+    def set_begin_index(self, begin_index: int = 0) -> None:
+        """Start from step `begin_index` (image-to-image)."""
+        self._begin_index = int(begin_index)
+
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """`alpha data + sigma noise` at `timesteps` (one a batch item, or one for all)."""
+        alpha, sigma = self._marginals(timesteps, original_samples)
+        return (alpha * original_samples + sigma * noise).to(original_samples.dtype)
+
+    def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
+        """As :meth:`add_noise`, in the argument order of flow-matching pipelines."""
+        return self.add_noise(sample, noise, timestep)
+
+    def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """`alpha noise - sigma data` (VP), the target of v prediction."""
+        alpha, sigma = self._marginals(timesteps, sample)
+        return (alpha * noise - sigma * sample).to(sample.dtype)
+
+    def __len__(self) -> int:
+        return int(self.config.num_train_timesteps)
+
+    # --- inner -------------------------------------------------------------------------------------------
+
+    def _build_table(self, nodes: Sequence[Node]) -> Table:
+        from fastsample.solvers import build_table_on_nodes, get_solver
+
+        name, options = self.solver()
+        solver = get_solver(name)
+        lower: bool | int = False
+        if self.config.lower_order_final:  # diffusers: multistep below 15 steps, single-step always
+            lower = True if solver.stages else 15 if solver.limits else False
+        return build_table_on_nodes(
+            name, nodes, prediction_type=self.config.prediction_type, lower_final=lower, **options
+        )
+
+    def _current_step(self, timestep: float | Tensor) -> Step:
+        if not self._nodes:
+            raise ValueError("num_inference_steps = None: call set_timesteps before step")
+        if self._step_index is None:
+            self._step_index = self._index_of(timestep) if self._begin_index is None else self._begin_index
+        if self._table is None:  # a start inside the grid warms up there, so the table begins there
+            self._table_start = self._step_index
+            self._table = self._build_table(self._nodes[self._table_start :])
+        if self._step_index >= len(self._nodes) - 1:
+            raise ValueError(f"timestep = {timestep}: all {len(self._nodes) - 1} steps are done; call set_timesteps again")
+        return self._table.steps[self._step_index - self._table_start]
+
+    def _index_of(self, timestep: float | Tensor) -> int:
+        """The step whose model time is `timestep`, or the nearest one."""
+        value = float(timestep)
+        distances = [abs(node.time - value) for node in self._nodes[:-1]]
+        return distances.index(min(distances))
+
+    def _marginals(self, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """alpha and sigma at `timesteps`, shaped to multiply `like`."""
+        scheduled = {node.time: node for node in self._nodes[:-1]}
+        if self._nodes and self._begin_index is not None:
+            index = self._begin_index if self._step_index is None else self._step_index
+            nodes = [self._nodes[index]] * len(timesteps.reshape(-1))
+        else:
+            times = timesteps.reshape(-1).tolist()
+            nodes = [scheduled.get(float(time)) or self._schedule.node(float(time)) for time in times]
+        shape = (-1, *[1] * (like.ndim - 1))
+        dtype = accumulation_dtype(like.dtype)
+        values = torch.tensor([[node.alpha, node.sigma] for node in nodes], dtype=dtype, device=like.device)
+        return values[:, 0].reshape(shape), values[:, 1].reshape(shape)
+
+    def _clips_data(self) -> bool:
+        return bool(self.config.thresholding)
+
+    def _clip(self, step: Step, output: Tensor, sample: Tensor) -> Tensor:
+        """The output that says the thresholded data prediction, so that any row can follow."""
+        a, b = step.data
+        dtype = accumulation_dtype(sample.dtype)
+        data = self._clip_data(combine((a, b), (sample, output), dtype))
+        return (data - a * sample.to(dtype)) / b
+
+    def _clip_data(self, data: Tensor) -> Tensor:
+        return threshold(data, self.config.dynamic_thresholding_ratio, self.config.sample_max_value)
+
+
+def _without_variance(model_output: Tensor, sample: Tensor) -> Tensor:
+    """The first half of the channels, where the model also predicts a variance."""
+    if sample.ndim > 1 and model_output.shape[1] == 2 * sample.shape[1]:
+        output = model_output[:, : sample.shape[1]]
+        if output.shape == sample.shape:
+            return output
+    raise ValueError(
+        f"model_output has shape {tuple(model_output.shape)} for a sample of shape {tuple(sample.shape)}: they must "
+        "be equal (or the output have twice the channels, the second half a learned variance)"
+    )

@@ -1,0 +1,184 @@
+"""From a diffusers scheduler config and the arguments of `set_timesteps` to grid nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from fastsample.schedules.base import Array, Node, NoiseSchedule, require_falling_noise
+from fastsample.schedules.flow import dynamic_shift_sigmas, shift_sigmas, stretch_to_terminal
+from fastsample.schedules.grids import GRIDS, check_steps, evaluation_times, min_time
+
+INTEGER_GRIDS = ("linspace", "leading", "trailing")
+# diffusers rounds the timesteps of these two and truncates those of the others; a peer must see the same ones.
+ROUNDED_GRIDS = ("karras", "lu")
+FLAGS = {
+    "use_karras_sigmas": "karras",
+    "use_exponential_sigmas": "exponential",
+    "use_beta_sigmas": "beta",
+    "use_lu_lambdas": "lu",
+}
+
+
+def grid_name(config: Mapping[str, Any], default: str) -> str:
+    """`timestep_grid` of the config, or the grid that diffusers' flags or `timestep_spacing` mean."""
+    own = config.get("timestep_grid")
+    flagged = [name for flag, name in FLAGS.items() if config.get(flag)]
+    if len(flagged) > 1:
+        flags = [flag for flag in FLAGS if config.get(flag)]
+        raise ValueError(f"{' and '.join(flags)} are all set: leave at most one")
+    name = own or (flagged[0] if flagged else default)
+    if name not in GRIDS:
+        raise ValueError(f"timestep_grid (or timestep_spacing) = {name!r} is unknown: use one of {', '.join(GRIDS)}")
+    return str(name)
+
+
+def make_nodes(
+    schedule: NoiseSchedule,
+    config: Mapping[str, Any],
+    steps: int | None,
+    timesteps: Sequence[float] | None = None,
+    sigmas: Sequence[float] | None = None,
+    mu: float | None = None,
+) -> tuple[Node, ...]:
+    """The evaluation nodes and the final one. Raises ValueError on arguments that make no grid."""
+    if steps is not None:
+        check_steps(steps, "num_inference_steps")
+    for name, given in (("timesteps", timesteps), ("sigmas", sigmas)):
+        if given is not None and (len(given) == 0 or not np.all(np.isfinite(np.asarray(given, dtype=np.float64)))):
+            raise ValueError(f"{name} = {given!r}: give at least one finite value")
+        if given is not None and steps is not None and len(given) != steps:
+            raise ValueError(f"num_inference_steps = {steps}, but {name} has {len(given)} values: leave one of them out")
+    if steps is None and timesteps is None and sigmas is None:
+        raise ValueError("num_inference_steps = None: give it, or timesteps, or sigmas")
+    make = _flow_nodes if schedule.kind == "flow" else _vp_nodes
+    nodes = make(schedule, config, steps, timesteps, sigmas, mu)
+    require_falling_noise(nodes)
+    return nodes
+
+
+def _vp_nodes(
+    schedule: NoiseSchedule,
+    config: Mapping[str, Any],
+    steps: int | None,
+    timesteps: Sequence[float] | None,
+    sigmas: Sequence[float] | None,
+    mu: float | None,
+) -> tuple[Node, ...]:
+    if sigmas is not None:  # on VP models diffusers means sigma / alpha
+        values = np.asarray(sigmas, dtype=np.float64)
+        nodes = _nodes_of_times(schedule, schedule.time(-np.log(values[values > 0])), np.round)
+    elif timesteps is not None:
+        nodes = [schedule.node(float(t)) for t in timesteps]
+    else:
+        assert steps is not None
+        name = grid_name(config, config.get("timestep_spacing", "linspace"))
+        times = evaluation_times(name, schedule, steps)
+        if name in INTEGER_GRIDS:
+            times = np.round(times) + (config.get("steps_offset", 0) if name == "leading" else 0)
+            nodes = [schedule.node(t) for t in np.clip(times, 0, schedule.noise_time).tolist()]
+        else:
+            nodes = _nodes_of_times(schedule, times, np.round if name in ROUNDED_GRIDS else np.floor)
+    return (*_without_repeats(nodes, final := _final_node(schedule, config)), final)
+
+
+def _flow_nodes(
+    schedule: NoiseSchedule,
+    config: Mapping[str, Any],
+    steps: int | None,
+    timesteps: Sequence[float] | None,
+    sigmas: Sequence[float] | None,
+    mu: float | None,
+) -> tuple[Node, ...]:
+    if config.get("invert_sigmas"):
+        raise ValueError("invert_sigmas = True is not supported: its model runs from data to noise; keep its scheduler")
+    scale = schedule.noise_time
+    values = _shifted_sigmas(schedule, config, steps, timesteps, sigmas, mu)
+    times = values * scale if timesteps is None else np.asarray(timesteps, dtype=np.float64)
+    nodes = [
+        schedule.node(sigma * scale, model_time=time)
+        for sigma, time in zip(values.tolist(), times.tolist(), strict=True)
+        if sigma > 0
+    ]
+    return (*nodes, schedule.node(schedule.clean_time))
+
+
+def _shifted_sigmas(
+    schedule: NoiseSchedule,
+    config: Mapping[str, Any],
+    steps: int | None,
+    timesteps: Sequence[float] | None,
+    sigmas: Sequence[float] | None,
+    mu: float | None,
+) -> Array:
+    """The sigmas of the evaluations, after shift, terminal stretch and karras / exponential / beta spacing."""
+    shift = float(config.get("flow_shift") or 1.0) * float(config.get("shift") or 1.0)
+    dynamic = bool(config.get("use_dynamic_shifting"))
+    if dynamic and mu is None and "base_shift" in config:
+        raise ValueError("mu = None, but the config has use_dynamic_shifting = True: give set_timesteps a mu")
+    name, count = config.get("timestep_grid"), schedule.train_steps or 1000
+    if sigmas is not None:
+        values = np.asarray(sigmas, dtype=np.float64)
+    elif timesteps is not None:
+        values = np.asarray(timesteps, dtype=np.float64) / schedule.noise_time
+    elif name is not None:
+        assert steps is not None
+        values = evaluation_times(grid_name(config, "linspace"), schedule, steps) / schedule.noise_time
+        if name not in (*INTEGER_GRIDS, "quadratic"):
+            return values  # placed by noise level: a shift would move them away from it
+    elif config.get("use_flow_sigmas") and "shift" not in config:
+        assert steps is not None
+        values = np.linspace(1.0 - 1.0 / count, 0.0, steps + 1)[:-1]  # as diffusers' DPM-Solver and UniPC
+    else:
+        assert steps is not None
+        last = 1.0 / count
+        # FlowMatchEulerDiscreteScheduler ends at its smallest, already shifted sigma, and shifts again.
+        values = np.linspace(1.0, last if dynamic else float(shift_sigmas(last, shift)), steps)
+    values = (
+        dynamic_shift_sigmas(values, mu, config.get("time_shift_type", "exponential"))
+        if dynamic and mu is not None
+        else shift_sigmas(values, shift)
+    )
+    if config.get("shift_terminal"):
+        values = stretch_to_terminal(values, float(config["shift_terminal"]))
+    flagged = [flag for flag in FLAGS if config.get(flag)]
+    return _spaced(grid_name(config, "linspace"), values) if flagged and name is None else values
+
+
+def _spaced(name: str, sigmas: Array) -> Array:
+    """Place as many sigmas between the first and the last by diffusers' rule `name`."""
+    first, last, count = sigmas[0], sigmas[-1], len(sigmas)
+    ramp = np.linspace(0.0, 1.0, count)
+    if name == "karras":
+        return np.asarray((first ** (1 / 7) + ramp * (last ** (1 / 7) - first ** (1 / 7))) ** 7)
+    if name == "beta":
+        from scipy.stats import beta
+
+        return np.asarray(last + beta.ppf(1.0 - ramp, 0.6, 0.6) * (first - last))
+    return np.exp(np.linspace(np.log(first), np.log(last), count))
+
+
+def _nodes_of_times(schedule: NoiseSchedule, times: Array, rounding: Any) -> list[Node]:
+    """Nodes at `times` whose model times are whole timesteps, as trained."""
+    whole = np.clip(rounding(times + 1e-6), 0, schedule.noise_time)
+    return [schedule.node(t, model_time=m) for t, m in zip(times.tolist(), whole.tolist(), strict=True)]
+
+
+def _final_node(schedule: NoiseSchedule, config: Mapping[str, Any]) -> Node:
+    final = config.get("final_sigmas_type", "zero")
+    if final not in ("zero", "sigma_min"):
+        raise ValueError(f"final_sigmas_type = {final!r}: use 'zero' or 'sigma_min'")
+    return schedule.node(schedule.clean_time if final == "zero" else min_time(schedule))
+
+
+def _without_repeats(nodes: Sequence[Node], final: Node) -> list[Node]:
+    """Drop evaluations that are no noisier than the next (rounding can repeat a timestep) or than the end."""
+    kept: list[Node] = []
+    for node in nodes:
+        if node.lam < final.lam - 1e-9 and (not kept or node.lam > kept[-1].lam):
+            kept.append(node)
+    if not kept:
+        raise ValueError(f"every time of the grid is at or below the final sigma = {final.sigma:g}: use 'zero'")
+    return kept

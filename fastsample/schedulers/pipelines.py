@@ -1,0 +1,29 @@
+"""Loading a saved pipeline whose scheduler is ours, and swapping schedulers of combined pipelines."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from diffusers import DiffusionPipeline
+
+
+def load_pipeline(folder: str, **kwargs: Any) -> DiffusionPipeline:
+    """`DiffusionPipeline.from_pretrained`, with fastsample's schedulers known to it.
+
+    diffusers resolves a foreign scheduler only when its module has been imported, as this module's package is.
+    """
+    return DiffusionPipeline.from_pretrained(folder, **kwargs)
+
+
+def set_scheduler(pipe: DiffusionPipeline, scheduler: Any) -> int:
+    """Make `scheduler` the pipeline's, and that of the pipelines inside a combined one; how many were set.
+
+    Raises ValueError when no pipeline there has a component named scheduler.
+    """
+    pipelines = [pipe, *(part for part in pipe.components.values() if isinstance(part, DiffusionPipeline))]
+    found = [own for own in pipelines if "scheduler" in own.components]
+    if not found:
+        raise ValueError(f"pipe = {type(pipe).__name__} has no scheduler: its components are {', '.join(pipe.components)}")
+    for own in found:
+        own.scheduler = scheduler
+    return len(found)
