@@ -1,0 +1,108 @@
+"""Noise schedules and grids against closed forms and diffusers' own tensors."""
+
+from __future__ import annotations
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastsample.schedules import GRIDS, NoiseSchedule, time_grid
+from fastsample.schedules.flow import dynamic_shift_sigmas, shift_sigmas
+
+SD = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", num_train_timesteps=1000)
+SCHEDULES = {
+    "sd": NoiseSchedule.from_config(SD),
+    "cosine": NoiseSchedule.from_config({"beta_schedule": "squaredcos_cap_v2"}),
+    "ztsnr": NoiseSchedule.from_config({**SD, "rescale_betas_zero_snr": True}),
+    "vp": NoiseSchedule.linear_vp(),
+    "flow": NoiseSchedule.flow(shift=3.0),
+    "flow-config": NoiseSchedule.from_config({"shift": 3.0, "use_dynamic_shifting": False}),
+}
+
+
+@pytest.mark.parametrize("beta_schedule", ["linear", "scaled_linear", "squaredcos_cap_v2"])
+@pytest.mark.parametrize("zero_snr", [False, True])
+def test_discrete_betas_are_those_of_diffusers(beta_schedule: str, zero_snr: bool) -> None:
+    config = {**SD, "beta_schedule": beta_schedule, "rescale_betas_zero_snr": zero_snr}
+    peer = diffusers.DDIMScheduler(**config).alphas_cumprod
+    ours = NoiseSchedule.from_config(config).alpha(np.arange(1000)) ** 2
+    torch.testing.assert_close(torch.from_numpy(ours).float(), peer, rtol=2e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_time_is_the_inverse_of_lam(name: str) -> None:
+    schedule = SCHEDULES[name]
+    times = np.linspace(schedule.first_time + 1e-3 * schedule.noise_time, 0.999 * schedule.noise_time, 501)
+    np.testing.assert_allclose(schedule.time(schedule.lam(times)), times, rtol=1e-9, atol=1e-9 * schedule.noise_time)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_marginals_and_their_limits(name: str) -> None:
+    schedule = SCHEDULES[name]
+    times = np.linspace(schedule.clean_time, schedule.noise_time, 200)
+    alpha, sigma = schedule.alpha(times), schedule.sigma(times)
+    total = alpha**2 + sigma**2 if schedule.kind == "vp" else alpha + sigma
+    np.testing.assert_allclose(total, 1.0, atol=1e-12)
+    assert np.all(np.diff(sigma) > 0)
+    clean = schedule.node(schedule.clean_time)
+    assert (clean.alpha, clean.sigma, clean.lam) == (1.0, 0.0, np.inf)
+    assert float(schedule.time(np.inf)) == schedule.clean_time
+
+
+def test_zero_terminal_snr_is_exactly_zero() -> None:
+    node = SCHEDULES["ztsnr"].node(999.0)
+    assert (node.alpha, node.sigma, node.lam) == (0.0, 1.0, -np.inf)
+
+
+def test_flow_shift_formulas() -> None:
+    sigmas = np.linspace(0, 1, 11)
+    np.testing.assert_allclose(NoiseSchedule.flow(shift=3.0).sigma(sigmas), 3 * sigmas / (1 + 2 * sigmas), atol=1e-15)
+    peer = diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    for kind in ("exponential", "linear"):
+        peer.register_to_config(time_shift_type=kind)
+        want = peer.time_shift(0.8, 1.0, sigmas[1:])
+        np.testing.assert_allclose(dynamic_shift_sigmas(sigmas[1:], 0.8, kind), want, rtol=1e-12)
+    np.testing.assert_allclose(shift_sigmas(shift_sigmas(sigmas, 3.0), 1 / 3.0), sigmas, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+@given(
+    grid=st.sampled_from(sorted(GRIDS)), steps=st.integers(1, 60), final=st.sampled_from(["zero", "sigma_min"])
+)
+@settings(max_examples=40, deadline=None)
+def test_every_grid_falls_strictly(name: str, grid: str, steps: int, final: str) -> None:
+    schedule = SCHEDULES[name]
+    times = time_grid(grid, schedule, steps, final=final)
+    assert times.dtype == np.float64
+    assert len(times) in (steps, steps + 1) or final == "sigma_min"
+    schedule.nodes(times) if len(times) > 1 else None  # raises unless the noise falls strictly
+    if final == "zero":
+        assert schedule.sigma(times[-1]) == 0
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda s: time_grid("nope", s, 5), "grid = 'nope'"),
+        (lambda s: time_grid("karras", s, 0), "steps = 0"),
+        (lambda s: time_grid("karras", s, 2.5), "steps = 2.5"),  # type: ignore[arg-type]
+        (lambda s: time_grid("karras", s, 5, final="half"), "final = 'half'"),
+        (lambda s: s.nodes([5.0]), "times has shape"),
+        (lambda s: s.nodes([1.0, 2.0]), "the noise must fall"),
+        (lambda s: s.nodes([2.0, 2.0]), "the noise must fall"),
+        (lambda s: s.nodes([2.0, float("nan")]), "must be finite"),
+        (lambda s: NoiseSchedule.linear_vp(2.0, 1.0), "beta_min"),
+        (lambda s: NoiseSchedule.flow(shift=-1.0), "shift = -1.0"),
+        (lambda s: NoiseSchedule.from_config({"beta_schedule": "wavy"}), "beta_schedule = 'wavy'"),
+        (lambda s: NoiseSchedule.from_config({"trained_betas": [2.0, 0.1]}), "alphas_cumprod"),
+        (lambda s: NoiseSchedule.from_config({"num_train_timesteps": 0}), "num_train_timesteps = 0"),
+    ],
+)
+def test_wrong_input_is_one_line(call, words: str) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(ValueError, match=r".") as caught:
+        call(SCHEDULES["sd"])
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)

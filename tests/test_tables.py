@@ -1,0 +1,240 @@
+"""Tables against the papers' closed formulas, and what the marginal check catches."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastsample.schedules import GRIDS, NoiseSchedule, time_grid
+from fastsample.solvers import available, build_table
+from fastsample.tables import PREDICTION_TYPES, Row, Table, Weights, phi, prediction_weights
+from fastsample.tables.plan import multistep_orders, singlestep_orders
+from fastsample.tables.table import output_of
+
+VP = NoiseSchedule.linear_vp()
+TIMES = [1.0, 0.8, 0.55, 0.4, 0.2, 0.05]
+SOLVERS = available()
+
+
+def closed_forms(kind: str, lam: np.ndarray, alpha: np.ndarray, sigma: np.ndarray, i: int) -> dict[str, float]:
+    """phi1, phi2, phi3 with their signs as methods papers print them, for the step from i to i + 1."""
+    h = lam[i + 1] - lam[i]
+    if kind == "noise":
+        p1 = math.expm1(h)
+        p2 = p1 / h - 1
+        return dict(h=h, X=alpha[i + 1] / alpha[i], A=sigma[i + 1], sgn=-1, p1=p1, p2=p2, p3=p2 / h - 0.5)
+    p1 = math.expm1(-h)
+    p2 = p1 / h + 1
+    return dict(h=h, X=sigma[i + 1] / sigma[i], A=alpha[i + 1], sgn=1, p1=p1, p2=p2, p3=p2 / h - 0.5)
+
+
+@pytest.mark.parametrize("kind", ["noise", "data"])
+@pytest.mark.parametrize("solver_type", ["midpoint", "heun"])
+def test_multistep_two_and_three_match_the_formulas(kind: str, solver_type: str) -> None:
+    lam, alpha, sigma = VP.lam(TIMES), VP.alpha(TIMES), VP.sigma(TIMES)
+    name = "dpm" if kind == "noise" else "dpmpp"
+    native = "epsilon" if kind == "noise" else "sample"
+    two = build_table(f"{name}-2m", VP, TIMES, prediction_type=native, solver_type=solver_type).steps
+    for i in range(1, 5):
+        c = closed_forms(kind, lam, alpha, sigma, i)
+        r0 = (lam[i] - lam[i - 1]) / c["h"]
+        k1 = c["A"] * c["p1"] / (2 * r0) if solver_type == "midpoint" else -c["sgn"] * c["A"] * c["p2"] / r0
+        want = (c["X"], -c["A"] * c["p1"] - k1, k1)
+        got = two[i].next
+        assert (got.sample, got.output, got.history[0]) == pytest.approx(want, rel=1e-12, abs=1e-12)
+    for variant, factor in (("released", 1), ("exact", 2)):
+        three = build_table(f"{name}-3m", VP, TIMES, prediction_type=native, variant=variant).steps
+        for i in range(2, 5):
+            c = closed_forms(kind, lam, alpha, sigma, i)
+            r0, r1 = (lam[i] - lam[i - 1]) / c["h"], (lam[i - 1] - lam[i - 2]) / c["h"]
+            c1, c2 = c["sgn"] * c["A"] * c["p2"], -factor * c["A"] * c["p3"]
+            g0 = (c1 * (1 + r0 / (r0 + r1)) + c2 / (r0 + r1)) / r0
+            g1 = -(c1 * r0 + c2) / ((r0 + r1) * r1)
+            want = (c["X"], -c["A"] * c["p1"] + g0, g1 - g0, -g1)
+            got = three[i].next
+            assert (got.sample, got.output, *got.history) == pytest.approx(want, rel=1e-11, abs=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["noise", "data"])
+@pytest.mark.parametrize("solver_type", ["midpoint", "heun"])
+def test_singlestep_two_and_three_match_the_formulas(kind: str, solver_type: str) -> None:
+    lam, alpha, sigma = VP.lam(TIMES), VP.alpha(TIMES), VP.sigma(TIMES)
+    name, native = ("dpm", "epsilon") if kind == "noise" else ("dpmpp", "sample")
+    c = closed_forms(kind, lam, alpha, sigma, 0)
+    two = build_table(f"{name}-2s", VP, TIMES, prediction_type=native, solver_type=solver_type).steps
+    assert float(VP.lam(two[1].node.time)) == pytest.approx(lam[0] + 0.5 * c["h"])
+    ku = -c["A"] * c["p1"] if solver_type == "midpoint" else c["sgn"] * c["A"] * c["p2"] / 0.5
+    got = two[1].next
+    want = (c["X"], ku, -c["A"] * c["p1"] - ku)
+    assert (got.states["base"], got.output, got.history[0]) == pytest.approx(want, rel=1e-11, abs=1e-12)
+    three = build_table(f"{name}-3s", VP, TIMES, prediction_type=native, solver_type=solver_type).steps
+    r1, r2 = 1 / 3, 2 / 3
+    assert float(VP.lam(three[2].node.time)) == pytest.approx(lam[0] + r2 * c["h"])
+    stage = three[2].node
+    inner = closed_forms(kind, np.array([lam[0], stage.lam]), np.array([alpha[0], stage.alpha]), np.array([sigma[0], stage.sigma]), 0)
+    q = c["sgn"] * (r2 / r1) * inner["A"] * inner["p2"]
+    got = three[1].next
+    want = (inner["X"], q, -inner["A"] * inner["p1"] - q)
+    assert (got.states["base"], got.output, got.history[0]) == pytest.approx(want, rel=1e-11, abs=1e-12)
+    c1, c2 = c["sgn"] * c["A"] * c["p2"], -c["A"] * c["p3"]
+    k1, k2 = (0.0, c1 / r2) if solver_type == "midpoint" else (
+        (c1 * r2 - 2 * c2) / ((r2 - r1) * r1),
+        (2 * c2 - c1 * r1) / ((r2 - r1) * r2),
+    )  # fmt: skip
+    got = three[2].next
+    want = (c["X"], k2, k1, -c["A"] * c["p1"] - k1 - k2)
+    assert (got.states["base"], got.output, *got.history) == pytest.approx(want, rel=1e-10, abs=1e-12)
+
+
+@pytest.mark.parametrize("solver_type", ["midpoint", "heun"])
+def test_sde_matches_the_formulas(solver_type: str) -> None:
+    lam, alpha, sigma = VP.lam(TIMES), VP.alpha(TIMES), VP.sigma(TIMES)
+    data = build_table("dpmpp-2m-sde", VP, TIMES, prediction_type="sample", solver_type=solver_type).steps
+    noise = build_table("dpm-2m-sde", VP, TIMES, solver_type=solver_type).steps
+    for i in range(1, 5):
+        h = lam[i + 1] - lam[i]
+        r0 = (lam[i] - lam[i - 1]) / h
+        d0 = alpha[i + 1] * -math.expm1(-2 * h)
+        d1 = d0 / 2 if solver_type == "midpoint" else alpha[i + 1] * (-math.expm1(-2 * h) / (-2 * h) + 1)
+        got = data[i].next
+        want = (sigma[i + 1] / sigma[i] * math.exp(-h), d0 + d1 / r0, -d1 / r0, sigma[i + 1] * math.sqrt(-math.expm1(-2 * h)))
+        assert (got.sample, got.output, got.history[0], got.noise) == pytest.approx(want, rel=1e-11, abs=1e-12)
+        e0 = -2 * sigma[i + 1] * math.expm1(h)
+        e1 = e0 / 2 if solver_type == "midpoint" else -2 * sigma[i + 1] * (math.expm1(h) / h - 1)
+        got = noise[i].next
+        want = (alpha[i + 1] / alpha[i], e0 + e1 / r0, -e1 / r0, sigma[i + 1] * math.sqrt(math.expm1(2 * h)))
+        assert (got.sample, got.output, got.history[0], got.noise) == pytest.approx(want, rel=1e-11, abs=1e-12)
+
+
+def exact_phi(k: int, z: float) -> float:
+    return math.fsum(z**j / math.factorial(j + k) for j in range(80))
+
+
+@pytest.mark.parametrize("k", [0, 1, 2, 3])
+@pytest.mark.parametrize("z", [-6.0, -0.51, -0.49, -1e-3, 0.0, 1e-9, 0.1, 0.499, 0.501, 5.0])
+def test_phi(k: int, z: float) -> None:
+    assert phi(k, z) == pytest.approx(exact_phi(k, z), rel=1e-12 if abs(z) < 2 else 1e-10)
+
+
+@pytest.mark.parametrize("schedule", [VP, NoiseSchedule.flow()])
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+def test_predictions_recover_data_and_noise(schedule: NoiseSchedule, prediction_type: str) -> None:
+    for t in (0.05, 0.5, 0.95):
+        node = schedule.node(t)
+        data, noise = 1.7, -0.6
+        x, output = node.alpha * data + node.sigma * noise, output_of(node, prediction_type, data, noise)
+        for space, want in (("data", data), ("noise", noise)):
+            a, b = prediction_weights(node, prediction_type, space)  # type: ignore[arg-type]
+            assert a * x + b * output == pytest.approx(want, rel=1e-12)
+
+
+def test_a_planted_wrong_sign_dies_in_the_marginal_check() -> None:
+    source, target = VP.node(0.5), VP.node(0.4)
+    right = build_table("dpmpp-2m", VP, [0.6, 0.5, 0.4], prediction_type="sample").steps[1].next
+    good = Weights(right.sample, history=(right.output, *right.history))
+    Row(source, target, good, "data")
+    for bad in (
+        dataclasses.replace(good, history=(-right.output, *right.history)),
+        dataclasses.replace(good, history=(right.output, -right.history[0])),
+        dataclasses.replace(good, sample=-right.sample),
+        dataclasses.replace(good, noise=0.1),
+    ):
+        with pytest.raises(ValueError, match="marginal check failed"):
+            Row(source, target, bad, "data")
+    with pytest.raises(ValueError, match="not finite"):
+        Row(source, target, dataclasses.replace(good, sample=math.nan), "data")
+
+
+def test_a_wrong_history_entry_dies_in_the_table_check() -> None:
+    table = build_table("ghvb", VP, TIMES)
+    assert table.steps[1].entry is not None
+    broken = dataclasses.replace(table.steps[1], entry=dataclasses.replace(table.steps[1].entry, output=0.9))
+    with pytest.raises(ValueError, match="constant noise ends at"):
+        dataclasses.replace(table, steps=(table.steps[0], broken, *table.steps[2:]))
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+@given(
+    grid=st.sampled_from(sorted(GRIDS)),
+    steps=st.integers(1, 24),
+    flow=st.booleans(),
+    shift=st.floats(0.3, 12),
+    lower=st.sampled_from([False, True, 10]),
+    final=st.sampled_from(["zero", "sigma_min"]),
+)
+@settings(max_examples=25, deadline=None)
+def test_any_grid_gives_a_finite_consistent_table(
+    name: str, grid: str, steps: int, flow: bool, shift: float, lower: bool | int, final: str
+) -> None:
+    schedule = NoiseSchedule.flow(shift) if flow else NoiseSchedule.from_config({"rescale_betas_zero_snr": True})
+    times = time_grid(grid, schedule, steps, final=final)
+    if len(times) < 2:
+        return
+    prediction = "flow_prediction" if flow else "v_prediction"
+    table = build_table(name, schedule, times, prediction_type=prediction, lower_final=lower)
+    unrolled = table.unroll()
+    assert all(np.isfinite(array).all() for array in (unrolled.a, unrolled.b, unrolled.c))
+    assert Table.from_json(table.to_json()) == table
+    assert np.all(np.triu(unrolled.b[:-1]) == 0)  # x_i depends on outputs before i alone
+
+
+def test_unroll_equals_the_recurrence() -> None:
+    rng = np.random.default_rng(0)
+    for name in ("dpmpp-3m", "ghvb", "hb-dpmpp-2m", "dpm-3s", "nesterov", "dpmpp-2m-sde"):
+        table = build_table(name, VP, TIMES)
+        outputs, noises = rng.normal(size=(2, table.nfe))
+        unrolled = table.unroll()
+        samples = table._run(0.3, list(outputs), list(noises))
+        closed = unrolled.a * 0.3 + unrolled.b @ outputs + unrolled.c @ noises
+        np.testing.assert_allclose(samples, closed, rtol=1e-12, atol=1e-12)
+        assert name in str(table)
+
+
+def test_order_plans() -> None:
+    assert multistep_orders(6, 3) == [1, 2, 3, 3, 3, 3]
+    assert multistep_orders(6, 3, True) == [1, 2, 3, 3, 2, 1]
+    assert multistep_orders(6, 3, 6) == [1, 2, 3, 3, 3, 3]
+    assert multistep_orders(5, 3, 6) == [1, 2, 3, 2, 1]
+    # DPM-Solver-fast: [3]*(K-2)+[2,1], [3]*(K-1)+[1], [3]*(K-1)+[2] with K = NFE // 3 + 1
+    assert singlestep_orders(9, 3, True) == [1, 2, 3, 1, 2, 3, 1, 2, 1]
+    assert singlestep_orders(10, 3, True) == [1, 2, 3, 1, 2, 3, 1, 2, 3, 1]
+    assert singlestep_orders(11, 3, True) == [1, 2, 3, 1, 2, 3, 1, 2, 3, 1, 2]
+    assert singlestep_orders(6, 2, True) == [1, 2, 1, 2, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("dpmp-2m", {}, "solver = 'dpmp-2m' is unknown: did you mean"),
+        ("ghvb", {"order": 6}, "order = 6"),
+        ("ghvb", {"order": True}, "order = True"),
+        ("ghvb", {"beta": 0.0}, "beta = 0.0"),
+        ("ghvb", {"beta": 1.5}, "beta = 1.5"),
+        ("ghvb", {"betta": 0.5}, "option betta = 0.5"),
+        ("hb-dpmpp-2m", {"beta": float("nan")}, "beta = nan"),
+        ("hb", {"order": 0}, "order = 0"),
+        ("ddim", {"order": 2}, "option order = 2"),
+        ("ddim", {"eta": 2.0}, "eta = 2.0"),
+        ("dpmpp-2m", {"solver_type": "bh2"}, "solver_type = 'bh2'"),
+        ("dpmpp-3m", {"variant": "new"}, "variant = 'new'"),
+        ("dpmpp-2m", {"prediction_type": "noise"}, "prediction_type = 'noise'"),
+        ("dpmpp-2m", {"lower_final": -1}, "lower_final = -1"),
+        ("dpmpp-2m", {"lower_final": "yes"}, "lower_final = 'yes'"),
+    ],
+)
+def test_wrong_options_are_one_line(name: str, options: dict, words: str) -> None:
+    with pytest.raises(ValueError, match=r".") as caught:
+        build_table(name, VP, TIMES, **options)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_epsilon_at_zero_snr_is_refused() -> None:
+    schedule = NoiseSchedule.from_config({"rescale_betas_zero_snr": True})
+    with pytest.raises(ValueError, match="zero-terminal SNR"):
+        build_table("ddim", schedule, [999.0, 500.0, 0.0])
