@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from fastsample.schedules import NoiseSchedule as NoiseSchedule
     from fastsample.schedules import time_grid as time_grid
     from fastsample.solvers import build_table as build_table
-    from fastsample.solvers.registry import available as available_solvers
+    from fastsample.solvers.registry import available as available_solvers  # noqa: F401
     from fastsample.tables import Table as Table
 
 

@@ -14,9 +14,14 @@ import math
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDPMScheduler,
+    PNDMScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor, nn
@@ -39,7 +44,8 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="<|startoftext|> $A <|endoftext|>", special_tokens=[("<|startoftext|>", 0), ("<|endoftext|>", 1)]
+        single="<|startoftext|> $A <|endoftext|>",
+        special_tokens=[("<|startoftext|>", 0), ("<|endoftext|>", 1)],
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -52,7 +58,9 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def tokens_of(tokenizer: PreTrainedTokenizerFast, captions: list[str]) -> Tensor:
-    return tokenizer(captions, padding="max_length", max_length=LENGTH, truncation=True, return_tensors="pt").input_ids
+    return tokenizer(
+        captions, padding="max_length", max_length=LENGTH, truncation=True, return_tensors="pt"
+    ).input_ids
 
 
 def training_images(count: int, seed: int) -> tuple[list[str], Tensor, Tensor]:
@@ -77,6 +85,10 @@ def optimiser(parameters: list[nn.Parameter], rate: float, steps: int) -> tuple[
     return adam, torch.optim.lr_scheduler.LambdaLR(adam, lambda step: cosine(step, steps))
 
 
+def millions(module: nn.Module) -> str:
+    return f"{sum(p.numel() for p in module.parameters()) / 1e6:.2f} M parameters"
+
+
 def edge_weights(images: Tensor) -> Tensor:
     """1 in flat regions, up to 5 where the image changes: thin strokes must survive the VAE."""
     across = F.pad((images[..., 1:] - images[..., :-1]).abs().amax(1, True), (0, 1))
@@ -97,7 +109,7 @@ def train_vae(out: Path, seed: int, steps: int) -> None:
         norm_num_groups=8,
         sample_size=32,
     ).to(memory_format=torch.channels_last)
-    print(f"vae parameters {sum(p.numel() for p in vae.parameters()) / 1e6:.2f} M")
+    print(f"vae {millions(vae)}")
     images = 2 * training_images(12000, seed)[1] - 1
     adam, schedule = optimiser(list(vae.parameters()), 2e-3, steps)
     bar = tqdm(range(steps), desc="vae", mininterval=10)
@@ -120,7 +132,9 @@ def train_vae(out: Path, seed: int, steps: int) -> None:
         vae.register_to_config(scaling_factor=float(1 / z.std()))
         test = 2 * torch.from_numpy(render_batch(sample_scenes(500, seed + 1, held_out=True), seed + 1)) - 1
         mse = F.mse_loss(vae.decode(vae.encode(test).latent_dist.mean).sample / 2, test / 2)
-    print(f"vae PSNR on held-out scenes {-10 * math.log10(mse):.2f} dB, scaling factor {vae.config.scaling_factor:.4f}")
+    print(
+        f"vae PSNR on held-out scenes {-10 * math.log10(mse):.2f} dB, scaling factor {vae.config.scaling_factor:.4f}"
+    )
     vae.to(memory_format=torch.contiguous_format).save_pretrained(out / "vae")
 
 
@@ -186,7 +200,7 @@ def train_unet(out: Path, seed: int, steps: int, batch: int) -> None:
         norm_num_groups=16,
     )
     both = nn.ModuleList([text, unet])
-    print(f"unet {sum(p.numel() for p in unet.parameters()) / 1e6:.2f} M, text {sum(p.numel() for p in text.parameters()) / 1e6:.2f} M")
+    print(f"unet {millions(unet)}, text encoder {millions(text)}")
     captions, images, _ = training_images(24000, seed + 4)
     with torch.no_grad():
         moments = [vae.encode(2 * part - 1).latent_dist for part in images.split(500)]
@@ -238,7 +252,11 @@ def train_unet(out: Path, seed: int, steps: int, batch: int) -> None:
 
 
 def export(
-    out: Path, vae: AutoencoderKL, text: CLIPTextModel, tokenizer: PreTrainedTokenizerFast, unet: UNet2DConditionModel
+    out: Path,
+    vae: AutoencoderKL,
+    text: CLIPTextModel,
+    tokenizer: PreTrainedTokenizerFast,
+    unet: UNet2DConditionModel,
 ) -> None:
     """The diffusers folder: float16 on disk for UNet and VAE, which diffusers loads as float32.
 
@@ -259,7 +277,11 @@ def export(
     for part in ("unet", "vae"):
         file = folder / part / "diffusion_pytorch_model.safetensors"
         module = getattr(pipe, part)
-        save_file({k: v.detach().half().contiguous() for k, v in module.state_dict().items()}, file, {"format": "pt"})
+        save_file(
+            {k: v.detach().half().contiguous() for k, v in module.state_dict().items()},
+            file,
+            {"format": "pt"},
+        )
     config = folder / "scheduler" / "scheduler_config.json"
     known = json.loads(config.read_text())
     config.write_text(json.dumps({**known, "clip_sample": False}, indent=2) + "\n")
@@ -282,7 +304,6 @@ def main() -> None:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    np.random.seed(arguments.seed)
     started = time.time()
     stages = ("vae", "classifier", "unet") if arguments.stage == "all" else (arguments.stage,)
     if "vae" in stages:

@@ -70,7 +70,9 @@ def test_flow_shift_formulas() -> None:
 
 @pytest.mark.parametrize("name", SCHEDULES)
 @given(
-    grid=st.sampled_from(sorted(GRIDS)), steps=st.integers(1, 60), final=st.sampled_from(["zero", "sigma_min"])
+    grid=st.sampled_from(sorted(GRIDS)),
+    steps=st.integers(1, 60),
+    final=st.sampled_from(["zero", "sigma_min"]),
 )
 @settings(max_examples=40, deadline=None)
 def test_every_grid_falls_strictly(name: str, grid: str, steps: int, final: str) -> None:

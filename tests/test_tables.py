@@ -76,7 +76,13 @@ def test_singlestep_two_and_three_match_the_formulas(kind: str, solver_type: str
     r1, r2 = 1 / 3, 2 / 3
     assert float(VP.lam(three[2].node.time)) == pytest.approx(lam[0] + r2 * c["h"])
     stage = three[2].node
-    inner = closed_forms(kind, np.array([lam[0], stage.lam]), np.array([alpha[0], stage.alpha]), np.array([sigma[0], stage.sigma]), 0)
+    inner = closed_forms(
+        kind,
+        np.array([lam[0], stage.lam]),
+        np.array([alpha[0], stage.alpha]),
+        np.array([sigma[0], stage.sigma]),
+        0,
+    )
     q = c["sgn"] * (r2 / r1) * inner["A"] * inner["p2"]
     got = three[1].next
     want = (inner["X"], q, -inner["A"] * inner["p1"] - q)
@@ -102,7 +108,12 @@ def test_sde_matches_the_formulas(solver_type: str) -> None:
         d0 = alpha[i + 1] * -math.expm1(-2 * h)
         d1 = d0 / 2 if solver_type == "midpoint" else alpha[i + 1] * (-math.expm1(-2 * h) / (-2 * h) + 1)
         got = data[i].next
-        want = (sigma[i + 1] / sigma[i] * math.exp(-h), d0 + d1 / r0, -d1 / r0, sigma[i + 1] * math.sqrt(-math.expm1(-2 * h)))
+        want = (
+            sigma[i + 1] / sigma[i] * math.exp(-h),
+            d0 + d1 / r0,
+            -d1 / r0,
+            sigma[i + 1] * math.sqrt(-math.expm1(-2 * h)),
+        )
         assert (got.sample, got.output, got.history[0], got.noise) == pytest.approx(want, rel=1e-11, abs=1e-12)
         e0 = -2 * sigma[i + 1] * math.expm1(h)
         e1 = e0 / 2 if solver_type == "midpoint" else -2 * sigma[i + 1] * (math.expm1(h) / h - 1)

@@ -80,7 +80,9 @@ class GaussianMixture:
         noise = torch.randn(count, self.means.shape[1], generator=generator, dtype=torch.float64)
         return self.means[which] + self.stds[which, None] * noise
 
-    def reference(self, schedule: NoiseSchedule, x: Tensor, start: float, end: float, tolerance: float = 1e-11) -> Tensor:
+    def reference(
+        self, schedule: NoiseSchedule, x: Tensor, start: float, end: float, tolerance: float = 1e-11
+    ) -> Tensor:
         """x [n, d] at time `start` carried to time `end` by the exact ODE (SciPy's DOP853), in float64.
 
         Results are cached on disk by a hash of all arguments (`FASTSAMPLE_CACHE`, or ~/.cache/fastsample).

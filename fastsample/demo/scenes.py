@@ -69,7 +69,9 @@ class Scene:
         for name, values in ATTRIBUTES.items():
             named = [word for word in words if word in values]
             if len(named) != 1:
-                raise ValueError(f"caption = {caption!r}: names {len(named)} {name}s; name one of {', '.join(values)}")
+                raise ValueError(
+                    f"caption = {caption!r}: names {len(named)} {name}s; name one of {', '.join(values)}"
+                )
             found[name] = named[0]
         return cls(**found)
 
@@ -111,7 +113,7 @@ def render_batch(scenes: list[Scene], seed: int) -> NDArray[np.float32]:
     """Images [n, 3, 32, 32] in [0, 1]."""
     rng = np.random.default_rng(seed)
     images = np.stack([render(scene, rng) for scene in scenes])
-    return images.transpose(0, 3, 1, 2).astype(np.float32) / 255
+    return np.asarray(images.transpose(0, 3, 1, 2) / 255, dtype=np.float32)
 
 
 def _jitter(colour: tuple[int, int, int], rng: np.random.Generator) -> tuple[int, int, int]:
@@ -129,7 +131,9 @@ def _draw(
         half = 0.88 * radius
         draw.rectangle((x - half, y - half, x + half, y + half), fill=fill)
     elif name == "triangle":
-        corners = [(x + 1.15 * radius * math.sin(a), y + 0.15 * radius - 1.15 * radius * math.cos(a)) for a in _THIRDS]
+        corners = [
+            (x + 1.15 * radius * math.sin(a), y + 0.15 * radius - 1.15 * radius * math.cos(a)) for a in _THIRDS
+        ]
         draw.polygon(corners, fill=fill)
     elif name == "cross":
         arm = 0.36 * radius

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 
-def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """float64 for float64, float32 for everything narrower."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
+def accumulation_dtype(*dtypes: torch.dtype) -> torch.dtype:
+    """float64 where any is float64, float32 for everything narrower."""
+    return torch.float64 if torch.float64 in dtypes else torch.float32
 
 
 def combine(weights: Sequence[float], tensors: Sequence[Tensor], dtype: torch.dtype) -> Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from fastsample.sampling.backend import accumulation_dtype, combine
@@ -25,13 +24,19 @@ class StepState:
 
 
 def apply_step(
-    step: Step, sample: Tensor, output: Tensor, state: StepState, *, noise: Tensor | None = None, keep: int = 8
+    step: Step,
+    sample: Tensor,
+    output: Tensor,
+    state: StepState,
+    *,
+    noise: Tensor | None = None,
+    keep: int = 8,
 ) -> Tensor:
     """The next sample, in `sample`'s dtype; `state` is advanced, its tensors in float32 or wider.
 
     `noise` is needed when the step's noise weight is not 0. `keep` bounds the history.
     """
-    dtype = accumulation_dtype(torch.promote_types(sample.dtype, output.dtype))
+    dtype = accumulation_dtype(sample.dtype, output.dtype)
 
     def apply(c: Combination) -> Tensor:
         weights, tensors = [c.sample, c.output], [sample, output]

@@ -59,7 +59,9 @@ def count(pipe: Any, images: int) -> Iterator[Ledger]:
     denoisers = [getattr(pipe, name, None) for name in ("unet", "transformer", "transformer_2")]
     modules = [module for module in denoisers if isinstance(module, nn.Module)]
     if not modules:
-        raise ValueError(f"pipe = {type(pipe).__name__} has no unet or transformer whose evaluations could be counted")
+        raise ValueError(
+            f"pipe = {type(pipe).__name__} has no unet or transformer whose evaluations could be counted"
+        )
     ledger = Ledger(images)
 
     def counted(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -100,7 +100,9 @@ class TableScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
         """As diffusers, from any scheduler's config; a flow-matching config is recognised by its keys."""
         if isinstance(config, Mapping) and is_flow(config):
-            kwargs = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", **kwargs}
+            # diffusers does not pass on untouched defaults; a flow config's are not ours, so keep them
+            config = {key: value for key, value in config.items() if key != "_use_default_values"}
+            kwargs = {"prediction_type": "flow_prediction", **kwargs}
         return super().from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)
 
     def _prepare(self) -> None:
@@ -239,7 +241,9 @@ class TableScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             self._table_start = self._step_index
             self._table = self._build_table(self._nodes[self._table_start :])
         if self._step_index >= len(self._nodes) - 1:
-            raise ValueError(f"timestep = {timestep}: all {len(self._nodes) - 1} steps are done; call set_timesteps again")
+            raise ValueError(
+                f"timestep = {timestep}: all {len(self._nodes) - 1} steps are done; call set_timesteps again"
+            )
         return self._table.steps[self._step_index - self._table_start]
 
     def _index_of(self, timestep: float | Tensor) -> int:

@@ -30,10 +30,10 @@ class DDIMScheduler(TableScheduler):
         model_output: Tensor,
         timestep: float | Tensor,
         sample: Tensor,
-        eta: float = 0.0,
         generator: Generators = None,
         variance_noise: Tensor | None = None,
         return_dict: bool = True,
+        eta: float = 0.0,
     ) -> TableSchedulerOutput | tuple[Tensor]:
         """As the base class; `eta` 0 is deterministic, 1 ancestral (DDPM)."""
         if eta != self._eta:

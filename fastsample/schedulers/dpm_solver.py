@@ -43,5 +43,9 @@ class DPMSolverScheduler(TableScheduler):
             return "ddim", {}
         if config.singlestep:
             return f"{family}-{order}s", {"solver_type": solver_type}
-        options = {"solver_type": solver_type, "variant": config.variant, "euler_at_final": config.euler_at_final}
+        options = {
+            "solver_type": solver_type,
+            "variant": config.variant,
+            "euler_at_final": config.euler_at_final,
+        }
         return f"{family}-{order}m", options

@@ -50,7 +50,9 @@ def make_nodes(
         if given is not None and (len(given) == 0 or not np.all(np.isfinite(np.asarray(given, dtype=np.float64)))):
             raise ValueError(f"{name} = {given!r}: give at least one finite value")
         if given is not None and steps is not None and len(given) != steps:
-            raise ValueError(f"num_inference_steps = {steps}, but {name} has {len(given)} values: leave one of them out")
+            raise ValueError(
+                f"num_inference_steps = {steps}, but {name} has {len(given)} values: leave one of them out"
+            )
     if steps is None and timesteps is None and sigmas is None:
         raise ValueError("num_inference_steps = None: give it, or timesteps, or sigmas")
     make = _flow_nodes if schedule.kind == "flow" else _vp_nodes
@@ -67,21 +69,21 @@ def _vp_nodes(
     sigmas: Sequence[float] | None,
     mu: float | None,
 ) -> tuple[Node, ...]:
+    final = _final_node(schedule, config)
     if sigmas is not None:  # on VP models diffusers means sigma / alpha
         values = np.asarray(sigmas, dtype=np.float64)
-        nodes = _nodes_of_times(schedule, schedule.time(-np.log(values[values > 0])), np.round)
-    elif timesteps is not None:
-        nodes = [schedule.node(float(t)) for t in timesteps]
+        return (*_nodes_of_times(schedule, schedule.time(-np.log(values[values > 0])), np.round), final)
+    if timesteps is not None:
+        return (*(schedule.node(float(t)) for t in timesteps), final)
+    assert steps is not None
+    name = grid_name(config, config.get("timestep_spacing", "linspace"))
+    times = evaluation_times(name, schedule, steps)
+    if name in INTEGER_GRIDS:
+        times = np.round(times) + (config.get("steps_offset", 0) if name == "leading" else 0)
+        nodes = [schedule.node(t) for t in np.clip(times, 0, schedule.noise_time).tolist()]
     else:
-        assert steps is not None
-        name = grid_name(config, config.get("timestep_spacing", "linspace"))
-        times = evaluation_times(name, schedule, steps)
-        if name in INTEGER_GRIDS:
-            times = np.round(times) + (config.get("steps_offset", 0) if name == "leading" else 0)
-            nodes = [schedule.node(t) for t in np.clip(times, 0, schedule.noise_time).tolist()]
-        else:
-            nodes = _nodes_of_times(schedule, times, np.round if name in ROUNDED_GRIDS else np.floor)
-    return (*_without_repeats(nodes, final := _final_node(schedule, config)), final)
+        nodes = _nodes_of_times(schedule, times, np.round if name in ROUNDED_GRIDS else np.floor)
+    return (*_without_repeats(nodes, final), final)
 
 
 def _flow_nodes(
@@ -93,7 +95,9 @@ def _flow_nodes(
     mu: float | None,
 ) -> tuple[Node, ...]:
     if config.get("invert_sigmas"):
-        raise ValueError("invert_sigmas = True is not supported: its model runs from data to noise; keep its scheduler")
+        raise ValueError(
+            "invert_sigmas = True is not supported: its model runs from data to noise; keep its scheduler"
+        )
     scale = schedule.noise_time
     values = _shifted_sigmas(schedule, config, steps, timesteps, sigmas, mu)
     times = values * scale if timesteps is None else np.asarray(timesteps, dtype=np.float64)

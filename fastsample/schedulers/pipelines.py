@@ -23,7 +23,9 @@ def set_scheduler(pipe: DiffusionPipeline, scheduler: Any) -> int:
     pipelines = [pipe, *(part for part in pipe.components.values() if isinstance(part, DiffusionPipeline))]
     found = [own for own in pipelines if "scheduler" in own.components]
     if not found:
-        raise ValueError(f"pipe = {type(pipe).__name__} has no scheduler: its components are {', '.join(pipe.components)}")
+        raise ValueError(
+            f"pipe = {type(pipe).__name__} has no scheduler: its components are {', '.join(pipe.components)}"
+        )
     for own in found:
         own.scheduler = scheduler
     return len(found)

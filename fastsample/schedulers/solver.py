@@ -26,7 +26,7 @@ def create_scheduler(
     `grid` names a time grid (default: the config's own spacing); `options` are the solver's, e.g. order=4,
     beta=0.8. Raises ValueError for unknown names and options.
     """
-    extra = {"timestep_grid": grid} if grid is not None else {}
+    extra: dict[str, Any] = {"timestep_grid": grid} if grid is not None else {}
     scheduler = SolverScheduler.from_config(config, solver_name=solver, solver_options=options, **extra)
     if grid is not None:
         from fastsample.schedulers.grid import grid_name

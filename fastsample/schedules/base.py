@@ -7,6 +7,7 @@ log-SNR, as in DPM-Solver (arXiv:2206.00927). Zero-terminal SNR (alpha = 0, lam 
 
 from __future__ import annotations
 
+import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -117,7 +118,7 @@ class NoiseSchedule(ABC):
 
 def require_falling_noise(nodes: tuple[Node, ...]) -> None:
     """Raise ValueError unless lam rises strictly from node to node."""
-    for index, (source, target) in enumerate(zip(nodes[:-1], nodes[1:], strict=True)):
+    for index, (source, target) in enumerate(itertools.pairwise(nodes)):
         if not source.lam < target.lam:
             raise ValueError(
                 f"times[{index}] = {source.time:g}, times[{index + 1}] = {target.time:g}: the noise must fall at "

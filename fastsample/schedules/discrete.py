@@ -94,18 +94,23 @@ def betas_from_config(config: Mapping[str, Any]) -> Array:
     if name == "linear":
         return np.linspace(start, end, steps, dtype=np.float64)
     if name == "scaled_linear":
-        return np.linspace(start**0.5, end**0.5, steps, dtype=np.float64) ** 2
+        return np.square(np.linspace(start**0.5, end**0.5, steps, dtype=np.float64))
     if name == "squaredcos_cap_v2":
         edges = np.arange(steps + 1, dtype=np.float64) / steps
-        bar = np.cos((edges + 0.008) / 1.008 * math.pi / 2) ** 2  # Nichol & Dhariwal, arXiv:2102.09672, eq. 17
-        return np.minimum(1.0 - bar[1:] / bar[:-1], 0.999)
+        # Nichol & Dhariwal, arXiv:2102.09672, eq. 17
+        return _betas_of_cumprod(np.square(np.cos((edges + 0.008) / 1.008 * math.pi / 2)))
     if name == "sigmoid":
-        return 1.0 / (1.0 + np.exp(-np.linspace(-6, 6, steps))) * (end - start) + start
+        ramp = np.linspace(-6, 6, steps, dtype=np.float64)
+        return np.asarray(start + (end - start) / (1.0 + np.exp(-ramp)))
     if name == "laplace":
         edges = np.arange(steps + 1, dtype=np.float64) / steps
         lam = -0.5 * np.sign(0.5 - edges) * np.log(1 - 2 * np.abs(0.5 - edges) + 1e-6)
         snr = np.exp(lam)
-        bar = np.sqrt(snr / (1 + snr))
-        return np.minimum(1.0 - bar[1:] / bar[:-1], 0.999)
+        return _betas_of_cumprod(np.sqrt(snr / (1 + snr)))
     known = "linear, scaled_linear, squaredcos_cap_v2, sigmoid, laplace"
     raise ValueError(f"beta_schedule = {name!r} is unknown: use one of {known}, or give trained_betas")
+
+
+def _betas_of_cumprod(bar: Array) -> Array:
+    """Betas, at most 0.999, of a cumulative product given at the steps + 1 edges."""
+    return np.asarray(np.minimum(1.0 - bar[1:] / bar[:-1], 0.999))

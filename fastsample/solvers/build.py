@@ -36,7 +36,12 @@ def build_table(
     Raises ValueError for unknown names and options, values out of range, and grids whose noise does not fall.
     """
     return build_table_on_nodes(
-        name, schedule.nodes(times), schedule=schedule, prediction_type=prediction_type, lower_final=lower_final, **options
+        name,
+        schedule.nodes(times),
+        schedule=schedule,
+        prediction_type=prediction_type,
+        lower_final=lower_final,
+        **options,
     )
 
 
@@ -74,7 +79,12 @@ def build_table_on_nodes(
 
 
 def _assemble(
-    solver: Solver, nodes: Sequence[Node], orders: Sequence[int], prediction_type: str, options: Any, singlestep: bool
+    solver: Solver,
+    nodes: Sequence[Node],
+    orders: Sequence[int],
+    prediction_type: str,
+    options: Any,
+    singlestep: bool,
 ) -> Table:
     rows: list[Row] = []
     for index, order in enumerate(orders):
@@ -91,14 +101,18 @@ def _block_length(orders: Sequence[int], index: int) -> int:
 
 
 def _stage_nodes(
-    solver: Solver, nodes: tuple[Node, ...], order: int, schedule: NoiseSchedule | None, lower_final: LowerFinal
+    solver: Solver,
+    nodes: tuple[Node, ...],
+    order: int,
+    schedule: NoiseSchedule | None,
+    lower_final: LowerFinal,
 ) -> tuple[tuple[Node, ...], list[int]]:
     """The evaluation nodes with stages, and each one's position in its step."""
     if schedule is None:
         count, head = len(nodes) - 1, int(nodes[0].alpha == 0)
         orders = [1] * head + singlestep_orders(count - head, order, lower_final)
-        if nodes[-1].sigma == 0 and orders[-1] > 1:  # onto sigma = 0 the last evaluation stands alone
-            orders = [1] * head + singlestep_orders(count - head, order, True)
+        if nodes[-1].sigma == 0:  # onto sigma = 0 the last evaluation stands alone
+            orders[-1] = 1
         return nodes, orders
     lowers = lower_final if isinstance(lower_final, bool) else (len(nodes) - 1) * order < lower_final
     expanded, orders = [nodes[0]], list[int]()
@@ -118,7 +132,9 @@ def _check_options(solver: Solver, options: dict[str, Any]) -> tuple[int, dict[s
     for key in options:
         if key not in known:
             takes = ", ".join(known) or "no options"
-            raise ValueError(f"option {key} = {options[key]!r} is unknown to solver {solver.name!r}: it takes {takes}")
+            raise ValueError(
+                f"option {key} = {options[key]!r} is unknown to solver {solver.name!r}: it takes {takes}"
+            )
     order = options.get("order", solver.order)
     if solver.orders:
         check_choice("order", order, solver.orders)

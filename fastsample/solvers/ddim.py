@@ -11,7 +11,13 @@ from fastsample.tables.row import Row, Weights, ddim_weights
 
 
 @solver("ddim", order=1, space="data", references=("arXiv:2010.02502",))
-@solver("euler", order=1, space="data", references=("arXiv:2206.00364",), summary="Euler in sigma: the same as ddim")
+@solver(
+    "euler",
+    order=1,
+    space="data",
+    references=("arXiv:2206.00364",),
+    summary="Euler in sigma: the same as ddim",
+)
 def ddim(nodes: Sequence[Node], target: Node, *, order: int = 1, eta: float = 0.0) -> Row:
     """First order, one model call a step, no history. Euler's method in sigma / alpha; on flow models, Euler.
 

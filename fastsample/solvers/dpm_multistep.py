@@ -28,9 +28,7 @@ def three_step(step: ExponentialStep, r0: float, r1: float, variant: str) -> tup
     return step.constant + first, second - first, -second
 
 
-def multistep(
-    nodes: Sequence[Node], target: Node, space: Space, order: int, solver_type: str, variant: str
-) -> Row:
+def multistep(nodes: Sequence[Node], target: Node, space: Space, order: int, solver_type: str, variant: str) -> Row:
     """The multistep update of `order` from the newest node, one model call a step."""
     check_choice("solver_type", solver_type, SOLVER_TYPES)
     check_choice("variant", variant, VARIANTS)

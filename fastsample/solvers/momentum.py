@@ -34,14 +34,28 @@ def with_momentum(row: Row, beta: float, *, started: bool, nesterov: bool = Fals
     return replace(row, next=moved, states={"velocity": velocity})
 
 
-@solver("hb", order=2, orders=(1, 2, 3, 4), space="noise", references=REFERENCES, limits=False, claims=lambda order: 1)
+@solver(
+    "hb",
+    order=2,
+    orders=(1, 2, 3, 4),
+    space="noise",
+    references=REFERENCES,
+    limits=False,
+    claims=lambda order: 1,
+)
 def heavy_ball(nodes: Sequence[Node], target: Node, *, order: int = 2, beta: float = 0.8) -> Row:
     """Heavy ball on Adams-Bashforth of `order`; order of convergence 1 for beta < 1, a wider stability region."""
     return with_momentum(plms(nodes, target, order=order), beta, started=len(nodes) > 1)
 
 
 @solver(
-    "nesterov", order=2, orders=(1, 2, 3, 4), space="noise", references=REFERENCES, limits=False, claims=lambda order: 1
+    "nesterov",
+    order=2,
+    orders=(1, 2, 3, 4),
+    space="noise",
+    references=REFERENCES,
+    limits=False,
+    claims=lambda order: 1,
 )
 def nesterov(nodes: Sequence[Node], target: Node, *, order: int = 2, beta: float = 0.8) -> Row:
     """Nesterov momentum on Adams-Bashforth of `order`; order of convergence 1 for beta < 1."""

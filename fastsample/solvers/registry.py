@@ -44,7 +44,9 @@ class Solver:
     def options(self) -> dict[str, Any]:
         """The options that a caller may give, with their defaults."""
         parameters = inspect.signature(self.rule).parameters.values()
-        found = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in ("order", "block")}
+        found = {
+            p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in ("order", "block")
+        }
         found = {name: default for name, default in found.items() if name not in (self.preset or {})}
         return {"order": self.order, **found} if self.orders else found
 
@@ -64,7 +66,13 @@ _SOLVERS: dict[str, Solver] = {}
 
 
 def solver(
-    name: str, *, order: int, space: Space, references: Sequence[str] = (), summary: str | None = None, **facts: Any
+    name: str,
+    *,
+    order: int,
+    space: Space,
+    references: Sequence[str] = (),
+    summary: str | None = None,
+    **facts: Any,
 ) -> Callable[[Rule], Rule]:
     """Register the decorated rule under `name`; its docstring's first line is the summary unless one is given."""
 

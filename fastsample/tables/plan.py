@@ -24,7 +24,7 @@ def singlestep_orders(count: int, order: int, lower_final: LowerFinal = False) -
     With `lower_final` the last block has one evaluation (DPM-Solver-fast, arXiv:2206.00927, app. D.3): the
     two shorter blocks before it make up the count.
     """
-    if order == 1 or not _lowers(lower_final, count):
+    if count < order or not _lowers(lower_final, count):
         return [1 + index % order for index in range(count)]
     full, rest = divmod(count, order)
     blocks = [order] * full + [rest]

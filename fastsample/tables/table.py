@@ -103,7 +103,9 @@ class Table:
         """The lower-triangular closed form, by running the recurrence on coefficient vectors."""
         count = self.nfe
         basis = np.eye(1 + 2 * count)
-        samples = self._run(basis[0], [basis[1 + i] for i in range(count)], [basis[1 + count + i] for i in range(count)])
+        samples = self._run(
+            basis[0], [basis[1 + i] for i in range(count)], [basis[1 + count + i] for i in range(count)]
+        )
         full = np.stack(samples)
         return Unrolled(full[:, 0], full[:, 1 : 1 + count], full[:, 1 + count :])
 
@@ -130,12 +132,16 @@ class Table:
 
     def _run(self, sample: Any, outputs: Sequence[Any], noises: Sequence[Any]) -> list[Any]:
         """All samples of the recurrence for given outputs and noises (scalars or vectors)."""
-        samples, history, states = [sample], [], dict[str, Any]()
+        samples, history, states = [sample], list[Any](), dict[str, Any]()
         for step, output, noise in zip(self.steps, outputs, noises, strict=True):
             sample = samples[-1]
 
             def combine(
-                c: Combination, sample: Any = sample, output: Any = output, noise: Any = noise, past: Any = tuple(history)
+                c: Combination,
+                sample: Any = sample,
+                output: Any = output,
+                noise: Any = noise,
+                past: Any = tuple(history),
             ) -> Any:
                 total = c.sample * sample + c.output * output + c.noise * noise
                 total = total + sum(w * entry for w, entry in zip(c.history, past, strict=False) if w)
@@ -181,7 +187,9 @@ def compile_rows(solver: str, rows: Sequence[Row], space: Space, prediction_type
                 node,
                 row.target,
                 _raw(row.next, node, space, prediction_type),
-                prediction_weights(node, prediction_type, "data") if node.alpha or prediction_type != "epsilon" else (0, 0),
+                prediction_weights(node, prediction_type, "data")
+                if node.alpha or prediction_type != "epsilon"
+                else (0, 0),
                 _raw(entry, node, space, prediction_type) if keeps_entry else None,
                 {name: _raw(weights, node, space, prediction_type) for name, weights in row.states.items()},
             )

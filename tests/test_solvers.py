@@ -1,0 +1,243 @@
+"""Every solver against exact solutions; momentum against the paper's recursion written out."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import fastsample as fs
+from fastsample.sampling.executor import apply_step
+from fastsample.solvers import Solver, available, build_table_on_nodes
+from fastsample.solvers.adams import adams_weights
+
+SOLVERS = available()
+DETERMINISTIC = {name: solver for name, solver in SOLVERS.items() if not solver.stochastic}
+MIXTURE = fs.GaussianMixture.random(components=3, dims=2, std=0.6, seed=1)
+VP = fs.NoiseSchedule.linear_vp()
+FLOW = fs.NoiseSchedule.flow()
+
+
+def uniform_grid(schedule: fs.NoiseSchedule, start: float, end: float, steps: int, fixed_weights: bool) -> np.ndarray:
+    """Uniform in sigma / alpha where the solver's weights assume that, else in log-SNR."""
+    lam = schedule.lam([start, end])
+    levels = np.linspace(*np.exp(-lam), steps + 1) if fixed_weights else np.exp(-np.linspace(*lam, steps + 1))
+    times = schedule.time(-np.log(levels))
+    times[[0, -1]] = start, end
+    return times
+
+
+def order_of(solver: Solver, schedule: fs.NoiseSchedule, **options: object) -> float:
+    """Slope of the global error over halved steps on the mixture, against DOP853."""
+    start, end = (0.5, 0.1) if schedule is VP else (0.7, 0.2)
+    prediction = "epsilon" if schedule is VP else "flow_prediction"
+    x = torch.randn(64, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x = float(schedule.alpha(start)) * MIXTURE.sample(64) + float(schedule.sigma(start)) * x
+    exact = MIXTURE._integrate(schedule, x, start, end, 1e-12)
+    model = MIXTURE.model(schedule, prediction)
+    errors = []
+    for steps in (48, 96, 192):
+        times = uniform_grid(schedule, start, end, steps, fixed_weights=not solver.limits)
+        table = fs.build_table(solver.name, schedule, times, prediction_type=prediction, **options)
+        result = fs.integrate(table, model, x)
+        assert result.dtype == torch.float64
+        errors.append(float((result - exact).square().mean().sqrt()))
+    return float(np.log2(np.array(errors[:-1]) / np.array(errors[1:])).max())
+
+
+@pytest.mark.parametrize("schedule", [VP, FLOW], ids=["vp", "flow"])
+@pytest.mark.parametrize("name", DETERMINISTIC)
+def test_measured_order_reaches_the_claim(name: str, schedule: fs.NoiseSchedule) -> None:
+    solver = DETERMINISTIC[name]
+    for order in solver.orders or (None,):
+        options = {"order": order} if order else {}
+        claimed = solver.claimed_order(order)
+        assert order_of(solver, schedule, **options) >= claimed - 0.2, (name, order)
+
+
+@pytest.mark.parametrize(("variant", "order"), [("released", 2), ("exact", 3)])
+@pytest.mark.parametrize("name", ["dpm-3m", "dpmpp-3m"])
+def test_the_exact_third_order_rule_is_third_order(name: str, variant: str, order: int) -> None:
+    """Local error of one step from exact history, predictions exp(rate * lam): h^(order + 1).
+
+    The global order is 2 either way: the first step, of order 1, costs h^2 once.
+    """
+    sign = 1 if name == "dpmpp-3m" else -1  # x / sigma grows by exp(lam) data, x / alpha by -exp(-lam) noise
+    slopes = []
+    for rate in (0.7, -1.3, 2.2):
+        errors = []
+        for h in (0.04, 0.02, 0.01):
+            nodes = VP.nodes(VP.time(np.array([-2.6, -1.4, 0.0, 1.0]) * h))
+            prediction = "sample" if sign > 0 else "epsilon"
+            last = build_table_on_nodes(name, nodes, prediction_type=prediction, variant=variant).steps[2].next
+            outputs = [math.exp(rate * node.lam) for node in (nodes[2], nodes[1], nodes[0])]
+            got = sum(w * m for w, m in zip((last.output, *last.history), outputs, strict=True))
+            scale = nodes[3].sigma if sign > 0 else -nodes[3].alpha
+            power = rate + sign
+            exact = scale * (math.exp(power * nodes[3].lam) - math.exp(power * nodes[2].lam)) / power
+            errors.append(abs(got - exact))
+        slopes.append(math.log2(errors[1] / errors[2]))
+    assert max(slopes) == pytest.approx(order + 1, abs=0.3)
+
+
+def test_fixed_weights_reach_their_order_on_their_own_grid() -> None:
+    assert order_of(SOLVERS["plms"], VP, order=3) >= 2.8
+    assert order_of(SOLVERS["ghvb"], VP, order=3, beta=0.9) >= 2.8
+    assert sum(adams_weights(5, 0.7)) == pytest.approx(1)
+    assert adams_weights(4) == pytest.approx([55 / 24, -59 / 24, 37 / 24, -9 / 24])
+    assert adams_weights(5) == pytest.approx([1901 / 720, -2774 / 720, 2616 / 720, -1274 / 720, 251 / 720])
+
+
+TABLE = {  # columns of the paper's table of GHVB weights
+    1: lambda b: ([1.0], 1.0),
+    2: lambda b: ([2 + b, -(2 - b)], 2 * b),
+    3: lambda b: ([18 + 5 * b, -(24 - 8 * b), 6 - b], 12 * b),
+    4: lambda b: ([46 + 9 * b, -(78 - 19 * b), 42 - 5 * b, -(10 - b)], 24 * b),
+    5: lambda b: ([1650 + 251 * b, -(3420 - 646 * b), 2880 - 264 * b, -(1380 - 106 * b), 270 - 19 * b], 720 * b),
+}
+
+
+def paper_recursion(kind: str, order: int, beta: float, times: list[float], x: float) -> list[float]:
+    """GHVB, HB or Nesterov stepped directly in x / alpha, sigma / alpha."""
+    alpha, sigma = VP.alpha(times), VP.sigma(times)
+    bar, slopes, velocities, results = x / alpha[0], [], [], []
+    for n in range(len(times) - 1):
+        eps = math.sin(3 * bar * alpha[n]) + 0.2 * n
+        slopes.insert(0, eps)
+        if kind == "ghvb":
+            velocities.insert(0, (1 - beta) * velocities[0] + beta * eps if velocities else eps)
+            weights, divisor = TABLE[min(order, len(velocities))](beta)
+            slope = sum(w * v for w, v in zip(weights, velocities, strict=False)) / divisor
+        else:
+            weights, divisor = TABLE[min(order, len(slopes))](1.0)
+            p = sum(w * s for w, s in zip(weights, slopes, strict=False)) / divisor
+            velocities.insert(0, (1 - beta) * velocities[0] + beta * p if velocities else p)
+            slope = velocities[0] if kind == "hb" else (1 - beta) * velocities[0] + beta * p
+            if kind == "nesterov" and n == 0:
+                slope = p
+        bar += (sigma[n + 1] / alpha[n + 1] - sigma[n] / alpha[n]) * slope
+        results.append(bar * alpha[n + 1])
+    return results
+
+
+@pytest.mark.parametrize(
+    ("kind", "order", "beta"),
+    [("ghvb", order, beta) for order in range(1, 6) for beta in (0.2, 0.8, 1.0)]
+    + [(kind, order, beta) for kind in ("hb", "nesterov") for order in range(1, 5) for beta in (0.5, 1.0)],
+)
+def test_momentum_is_the_papers_recursion(kind: str, order: int, beta: float) -> None:
+    times = [0.95, 0.9, 0.7, 0.62, 0.5, 0.3, 0.22, 0.1, 0.02]
+    table = fs.build_table(kind, VP, times, order=order, beta=beta)
+    want = paper_recursion(kind, order, beta, times, 0.7)
+    count = [0]
+
+    def model(x: torch.Tensor, t: float) -> torch.Tensor:
+        count[0] += 1
+        return torch.sin(3 * x) + 0.2 * (count[0] - 1)
+
+    got = float(fs.integrate(table, model, torch.tensor([[0.7]], dtype=torch.float64)))
+    assert got == pytest.approx(want[-1], rel=1e-10)
+    assert count[0] == table.nfe == len(times) - 1
+
+
+@pytest.mark.parametrize("beta", [0.5, 0.8, 1.0])
+def test_heavy_ball_on_2m_is_the_papers_recursion(beta: float) -> None:
+    times = [0.95, 0.9, 0.7, 0.62, 0.5, 0.3, 0.22, 0.1]
+    lam, alpha, sigma = VP.lam(times), VP.alpha(times), VP.sigma(times)
+    x, previous, velocity = 0.7, None, None
+    for n in range(len(times) - 1):
+        h = lam[n + 1] - lam[n]
+        data = math.cos(2 * x)
+        if n == 0:
+            direction = data
+        else:
+            r0 = (lam[n] - lam[n - 1]) / h
+            newest = (1 + 1 / (2 * r0)) * data - previous / (2 * r0)
+            velocity = newest if velocity is None else (1 - beta) * velocity + beta * newest
+            direction = velocity
+        x, previous = sigma[n + 1] / sigma[n] * x - alpha[n + 1] * math.expm1(-h) * direction, data
+    table = fs.build_table("hb-dpmpp-2m", VP, times, beta=beta, prediction_type="sample")
+    got = fs.integrate(table, lambda x, t: torch.cos(2 * x), torch.tensor([[0.7]], dtype=torch.float64))
+    assert float(got) == pytest.approx(x, rel=1e-10)
+
+
+def test_momentum_one_is_the_base_solver() -> None:
+    times = np.linspace(0.9, 0.1, 9)
+    pairs = (("hb", "plms", {"order": 3}), ("ghvb", "plms", {"order": 4}), ("nesterov", "plms", {"order": 2}))
+    for name, base, options in pairs:
+        ours = fs.build_table(name, VP, times, beta=1.0, **options).unroll()
+        want = fs.build_table(base, VP, times, **options).unroll()
+        np.testing.assert_allclose(ours.b, want.b, atol=1e-12)
+    ours = fs.build_table("hb-dpmpp-2m", VP, times, beta=1.0).unroll()
+    np.testing.assert_allclose(ours.b, fs.build_table("dpmpp-2m", VP, times).unroll().b, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_one_point_data_is_solved_exactly_onto_sigma_zero(name: str) -> None:
+    """A model that always predicts the same data ends on it, from pure noise, on VP and flow."""
+    clean = torch.tensor([[1.5, -0.5]], dtype=torch.float64)
+    ztsnr = fs.NoiseSchedule.from_config({"rescale_betas_zero_snr": True})
+    for schedule in (ztsnr, FLOW):
+        times = fs.time_grid("trailing", schedule, 7)
+        table = fs.build_table(name, schedule, times, prediction_type="sample")
+        x = torch.randn(1, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        generator = torch.Generator().manual_seed(1)
+        got = fs.integrate(table, lambda x, t: clean, x, generator=generator)
+        torch.testing.assert_close(got, clean, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(("name", "bias"), [("dpmpp-2m-sde", 0.02), ("dpmpp-1-sde", 0.08), ("dpm-2m-sde", 0.02)])
+def test_stochastic_solvers_keep_the_marginal(name: str, bias: float) -> None:
+    """Unit Gaussian data stay unit Gaussian: mean 0, variance 1 within five standard errors and the steps' bias."""
+    count = 40000
+    mixture = fs.GaussianMixture(*(torch.tensor(v, dtype=torch.float64) for v in ([[0.0]], [1.0], [1.0])))
+    times = uniform_grid(VP, 1.0, 0.01, 120, fixed_weights=False)
+    x = torch.randn(count, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    table = fs.build_table(name, VP, times)
+    got = fs.integrate(table, mixture.model(VP), x, generator=torch.Generator().manual_seed(1))
+    assert abs(float(got.mean())) < 5 / math.sqrt(count)
+    assert abs(float(got.var()) - 1) < 5 * math.sqrt(2 / count) + bias
+    assert float((got * x).mean().abs()) < 0.2  # it forgot its start: the noise was used
+
+
+def test_a_list_of_generators_makes_images_independent_of_their_batch() -> None:
+    table = fs.build_table("dpmpp-2m-sde", VP, np.linspace(1, 0.05, 6))
+    x = torch.randn(3, 2, generator=torch.Generator().manual_seed(0))
+
+    def run(rows: list[int]) -> torch.Tensor:
+        generators = [torch.Generator().manual_seed(10 + row) for row in rows]
+        return fs.integrate(table, MIXTURE.model(VP), x[rows], generator=generators)
+
+    torch.testing.assert_close(run([0, 1, 2])[1:2], run([1]))
+    with pytest.raises(ValueError, match="generator has 1 entries for a batch of 3"):
+        fs.integrate(table, MIXTURE.model(VP), x, generator=[torch.Generator()])
+
+
+def test_integration_never_leaves_float64() -> None:
+    table = fs.build_table("hb", VP, np.linspace(0.9, 0.1, 6))
+    seen = []
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            out = func(*args, **(kwargs or {}))
+            seen.extend(t.dtype for t in (*args, out) if isinstance(t, torch.Tensor))
+            return out
+
+    x = torch.randn(4, 2, dtype=torch.float64)
+    with Watch():
+        fs.integrate(table, lambda x, t: -x, x)
+    assert seen
+    assert set(seen) == {torch.float64}
+
+
+def test_integrate_checks_shapes() -> None:
+    table = fs.build_table("ddim", VP, [0.9, 0.1])
+    with pytest.raises(ValueError, match="model output has shape"):
+        fs.integrate(table, lambda x, t: x[:1], torch.zeros(2, 2))
+    step = fs.build_table("dpmpp-2m-sde", VP, [0.9, 0.1]).steps[0]
+    from fastsample.sampling import StepState
+
+    with pytest.raises(ValueError, match="noise = None"):
+        apply_step(step, torch.zeros(1, 1), torch.zeros(1, 1), StepState())
