@@ -3,7 +3,8 @@
     python scripts/train_text_to_image.py all --out build/text_to_image
 
 Stages can be run one by one (vae, classifier, unet); each writes its part of the diffusers folder and a
-checkpoint to continue from. On 2 CPU cores the stages take about 15, 5 and 45 minutes.
+unet also a
+checkpoint to continue from; the finished pipeline is `OUT/folder`. On 2 CPU cores the stages take about 12, 3 and 30 minutes.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import shutil
 import time
 from pathlib import Path
 
@@ -282,6 +284,7 @@ def export(
             file,
             {"format": "pt"},
         )
+    shutil.copyfile(out / "classifier.safetensors", folder / "classifier.safetensors")
     config = folder / "scheduler" / "scheduler_config.json"
     known = json.loads(config.read_text())
     config.write_text(json.dumps({**known, "clip_sample": False}, indent=2) + "\n")
@@ -295,9 +298,9 @@ def main() -> None:
     parser.add_argument("stage", choices=("vae", "classifier", "unet", "all"))
     parser.add_argument("--out", type=Path, default=Path("build/text_to_image"))
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--vae-steps", type=int, default=5000)
+    parser.add_argument("--vae-steps", type=int, default=3800)
     parser.add_argument("--classifier-steps", type=int, default=2500)
-    parser.add_argument("--unet-steps", type=int, default=5000)
+    parser.add_argument("--unet-steps", type=int, default=4200)
     parser.add_argument("--batch", type=int, default=96)
     parser.add_argument("--threads", type=int, default=0, help="0: torch's own choice")
     arguments = parser.parse_args()

@@ -1,0 +1,96 @@
+"""The bundled text-to-image model and its metrics: load it offline, score images, features of real images.
+
+Nothing heavy is imported until a function is called.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from diffusers import StableDiffusionPipeline
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from fastsample.demo.classifier import AttributeClassifier
+
+CLASSIFIER_FILE = "classifier.safetensors"
+
+
+def model_path() -> Path:
+    """The diffusers folder of the bundled model."""
+    return Path(__file__).parent / "text_to_image"
+
+
+def load_pipeline(dtype: torch.dtype | None = None, device: str | torch.device = "cpu") -> StableDiffusionPipeline:
+    """The bundled pipeline, offline, without progress bars; float32 when no dtype is given."""
+    import torch
+    from diffusers import StableDiffusionPipeline
+
+    pipe = StableDiffusionPipeline.from_pretrained(
+        model_path(), torch_dtype=dtype or torch.float32, local_files_only=True, safety_checker=None
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe.to(device)
+
+
+@functools.lru_cache(maxsize=1)
+def load_classifier() -> AttributeClassifier:
+    """The attribute classifier in float32 on the CPU, in evaluation mode; one shared instance."""
+    from safetensors.torch import load_file
+
+    from fastsample.demo.classifier import AttributeClassifier
+
+    model = AttributeClassifier()
+    model.load_state_dict(load_file(model_path() / CLASSIFIER_FILE))
+    return model.eval().requires_grad_(False)
+
+
+def prompt_fidelity(images: Tensor, prompts: Sequence[str]) -> dict[str, float]:
+    """Fractions of right attributes and of wholly right prompts, then of each attribute.
+
+    Images are [n, 3, 32, 32] in [0, 1]; prompts are captions of scenes. An image that is not finite is wrong.
+    """
+    import torch
+
+    from fastsample.demo.scenes import ATTRIBUTES, Scene
+
+    if len(images) != len(prompts) or not prompts:
+        raise ValueError(f"{len(images)} images and {len(prompts)} prompts: give one prompt an image")
+    truth = torch.tensor([Scene.from_caption(prompt).labels for prompt in prompts])
+    clean, finite = _prepared(images)
+    logits = load_classifier()(clean)
+    guesses = torch.stack([logits[name].argmax(1) for name in ATTRIBUTES], 1)
+    right = (guesses == truth) & finite[:, None]
+    by_attribute = dict(zip(ATTRIBUTES, right.double().mean(0).tolist(), strict=True))
+    whole = right.all(1).double().mean().item()
+    return {"attributes": right.double().mean().item(), "prompts": whole, **by_attribute}
+
+
+def features(images: Tensor) -> NDArray[np.float64]:
+    """[n, 64] classifier features in float64 of images in [0, 1], for the Frechet distance."""
+    clean, _ = _prepared(images)
+    return load_classifier().features(clean).double().numpy()
+
+
+@functools.lru_cache(maxsize=8)
+def real_features(n: int = 2000, seed: int = 0) -> NDArray[np.float64]:
+    """[n, 64] features of real images of held-out scenes; shared, so leave them unchanged."""
+    import torch
+
+    from fastsample.demo.scenes import render_batch, sample_scenes
+
+    scenes = sample_scenes(n, seed, held_out=True)
+    return features(torch.from_numpy(render_batch(scenes, seed)))
+
+
+def _prepared(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Float32 CPU images without non-finite values, and which images were finite throughout."""
+    images = images.detach().float().cpu()
+    finite = images.isfinite().flatten(1).all(1)
+    return images.nan_to_num(0.0, 1.0, 0.0).clamp(0, 1), finite
