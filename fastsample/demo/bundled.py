@@ -33,7 +33,7 @@ def load_pipeline(dtype: torch.dtype | None = None, device: str | torch.device =
     from diffusers import StableDiffusionPipeline
 
     pipe = StableDiffusionPipeline.from_pretrained(
-        model_path(), torch_dtype=dtype or torch.float32, local_files_only=True, safety_checker=None
+        model_path(), dtype=dtype or torch.float32, local_files_only=True, safety_checker=None
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)

@@ -1,0 +1,118 @@
+"""What is compared: arms (a solver of ours, or a diffusers class) and the cases that they run."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+OPTION_ALIASES = {"true": True, "false": False, "none": None}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A sampler: a registered solver (`peer` False) or a diffusers scheduler class (`peer` True)."""
+
+    name: str
+    options: tuple[tuple[str, Any], ...] = ()
+    grid: str | None = None
+    peer: bool = False
+
+    @property
+    def label(self) -> str:
+        """What tables and plots call it."""
+        options = ",".join(f"{key}={value}" for key, value in self.options)
+        text = f"{self.name}({options})" if options else self.name
+        text = f"{text} {self.grid}" if self.grid else text
+        return f"diffusers {text}" if self.peer else text
+
+    def scheduler(self, config: Mapping[str, Any]) -> Any:
+        """A fresh scheduler of this arm for the model that `config` describes."""
+        if self.peer:
+            return peer_class(self.name).from_config(config, **dict(self.options))
+        from fastsample.schedulers import create_scheduler
+
+        return create_scheduler(self.name, config, grid=self.grid, **dict(self.options))
+
+
+@dataclass(frozen=True)
+class Case:
+    """One sampling run: an arm at a number of steps, a guidance scale and a seed."""
+
+    arm: Arm
+    steps: int
+    guidance: float
+    seed: int
+
+    @property
+    def key(self) -> str:
+        """Names this case in a record file."""
+        return json.dumps([self.arm.label, self.steps, self.guidance, self.seed])
+
+
+def peer_class(name: str) -> Any:
+    """The diffusers scheduler class called `name` or `name`Scheduler; ValueError names the nearest ones."""
+    import diffusers
+
+    known = [entry for entry in dir(diffusers) if entry.endswith("Scheduler") and not entry.startswith("Flax")]
+    for candidate in (name, f"{name}Scheduler"):
+        if candidate in known:
+            return getattr(diffusers, candidate)
+    short = [entry.removesuffix("Scheduler") for entry in known]
+    near = difflib.get_close_matches(name, short, n=3, cutoff=0.3) or short[:3]
+    raise ValueError(f"peer = {name!r} is no scheduler class of diffusers: did you mean {', '.join(near)}?")
+
+
+def parse_arm(text: str, *, grid: str | None = None, peer: bool = False) -> Arm:
+    """An arm from `name` or `name:key=value,key=value`; unknown names and options raise ValueError."""
+    name, _, tail = text.strip().partition(":")
+    arm = Arm(name, parse_options(tail.split(",") if tail else [], text), grid, peer)
+    if peer:
+        peer_class(name)
+    else:
+        from fastsample.schedulers import create_scheduler
+
+        create_scheduler(name, {}, grid=grid, **dict(arm.options))
+    return arm
+
+
+def parse_options(pairs: Sequence[str], argument: str) -> tuple[tuple[str, Any], ...]:
+    """`key=value` texts as typed pairs: int, float, true, false, none or str."""
+    options = []
+    for pair in pairs:
+        key, sign, value = pair.partition("=")
+        if not sign or not key.strip():
+            raise ValueError(f"option {pair!r} in {argument!r}: write key=value, as in order=3")
+        options.append((key.strip(), parse_value(value.strip())))
+    return tuple(options)
+
+
+def parse_value(text: str) -> Any:
+    """The Python value that a command-line text means."""
+    if text.lower() in OPTION_ALIASES:
+        return OPTION_ALIASES[text.lower()]
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def make_cases(
+    arms: Sequence[Arm], steps: Sequence[int], guidances: Sequence[float], seeds: Sequence[int]
+) -> list[Case]:
+    """All combinations, arms innermost, so that a comparison is complete as early as possible."""
+    for value in steps:
+        if value < 1:
+            raise ValueError(f"steps = {value}: give integers of at least 1")
+    for guidance in guidances:
+        if not math.isfinite(guidance) or guidance < 0:
+            raise ValueError(f"guidance = {guidance}: give finite numbers of at least 0 (1 means none)")
+    for seed in seeds:
+        if seed < 0:
+            raise ValueError(f"seed = {seed}: give integers of at least 0")
+    return [Case(a, n, g, s) for g in guidances for n in steps for s in seeds for a in arms]

@@ -1,0 +1,51 @@
+"""Distances: to the converged solution, and between feature distributions."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import scipy.linalg
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+def rms(a: Tensor, b: Tensor) -> float:
+    """Root mean square difference; inf when either is not finite."""
+    value = float((a.double() - b.double()).square().mean().sqrt())
+    return value if math.isfinite(value) else math.inf
+
+
+def psnr(a: Tensor, b: Tensor, peak: float = 1.0) -> float:
+    """Peak signal-to-noise ratio in dB for signals of range `peak`."""
+    error = rms(a, b)
+    return math.inf if error == 0 else 20 * math.log10(peak / error)
+
+
+def frechet_distance(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+    """Frechet distance between Gaussians fitted to features [n, d] and [m, d] (Heusel et al., arXiv:1706.08500).
+
+    Raises ValueError for fewer than 2 rows. Biased upwards for few rows: compare equal counts only.
+    """
+    if len(a) < 2 or len(b) < 2:
+        raise ValueError(f"features have {len(a)} and {len(b)} rows: a Frechet distance needs at least 2 of each")
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        return math.inf
+    cov_a, cov_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    # The trace of sqrt(cov_a cov_b), by the symmetric form, real by construction.
+    root = scipy.linalg.sqrtm(cov_a + 1e-12 * np.eye(len(cov_a))).real
+    eigenvalues = scipy.linalg.eigvalsh(root @ cov_b @ root)
+    cross = np.sqrt(np.clip(eigenvalues, 0, None)).sum()
+    gap = a.mean(0) - b.mean(0)
+    return float(max(0.0, gap @ gap + np.trace(cov_a) + np.trace(cov_b) - 2 * cross))
+
+
+def decode(pipe: object, latents: Tensor, batch: int = 64) -> Tensor:
+    """Images [n, 3, H, W] in [0, 1] of a pipeline's latents."""
+    vae = pipe.vae  # type: ignore[attr-defined]
+    parts = []
+    with torch.no_grad():
+        for part in latents.split(batch):
+            parts.append(vae.decode(part.to(vae.dtype) / vae.config.scaling_factor, return_dict=False)[0].float())
+    return (torch.cat(parts) / 2 + 0.5).clamp(0, 1)

@@ -1,0 +1,67 @@
+"""Pictures: error against cost, and images by sampler and steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from torch import Tensor
+
+from fastsample.bench.report import Summary
+
+matplotlib.use("Agg", force=False)
+
+
+def pareto(rows: Sequence[Summary], path: Path, metric: str = "latent_rms") -> None:
+    """`metric` against NFE, a panel a guidance scale; diverged points are left out."""
+    from matplotlib import pyplot
+
+    guidances = sorted({row.guidance for row in rows})
+    figure, axes = pyplot.subplots(1, len(guidances), figsize=(5 * len(guidances) + 2.5, 4.2), squeeze=False)
+    arms = list(dict.fromkeys(row.arm for row in rows))
+    for axis, guidance in zip(axes[0], guidances, strict=True):
+        for index, arm in enumerate(arms):
+            own = sorted(
+                (row for row in rows if row.arm == arm and row.guidance == guidance), key=lambda row: row.nfe
+            )
+            points = [(row.nfe, *value) for row in own if (value := row.metrics.get(metric)) is not None]
+            if points:
+                x, y, spread = np.array(points).T
+                style = "--" if arm.startswith("diffusers ") else "-"
+                axis.errorbar(x, y, spread, label=arm, marker="o", ms=4, ls=style, color=f"C{index % 10}", capsize=2)
+        axis.set(
+            title=f"guidance {guidance:g}", xlabel="model evaluations an image (NFE)", yscale="log", xscale="log"
+        )
+        ticks = sorted({row.nfe for row in rows if row.guidance == guidance})
+        axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axis.minorticks_off()
+        axis.grid(alpha=0.3)
+    axes[0][0].set_ylabel("RMS error to the converged solution")
+    axes[0][-1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1.02, 0.5))
+    figure.savefig(path, dpi=110, bbox_inches="tight")
+    pyplot.close(figure)
+
+
+def image_grid(images: dict[str, Tensor], path: Path, prompts: Sequence[str]) -> None:
+    """One row a sampler, one column a prompt; images [n, 3, H, W] in [0, 1]."""
+    from matplotlib import pyplot
+
+    shape = (len(images), len(prompts))
+    figure, axes = pyplot.subplots(*shape, figsize=(1.3 * shape[1] + 2, 1.25 * shape[0] + 0.6), squeeze=False)
+    for row, (label, batch) in zip(axes, images.items(), strict=True):
+        for column, (axis, image) in enumerate(zip(row, batch, strict=False)):
+            axis.imshow(np.nan_to_num(image.permute(1, 2, 0).numpy()), interpolation="nearest")
+            axis.set(xticks=[], yticks=[])
+            if row is axes[0]:
+                axis.set_title(_wrapped(prompts[column]), fontsize=5)
+        row[0].set_ylabel(label.replace("diffusers ", "diffusers\n"), fontsize=7, rotation=0, ha="right", va="center")
+    figure.savefig(path, dpi=110, bbox_inches="tight")
+    pyplot.close(figure)
+
+
+def _wrapped(text: str, width: int = 18) -> str:
+    import textwrap
+
+    return "\n".join(textwrap.wrap(text, width))

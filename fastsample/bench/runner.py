@@ -1,0 +1,143 @@
+"""Running cases on a pipeline: same prompts, same noise, every arm in turn."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastsample.bench.cases import Arm, Case
+from fastsample.bench.metrics import decode, frechet_distance, psnr, rms
+from fastsample.bench.record import Record, Result, environment
+from fastsample.bench.reference import converged
+from fastsample.sampling import count
+
+
+@dataclass
+class Bench:
+    """A benchmark of a text-to-image `pipe` on `prompts`, in batches, with `repeats` timed runs a case.
+
+    Arms are interleaved within each repeat, after one warm-up call. With `judge`, images are scored by the
+    bundled classifier (prompt fidelity, Frechet distance to real held-out images).
+    """
+
+    pipe: Any
+    prompts: Sequence[str]
+    record: Record
+    batch: int = 64
+    repeats: int = 1
+    judge: bool = False
+    _config: Any = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._config = self.pipe.scheduler.config
+        self._own = self.pipe.scheduler
+        self._environment = environment()
+
+    def run(self, cases: Sequence[Case]) -> Iterator[Result]:
+        """Run what the record does not hold yet, yielding each result once it is on disk."""
+        todo = [case for case in cases if case.key not in self.record.results]
+        if todo:
+            self._sample(todo[0].arm, 1, todo[0].guidance, 0)  # warm-up
+        for (guidance, steps, seed), group in groupby(todo, lambda case: (case.guidance, case.steps, case.seed)):
+            arms = [case.arm for case in group]
+            seconds: dict[Arm, list[float]] = {arm: [] for arm in arms}
+            results: dict[Arm, Result] = {}
+            for repeat in range(self.repeats):
+                for arm in arms:
+                    latents, ledger = self._sample(arm, steps, guidance, seed)
+                    seconds[arm].append(ledger.seconds)
+                    if repeat == 0:
+                        results[arm] = self._judge(latents, guidance, seed) | {
+                            "nfe": ledger.model_evaluations,
+                            "forward_calls": ledger.forward_calls,
+                            "peak_memory": ledger.peak_memory,
+                        }
+            for arm in arms:
+                case = Case(arm, steps, guidance, seed)
+                result = self._describe(case) | results[arm] | {"seconds": statistics.median(seconds[arm])}
+                self.record.append(result)
+                yield self.record.results[case.key]
+
+    def images(self, arm: Arm, steps: int, guidance: float, seed: int) -> Tensor:
+        """Decoded images of one case, for a picture grid."""
+        return decode(self.pipe, self._sample(arm, steps, guidance, seed)[0])
+
+    def _describe(self, case: Case) -> Result:
+        return {
+            "key": case.key,
+            "arm": case.arm.label,
+            "solver": case.arm.name,
+            "grid": case.arm.grid,
+            "options": dict(case.arm.options),
+            "source": "diffusers" if case.arm.peer else "fastsample",
+            "steps": case.steps,
+            "guidance": case.guidance,
+            "seed": case.seed,
+            "prompts_count": len(self.prompts),
+            "environment": self._environment,
+        }
+
+    def _judge(self, latents: Tensor, guidance: float, seed: int) -> Result:
+        finite = bool(torch.isfinite(latents).all())
+        reference = self._reference(guidance, seed)
+        images, exact = decode(self.pipe, latents), decode(self.pipe, reference)
+        spread = float(reference.std())
+        result: Result = {
+            "finite": finite,
+            "latent_rms": rms(latents, reference) / spread,
+            "pixel_rms": rms(images, exact),
+            "pixel_psnr": psnr(images, exact),
+        }
+        if self.judge:
+            from fastsample.demo.bundled import features, prompt_fidelity, real_features
+
+            fidelity = prompt_fidelity(images, self.prompts)
+            result |= {"attributes": fidelity["attributes"], "prompts": fidelity["prompts"]}
+            result["frechet"] = frechet_distance(features(images), real_features()) if finite else float("inf")
+        return result
+
+    def _reference(self, guidance: float, seed: int) -> Tensor:
+        def sample(scheduler: Any, steps: int) -> Tensor:
+            return self._run(scheduler, steps, guidance, seed)
+
+        return converged(self.pipe, self.prompts, self._noise(seed), guidance, sample)
+
+    def _noise(self, seed: int) -> Tensor:
+        unet = self.pipe.unet
+        size = unet.config.sample_size
+        generator = torch.Generator().manual_seed(seed)
+        shape = (len(self.prompts), unet.config.in_channels, size, size)
+        return torch.randn(shape, generator=generator).to(unet.device, unet.dtype)
+
+    def _sample(self, arm: Arm, steps: int, guidance: float, seed: int) -> tuple[Tensor, Any]:
+        scheduler = arm.scheduler(self._config)
+        with count(self.pipe, len(self.prompts)) as ledger:
+            latents = self._run(scheduler, steps, guidance, seed)
+        return latents, ledger
+
+    def _run(self, scheduler: Any, steps: int, guidance: float, seed: int) -> Tensor:
+        noise = self._noise(seed)
+        self.pipe.scheduler = scheduler
+        parts = []
+        try:
+            for begin in range(0, len(self.prompts), self.batch):
+                rows = range(begin, min(begin + self.batch, len(self.prompts)))
+                parts.append(
+                    self.pipe(
+                        prompt=[self.prompts[i] for i in rows],
+                        latents=noise[rows.start : rows.stop].clone(),
+                        num_inference_steps=steps,
+                        guidance_scale=guidance,
+                        generator=[torch.Generator().manual_seed(1_000_003 * (seed + 1) + i) for i in rows],
+                        output_type="latent",
+                    ).images.float()
+                )
+        finally:
+            self.pipe.scheduler = self._own
+        return torch.cat(parts)

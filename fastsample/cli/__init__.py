@@ -1,0 +1,1 @@
+"""The `fastsample` command: one file a command."""

@@ -1,0 +1,135 @@
+"""`fastsample bench`: solvers side by side, ours and diffusers' own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fastsample.cli import common
+
+SOLVERS = ["ddim", "dpmpp-2m", "ghvb", "hb-dpmpp-2m"]
+PEERS = ["DDIM", "DPMSolverMultistep", "UniPCMultistep", "DEISMultistep"]
+
+
+def bench(
+    model: Annotated[str | None, typer.Option(help="Diffusers folder or hub id; default: the bundled model.")] = None,
+    solver: Annotated[
+        list[str] | None, typer.Option(help="name or name:key=value,..; repeat. Default: four.")
+    ] = None,
+    peer: Annotated[list[str] | None, typer.Option(help="A diffusers scheduler class (or 'none'); repeat.")] = None,
+    steps: Annotated[str, typer.Option(help="Comma-separated step counts.")] = "5,8,10,20",
+    grid: Annotated[list[str] | None, typer.Option(help="Time grid for our solvers; repeat to compare.")] = None,
+    guidance: Annotated[str, typer.Option(help="Comma-separated guidance scales; 1 means none.")] = "2,7.5",
+    prompts: Annotated[str, typer.Option(help="A file of prompts, or how many held-out bundled ones.")] = "64",
+    seeds: Annotated[int, typer.Option(help="Repetitions with other noise; their spread is reported.")] = 2,
+    batch: Annotated[int, typer.Option(help="Prompts a batch.")] = 64,
+    repeats: Annotated[int, typer.Option(help="Timed runs a case; the median is reported.")] = 1,
+    dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:0, mps.")] = "cpu",
+    out: Annotated[Path, typer.Option(help="Folder for results.jsonl and the files below.")] = Path("results/bench"),
+    as_json: Annotated[bool, typer.Option("--json", help="Also write and print results.json.")] = False,
+    csv: Annotated[bool, typer.Option("--csv", help="Also write results.csv.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Also write results.md.")] = False,
+    plot: Annotated[bool, typer.Option("--plot", help="Also write pareto.png and images.png.")] = False,
+    resume: Annotated[bool, typer.Option(help="Go on from what results.jsonl holds.")] = True,
+) -> None:
+    """Compare samplers: error to the converged solution, prompt fidelity, Frechet distance, seconds.
+
+    Every result is appended to results.jsonl as it comes; the same command goes on after an interruption.
+    """
+    from fastsample.bench.cases import make_cases
+
+    arms = read_arms(solver or SOLVERS, PEERS if peer is None else peer, grid or [None])
+    scales = common.numbers(guidance, "guidance", float)
+    for name, value in (("seeds", seeds), ("batch", batch), ("repeats", repeats)):
+        if value < 1:
+            raise ValueError(f"--{name} = {value}: give an integer of at least 1")
+    cases = make_cases(arms, common.numbers(steps, "steps", int), scales, range(seeds))
+    common.check_device(device, dtype)
+    common.check_model(model)
+    texts = read_prompts(prompts, model)
+    folder = common.writable_folder(out)
+    common.quiet()
+    pipe = common.load_model(model, device, dtype)
+    runner, results = execute(pipe, texts, folder, cases, batch, repeats, resume, judge=model is None)
+    write(results, folder, as_json=as_json, csv=csv, markdown=markdown)
+    if plot:
+        draw(runner, results, arms, cases, folder)
+
+
+def read_arms(solvers: list[str], peers: list[str], grids: list[Any]) -> list[Any]:
+    """Our solvers on each grid, then the peers."""
+    from fastsample.bench.cases import parse_arm
+
+    ours = [parse_arm(text, grid=grid) for grid in grids for text in solvers]
+    return ours + [parse_arm(text, peer=True) for text in peers if text != "none"]
+
+
+def read_prompts(prompts: str, model: str | None) -> list[str]:
+    """A number of captions of held-out scenes for the bundled model, else a file's lines."""
+    if not prompts.lstrip("-").isdigit():
+        return common.read_prompts([], Path(prompts))
+    if model is not None:
+        raise ValueError(f"--prompts = {prompts}: with --model give a file of prompts, one a line")
+    if int(prompts) < 2:
+        raise ValueError(f"--prompts = {prompts}: give a file, or a number of at least 2")
+    from fastsample.demo.scenes import sample_scenes
+
+    return [scene.caption for scene in sample_scenes(int(prompts), seed=7, held_out=True)]
+
+
+def execute(
+    pipe: Any, texts: list[str], folder: Path, cases: list[Any], batch: int, repeats: int, resume: bool, judge: bool
+) -> tuple[Any, list[dict[str, Any]]]:
+    """Run the cases with a progress bar; the runner, and the results of these cases."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from fastsample.bench.record import Record
+    from fastsample.bench.runner import Bench
+
+    record = Record(folder / "results.jsonl", resume=resume)
+    runner = Bench(pipe, texts, record, batch, repeats, judge)
+    done = sum(case.key in record.results for case in cases)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task("benchmark", total=len(cases), completed=done)
+        for result in runner.run(cases):
+            name = f"{result['arm']}, {result['steps']} steps, guidance {result['guidance']:g}"
+            progress.update(task, advance=1, description=name)
+    return runner, [record.results[case.key] for case in cases]
+
+
+def write(results: list[dict[str, Any]], folder: Path, *, as_json: bool, csv: bool, markdown: bool) -> None:
+    """The table on the terminal and the files that were asked for."""
+    from rich.console import Console
+
+    from fastsample.bench import report
+
+    rows = report.summarise(results)
+    title = "error: RMS of the latents to the converged solution, relative to their spread"
+    Console(width=max(Console().width, 112)).print(report.rich_table(rows, title))
+    if csv:
+        (folder / "results.csv").write_text(report.csv_text(rows))
+    if markdown:
+        (folder / "results.md").write_text(report.markdown(rows))
+    if as_json:
+        text = json.dumps(results, indent=1)
+        (folder / "results.json").write_text(text + "\n")
+    print(f"results: {folder / 'results.jsonl'}")
+
+
+def draw(runner: Any, results: list[dict[str, Any]], arms: list[Any], cases: list[Any], folder: Path) -> None:
+    """The Pareto plot, and a grid of images at the fewest steps and the highest guidance."""
+    from fastsample.bench import plots, report
+
+    plots.pareto(report.summarise(results), folder / "pareto.png")
+    steps, guidance = min(case.steps for case in cases), max(case.guidance for case in cases)
+    shown = runner.prompts[:8]
+    small = type(runner)(runner.pipe, shown, runner.record, batch=len(shown))
+    images = {arm.label: small.images(arm, steps, guidance, 0) for arm in arms}
+    plots.image_grid(images, folder / "images.png", shown)
+    print(f"plots: {folder / 'pareto.png'}, {folder / 'images.png'} ({steps} steps, guidance {guidance:g})")

@@ -1,0 +1,106 @@
+"""What the commands share: reading and checking arguments, loading the model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+Number = TypeVar("Number", int, float)
+DTYPES = ("float32", "float16", "bfloat16")
+
+
+def numbers(text: str, argument: str, kind: Callable[[str], Number]) -> list[Number]:
+    """Comma-separated numbers; ValueError names the argument and what did not parse."""
+    try:
+        values = [kind(part) for part in text.split(",")]
+    except ValueError:
+        noun = "integers" if kind is int else "numbers"
+        raise ValueError(f"--{argument} = {text!r}: give comma-separated {noun}, as in 5,8,10") from None
+    return values
+
+
+def writable_folder(path: Path, argument: str = "out") -> Path:
+    """Make `path` a folder that can be written to; ValueError where that is impossible."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError, PermissionError, OSError) as error:
+        raise ValueError(
+            f"--{argument} = {str(path)!r} cannot be a folder ({error.strerror}): choose another"
+        ) from None
+    if not os.access(path, os.W_OK):
+        raise ValueError(f"--{argument} = {str(path)!r} is not writable: choose another folder")
+    return path
+
+
+def read_prompts(prompts: Sequence[str], file: Path | None) -> list[str]:
+    """The prompts given, and those of a file, one a line; ValueError when there is none or one is empty."""
+    if file is not None and not file.is_file():
+        raise ValueError(f"--prompts = {str(file)!r} is no file: give a text file with one prompt a line")
+    found = [*prompts, *(file.read_text().splitlines() if file is not None else [])]
+    if not found or any(not prompt.strip() for prompt in found):
+        raise ValueError(f"prompts = {found!r}: give at least one, none of them empty")
+    return found
+
+
+def check_device(device: str, dtype: str) -> None:
+    """Raise ValueError unless `device` and `dtype` exist here."""
+    import torch
+
+    if dtype not in DTYPES:
+        raise ValueError(f"--dtype = {dtype!r}: use one of {', '.join(DTYPES)}")
+    try:
+        kind = torch.device(device).type
+    except RuntimeError:
+        raise ValueError(f"--device = {device!r} is no device: use cpu, cuda, cuda:0 or mps") from None
+    missing = (kind == "cuda" and not torch.cuda.is_available()) or (
+        kind == "mps" and not torch.backends.mps.is_available()
+    )
+    if missing:
+        raise ValueError(f"--device = {device!r} is not available here: use cpu, or see `fastsample doctor`")
+
+
+def check_model(model: str | None) -> None:
+    """Raise ValueError when `model` looks like a folder and is none, or the bundled model is missing."""
+    from fastsample.demo.bundled import model_path
+
+    if model is None:
+        if not (model_path() / "model_index.json").is_file():
+            raise ValueError(f"--model: the bundled model is missing at {model_path()}; reinstall, or give --model")
+        return
+    folder = Path(model)
+    looks_local = folder.exists() or model.startswith((".", "/", "~")) or model.count("/") != 1
+    if looks_local and not (folder / "model_index.json").is_file():
+        raise ValueError(f"--model = {model!r} is no diffusers folder (no model_index.json): give one, or a hub id")
+
+
+def load_model(model: str | None, device: str, dtype: str) -> Any:
+    """The pipeline of a folder or hub id, or the bundled one."""
+    import torch
+
+    torch_dtype = getattr(torch, dtype)
+    if model is None:
+        from fastsample.demo.bundled import load_pipeline
+
+        return load_pipeline(torch_dtype, device)
+    from diffusers import DiffusionPipeline
+
+    try:
+        pipe = DiffusionPipeline.from_pretrained(model, dtype=torch_dtype)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"--model = {model!r} could not be loaded: {reason}") from None
+    pipe.set_progress_bar_config(disable=True)
+    return pipe.to(device)
+
+
+def quiet() -> None:
+    """No advice from the libraries between our own lines."""
+    import diffusers
+    import transformers
+
+    diffusers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    diffusers.utils.logging.disable_progress_bar()
