@@ -289,6 +289,8 @@ def export(
             file,
             {"format": "pt"},
         )
+    for file in (folder / "model_index.json", folder / "tokenizer" / "tokenizer_config.json"):
+        file.write_text(file.read_text().replace("TokenizersBackend", "PreTrainedTokenizerFast"))  # transformers 4
     shutil.copyfile(out / "classifier.safetensors", folder / "classifier.safetensors")
     config = folder / "scheduler" / "scheduler_config.json"
     known = json.loads(config.read_text())
