@@ -18,8 +18,10 @@ def rms(a: Tensor, b: Tensor) -> float:
 
 
 def psnr(a: Tensor, b: Tensor, peak: float = 1.0) -> float:
-    """Peak signal-to-noise ratio in dB for signals of range `peak`."""
+    """Peak signal-to-noise ratio in dB for signals of range `peak`; -inf when either is not finite."""
     error = rms(a, b)
+    if math.isinf(error):
+        return -math.inf
     return math.inf if error == 0 else 20 * math.log10(peak / error)
 
 

@@ -88,8 +88,8 @@ def load_model(model: str | None, device: str, dtype: str) -> Any:
 
     try:
         pipe = DiffusionPipeline.from_pretrained(model, dtype=torch_dtype)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:  # whatever a broken folder makes of diffusers and transformers
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise ValueError(f"--model = {model!r} could not be loaded: {reason}") from None
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)

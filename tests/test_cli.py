@@ -1,0 +1,165 @@
+"""The command line as a user meets it: what it prints and writes, and one line on wrong input."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pipelines
+import pytest
+
+from fastsample.cli import main
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path):  # type: ignore[no-untyped-def]
+    """Call the command in this process; (exit status, stdout, stderr)."""
+    monkeypatch.setenv("FASTSAMPLE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["fastsample", *arguments])
+        with pytest.raises(SystemExit) as stopped:
+            main.run()
+        out, err = capsys.readouterr()
+        return int(stopped.value.code or 0), out, err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("tiny")
+    pipelines.stable_diffusion().save_pretrained(path)
+    return path
+
+
+WRONG = {
+    "unknown command": (["sampel"], "No such command"),
+    "unknown flag": (["sample", "--stepz", "3"], "No such option"),
+    "not a number": (["sample", "--steps", "three"], "--steps"),
+    "unknown solver": (["sample", "--solver", "dpmp-2m"], "did you mean"),
+    "steps 0": (["sample", "--steps", "0"], "steps = 0"),
+    "negative seed": (["sample", "--seed", "-1"], "seed = -1"),
+    "nan guidance": (["sample", "--guidance", "nan"], "guidance = nan"),
+    "negative guidance": (["sample", "--guidance", "-2"], "guidance = -2"),
+    "missing folder": (["sample", "--model", "/no/such/folder", "--prompt", "a"], "no model_index.json"),
+    "bad dtype": (["sample", "--dtype", "float8"], "--dtype = 'float8'"),
+    "bad device": (["sample", "--device", "gpu"], "--device = 'gpu'"),
+    "absent device": (["sample", "--device", "cuda:99"], "not available"),
+    "unwritable out": (["sample", "--out", "/proc/nope"], "--out = '/proc/nope'"),
+    "out is a file": (["sample", "--out", "/etc/hostname"], "--out = '/etc/hostname'"),
+    "unknown grid": (["sample", "--grid", "karas"], "'karas'"),
+    "unknown option": (["sample", "--solver", "ghvb", "--option", "gamma=1"], "option gamma = 1"),
+    "option without value": (["sample", "--option", "order"], "write key=value"),
+    "option out of range": (["sample", "--solver", "ghvb", "--option", "order=7"], "order = 7"),
+    "no prompt file": (["sample", "--prompts", "nowhere.txt"], "nowhere.txt"),
+    "empty prompt": (["sample", "--prompt", " "], "none of them empty"),
+    "unknown peer": (["bench", "--peer", "DPMSolverMultistop"], "did you mean DPMSolverMultistep"),
+    "bench steps": (["bench", "--steps", "5,x"], "--steps = '5,x'"),
+    "bench steps 0": (["bench", "--steps", "0"], "steps = 0"),
+    "bench guidance": (["bench", "--guidance", "inf"], "guidance = inf"),
+    "bench seeds": (["bench", "--seeds", "0"], "--seeds = 0"),
+    "bench batch": (["bench", "--batch", "0"], "--batch = 0"),
+    "bench prompts": (["bench", "--prompts", "1"], "--prompts = 1"),
+    "bench solver option": (["bench", "--solver", "hb:beta=0"], "beta = 0"),
+    "bench out": (["bench", "--out", "/proc/nope"], "--out = '/proc/nope'"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_input_is_one_line_and_status_two(run, case: str) -> None:  # type: ignore[no-untyped-def]
+    arguments, words = WRONG[case]
+    status, out, err = run(*arguments)
+    assert status == 2
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert words in err
+    assert out == ""
+
+
+def test_a_folder_of_something_else_is_refused(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "model_index.json").write_text("{}")
+    status, _, err = run("sample", "--model", str(tmp_path / "model"), "--prompt", "a red circle")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "could not be loaded" in err
+
+
+def test_sample_writes_images_and_a_contact_sheet(run, folder: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    arguments = [
+        "--prompt",
+        "a red circle",
+        "--prompt",
+        "a small circle",
+        "--seed",
+        "3",
+        "--seed",
+        "4",
+        "--steps",
+        "3",
+    ]
+    out_folder = str(tmp_path / "out")
+    status, out, _ = run(
+        "sample",
+        "--model",
+        str(folder),
+        *arguments,
+        "--solver",
+        "ghvb",
+        "--option",
+        "order=3",
+        "--out",
+        out_folder,
+        "--json",
+    )
+    assert status == 0
+    made = json.loads(out)
+    assert [image["seed"] for image in made["images"]] == [3, 4, 3, 4]
+    assert all(image["nfe"] == 6 and Path(image["file"]).is_file() for image in made["images"])
+    assert Path(made["contact_sheet"]).is_file()
+
+
+def test_bench_writes_everything_and_resumes(run, folder: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "prompts.txt").write_text("a red circle\na small circle\n")
+    command = ["bench", "--model", str(folder), "--prompts", "prompts.txt", "--solver", "ddim", "--solver", "ghvb"]
+    command += ["--peer", "UniPCMultistep", "--steps", "2,3", "--guidance", "3", "--seeds", "1", "--out", "b"]
+    command += ["--json", "--csv", "--markdown", "--plot"]
+    status, out, _ = run(*command)
+    assert status == 0
+    assert "diffusers UniPCMultistep" in out
+    for name in ("results.jsonl", "results.json", "results.csv", "results.md", "pareto.png", "images.png"):
+        assert (tmp_path / "b" / name).stat().st_size > 0
+    before = (tmp_path / "b" / "results.jsonl").read_text()
+    assert len(before.splitlines()) == 6
+    assert run(*command)[0] == 0
+    assert (tmp_path / "b" / "results.jsonl").read_text() == before
+
+
+def test_solvers_and_doctor_speak_json(run) -> None:  # type: ignore[no-untyped-def]
+    status, out, _ = run("solvers", "--json")
+    assert status == 0
+    names = {solver["name"] for solver in json.loads(out)["solvers"]}
+    assert {"ddim", "dpmpp-2m", "ghvb", "hb", "hb-dpmpp-2m", "nesterov", "plms", "dpm-3s"} <= names
+    status, out, _ = run("doctor", "--json")
+    assert status == 0
+    assert json.loads(out)["step backend"] == "torch"
+    assert run("solvers")[0] == 0
+    assert run("doctor")[0] == 0
+
+
+def test_help_is_complete_and_loads_no_torch() -> None:
+    code = (
+        "import sys; sys.argv = ['fastsample', 'bench', '--help']\n"
+        "from fastsample.cli.main import run\n"
+        "try: run()\nexcept SystemExit as stop: assert not stop.code\n"
+        "assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for flag in ("--solver", "--peer", "--steps", "--guidance", "--resume", "--plot"):
+        assert flag in done.stdout
