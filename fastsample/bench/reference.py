@@ -18,11 +18,11 @@ GRID = "linspace"
 
 
 def converged(
-    pipe: Any, prompts: Sequence[str], latents: Tensor, guidance: float, sample: Callable[[Any, int], Tensor]
+    pipe: Any, prompts: Sequence[str], seed: int, guidance: float, sample: Callable[[Any, int], Tensor]
 ) -> Tensor:
     """Latents after 200 steps of DPM-Solver++ 3M on the linspace grid, computed once and kept.
 
-    `sample(scheduler, steps)` runs the pipeline. The cache key hashes weights, prompts, noise and guidance;
+    `sample(scheduler, steps)` runs the pipeline. The cache key hashes weights, config, prompts, seed and guidance;
     the folder is $FASTSAMPLE_CACHE, or ~/.cache/fastsample.
     """
     from safetensors.torch import load_file, save_file
@@ -30,13 +30,14 @@ def converged(
     from fastsample.schedulers import create_scheduler
 
     denoiser = getattr(pipe, "unet", None) or pipe.transformer
-    digest = hashlib.sha256(repr((SOLVER, GRID, STEPS, list(prompts), float(guidance))).encode())
-    digest.update(latents.cpu().float().contiguous().numpy().tobytes())
+    config = sorted((key, str(value)) for key, value in pipe.scheduler.config.items())
+    known = (SOLVER, GRID, STEPS, list(prompts), seed, float(guidance), str(denoiser.dtype), config)
+    digest = hashlib.sha256(repr(known).encode())
     for name, parameter in denoiser.state_dict().items():
         digest.update(f"{name}{tuple(parameter.shape)}{parameter.double().sum().item():.9e}".encode())
     path = cache_folder() / f"converged-{digest.hexdigest()[:24]}.safetensors"
     if path.exists():
-        return load_file(path)["latents"].to(latents.device)
+        return load_file(path)["latents"].to(denoiser.device)
     result = sample(create_scheduler(SOLVER, pipe.scheduler.config, grid=GRID), STEPS)
     if not torch.isfinite(result).all():
         raise ValueError(f"guidance = {guidance}: the {STEPS}-step reference is not finite; lower the guidance")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
@@ -32,12 +32,16 @@ class Bench:
     batch: int = 64
     repeats: int = 1
     judge: bool = False
-    _config: Any = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self._config = self.pipe.scheduler.config
+        missing = [name for name in ("scheduler", "vae") if getattr(self.pipe, name, None) is None]
+        if missing:
+            raise ValueError(
+                f"model = {type(self.pipe).__name__} has no {missing[0]}: give a latent text-to-image model"
+            )
         self._own = self.pipe.scheduler
         self._environment = environment()
+        self._converged: dict[tuple[float, int], tuple[Tensor, Tensor]] = {}
 
     def run(self, cases: Sequence[Case]) -> Iterator[Result]:
         """Run what the record does not hold yet, yielding each result once it is on disk."""
@@ -85,8 +89,8 @@ class Bench:
 
     def _judge(self, latents: Tensor, guidance: float, seed: int) -> Result:
         finite = bool(torch.isfinite(latents).all())
-        reference = self._reference(guidance, seed)
-        images, exact = decode(self.pipe, latents), decode(self.pipe, reference)
+        reference, exact = self._reference(guidance, seed)
+        images = decode(self.pipe, latents)
         spread = float(reference.std())
         result: Result = {
             "finite": finite,
@@ -102,27 +106,25 @@ class Bench:
             result["frechet"] = frechet_distance(features(images), real_features()) if finite else float("inf")
         return result
 
-    def _reference(self, guidance: float, seed: int) -> Tensor:
+    def _reference(self, guidance: float, seed: int) -> tuple[Tensor, Tensor]:
+        """The converged latents and their images."""
+
         def sample(scheduler: Any, steps: int) -> Tensor:
             return self._run(scheduler, steps, guidance, seed)
 
-        return converged(self.pipe, self.prompts, self._noise(seed), guidance, sample)
-
-    def _noise(self, seed: int) -> Tensor:
-        unet = self.pipe.unet
-        size = unet.config.sample_size
-        generator = torch.Generator().manual_seed(seed)
-        shape = (len(self.prompts), unet.config.in_channels, size, size)
-        return torch.randn(shape, generator=generator).to(unet.device, unet.dtype)
+        if (guidance, seed) not in self._converged:
+            latents = converged(self.pipe, self.prompts, seed, guidance, sample)
+            self._converged[guidance, seed] = latents, decode(self.pipe, latents)
+        return self._converged[guidance, seed]
 
     def _sample(self, arm: Arm, steps: int, guidance: float, seed: int) -> tuple[Tensor, Any]:
-        scheduler = arm.scheduler(self._config)
+        scheduler = arm.scheduler(self._own.config)
         with count(self.pipe, len(self.prompts)) as ledger:
             latents = self._run(scheduler, steps, guidance, seed)
         return latents, ledger
 
     def _run(self, scheduler: Any, steps: int, guidance: float, seed: int) -> Tensor:
-        noise = self._noise(seed)
+        """Latents of all prompts. Each image has a generator of its own, so that all arms start from its noise."""
         self.pipe.scheduler = scheduler
         parts = []
         try:
@@ -131,7 +133,6 @@ class Bench:
                 parts.append(
                     self.pipe(
                         prompt=[self.prompts[i] for i in rows],
-                        latents=noise[rows.start : rows.stop].clone(),
                         num_inference_steps=steps,
                         guidance_scale=guidance,
                         generator=[torch.Generator().manual_seed(1_000_003 * (seed + 1) + i) for i in rows],
@@ -140,4 +141,8 @@ class Bench:
                 )
         finally:
             self.pipe.scheduler = self._own
-        return torch.cat(parts)
+        latents = torch.cat(parts)
+        if latents.ndim != 4:
+            shape = tuple(latents.shape)
+            raise ValueError(f"model = {type(self.pipe).__name__} has latents of shape {shape}: need [n, c, h, w]")
+        return latents
