@@ -4,13 +4,13 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 
 find_python() {
     local name
-    for name in python3.12 python3.11 python3.13 python3.10 python3; do
-        if "$name" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
+    for name in python3 python3.13 python3.12 python3.11; do
+        if "$name" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
             echo "$name"
             return
         fi
     done
-    echo "no Python 3.10 or newer with venv was found: install one" >&2
+    echo "no Python 3.11 or newer with venv was found: install one" >&2
     return 1
 }
 
