@@ -128,7 +128,18 @@ def test_ddim_eta_is_diffusers_ancestral_step() -> None:
     assert "eta" in inspect.signature(fs.DDIMScheduler.step).parameters
 
 
-@pytest.mark.parametrize("config", [{"shift": 3.0}, {"use_dynamic_shifting": True}, {"shift_terminal": 0.1}])
+FLOW_CONFIGS = [
+    {"shift": 3.0},
+    {"use_dynamic_shifting": True},
+    {"use_dynamic_shifting": True, "time_shift_type": "linear"},
+    {"shift_terminal": 0.1},
+    {"use_karras_sigmas": True},
+    {"use_exponential_sigmas": True, "shift": 2.0},
+    {"use_beta_sigmas": True},
+]
+
+
+@pytest.mark.parametrize("config", FLOW_CONFIGS, ids=lambda c: "-".join(c))
 @pytest.mark.parametrize("given_sigmas", [False, True])
 def test_flow_euler_parity_with_diffusers(config: dict, given_sigmas: bool) -> None:
     theirs = FlowMatchEulerDiscreteScheduler(**config)

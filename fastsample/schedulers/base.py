@@ -16,7 +16,7 @@ from torch import Tensor
 from fastsample.sampling.backend import accumulation_dtype, combine
 from fastsample.sampling.executor import StepState, apply_step
 from fastsample.sampling.noise import Generators, draw_noise
-from fastsample.schedulers.grid import make_nodes
+from fastsample.schedulers.grid import GridRequest, make_nodes
 from fastsample.schedulers.threshold import threshold
 from fastsample.schedules.base import Node, NoiseSchedule
 from fastsample.schedules.flow import is_flow
@@ -140,7 +140,7 @@ class TableScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         configs with `use_dynamic_shifting`. `timesteps` become float32 on flow, int64 on VP models.
         Raises ValueError on values that make no grid, before any model evaluation.
         """
-        self._nodes = make_nodes(self._schedule, self.config, num_inference_steps, timesteps, sigmas, mu)
+        self._nodes = make_nodes(self._schedule, self.config, GridRequest(num_inference_steps, timesteps, sigmas, mu))
         self._reset()
         self._build_table(self._nodes)
         flow = self._schedule.kind == "flow"

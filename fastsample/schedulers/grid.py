@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -35,49 +36,54 @@ def grid_name(config: Mapping[str, Any], default: str) -> str:
     return str(name)
 
 
-def make_nodes(
-    schedule: NoiseSchedule,
-    config: Mapping[str, Any],
-    steps: int | None,
-    timesteps: Sequence[float] | None = None,
-    sigmas: Sequence[float] | None = None,
-    mu: float | None = None,
-) -> tuple[Node, ...]:
+@dataclass(frozen=True)
+class GridRequest:
+    """The arguments of `set_timesteps`; ValueError on construction when they ask for no grid."""
+
+    steps: int | None = None
+    timesteps: Sequence[float] | None = None
+    sigmas: Sequence[float] | None = None
+    mu: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.steps is not None:
+            check_steps(self.steps, "num_inference_steps")
+        for name, given in (("timesteps", self.timesteps), ("sigmas", self.sigmas)):
+            if given is None:
+                continue
+            if len(given) == 0 or not np.all(np.isfinite(np.asarray(given, dtype=np.float64))):
+                raise ValueError(f"{name} = {given!r}: give at least one finite value")
+            if self.steps is not None and len(given) != self.steps:
+                raise ValueError(
+                    f"num_inference_steps = {self.steps}, but {name} has {len(given)} values: give one of them"
+                )
+        if self.steps is None and self.timesteps is None and self.sigmas is None:
+            raise ValueError("num_inference_steps = None: give it, or timesteps, or sigmas")
+
+    @property
+    def count(self) -> int:
+        """The number of evaluations asked for."""
+        given = self.sigmas if self.sigmas is not None else self.timesteps
+        return self.steps if self.steps is not None else len(given or ())
+
+
+def make_nodes(schedule: NoiseSchedule, config: Mapping[str, Any], request: GridRequest) -> tuple[Node, ...]:
     """The evaluation nodes and the final one. Raises ValueError on arguments that make no grid."""
-    if steps is not None:
-        check_steps(steps, "num_inference_steps")
-    for name, given in (("timesteps", timesteps), ("sigmas", sigmas)):
-        if given is not None and (len(given) == 0 or not np.all(np.isfinite(np.asarray(given, dtype=np.float64)))):
-            raise ValueError(f"{name} = {given!r}: give at least one finite value")
-        if given is not None and steps is not None and len(given) != steps:
-            raise ValueError(
-                f"num_inference_steps = {steps}, but {name} has {len(given)} values: leave one of them out"
-            )
-    if steps is None and timesteps is None and sigmas is None:
-        raise ValueError("num_inference_steps = None: give it, or timesteps, or sigmas")
     make = _flow_nodes if schedule.kind == "flow" else _vp_nodes
-    nodes = make(schedule, config, steps, timesteps, sigmas, mu)
+    nodes = make(schedule, config, request)
     require_falling_noise(nodes)
     return nodes
 
 
-def _vp_nodes(
-    schedule: NoiseSchedule,
-    config: Mapping[str, Any],
-    steps: int | None,
-    timesteps: Sequence[float] | None,
-    sigmas: Sequence[float] | None,
-    mu: float | None,
-) -> tuple[Node, ...]:
+def _vp_nodes(schedule: NoiseSchedule, config: Mapping[str, Any], request: GridRequest) -> tuple[Node, ...]:
     final = _final_node(schedule, config)
-    if sigmas is not None:  # on VP models diffusers means sigma / alpha
-        values = np.asarray(sigmas, dtype=np.float64)
+    if request.sigmas is not None:  # on VP models diffusers means sigma / alpha
+        values = np.asarray(request.sigmas, dtype=np.float64)
         return (*_nodes_of_times(schedule, schedule.time(-np.log(values[values > 0])), np.round), final)
-    if timesteps is not None:
-        return (*(schedule.node(float(t)) for t in timesteps), final)
-    assert steps is not None
+    if request.timesteps is not None:
+        return (*(schedule.node(float(t)) for t in request.timesteps), final)
     name = grid_name(config, config.get("timestep_spacing", "linspace"))
-    times = evaluation_times(name, schedule, steps)
+    times = evaluation_times(name, schedule, request.count)
     if name in INTEGER_GRIDS:
         times = np.round(times) + (config.get("steps_offset", 0) if name == "leading" else 0)
         nodes = [schedule.node(t) for t in np.clip(times, 0, schedule.noise_time).tolist()]
@@ -86,82 +92,70 @@ def _vp_nodes(
     return (*_without_repeats(nodes, final), final)
 
 
-def _flow_nodes(
-    schedule: NoiseSchedule,
-    config: Mapping[str, Any],
-    steps: int | None,
-    timesteps: Sequence[float] | None,
-    sigmas: Sequence[float] | None,
-    mu: float | None,
-) -> tuple[Node, ...]:
+def _flow_nodes(schedule: NoiseSchedule, config: Mapping[str, Any], request: GridRequest) -> tuple[Node, ...]:
     if config.get("invert_sigmas"):
         raise ValueError(
             "invert_sigmas = True is not supported: its model runs from data to noise; keep its scheduler"
         )
     scale = schedule.noise_time
-    values = _shifted_sigmas(schedule, config, steps, timesteps, sigmas, mu)
-    times = values * scale if timesteps is None else np.asarray(timesteps, dtype=np.float64)
+    sigmas = _flow_sigmas(schedule, config, request)
+    times = sigmas * scale if request.timesteps is None else np.asarray(request.timesteps, dtype=np.float64)
     nodes = [
         schedule.node(sigma * scale, model_time=time)
-        for sigma, time in zip(values.tolist(), times.tolist(), strict=True)
+        for sigma, time in zip(sigmas.tolist(), times.tolist(), strict=True)
         if sigma > 0
     ]
     return (*nodes, schedule.node(schedule.clean_time))
 
 
-def _shifted_sigmas(
-    schedule: NoiseSchedule,
-    config: Mapping[str, Any],
-    steps: int | None,
-    timesteps: Sequence[float] | None,
-    sigmas: Sequence[float] | None,
-    mu: float | None,
-) -> Array:
+def _flow_sigmas(schedule: NoiseSchedule, config: Mapping[str, Any], request: GridRequest) -> Array:
     """The sigmas of the evaluations, after shift, terminal stretch and karras / exponential / beta spacing."""
     shift = float(config.get("flow_shift") or 1.0) * float(config.get("shift") or 1.0)
-    dynamic = bool(config.get("use_dynamic_shifting"))
+    dynamic, mu = bool(config.get("use_dynamic_shifting")), request.mu
     if dynamic and mu is None and "base_shift" in config:
         raise ValueError("mu = None, but the config has use_dynamic_shifting = True: give set_timesteps a mu")
-    name, count = config.get("timestep_grid"), schedule.train_steps or 1000
-    if sigmas is not None:
-        values = np.asarray(sigmas, dtype=np.float64)
-    elif timesteps is not None:
-        values = np.asarray(timesteps, dtype=np.float64) / schedule.noise_time
-    elif name is not None:
-        assert steps is not None
-        values = evaluation_times(grid_name(config, "linspace"), schedule, steps) / schedule.noise_time
-        if name not in (*INTEGER_GRIDS, "quadratic"):
-            return values  # placed by noise level: a shift would move them away from it
-    elif config.get("use_flow_sigmas") and "shift" not in config:
-        assert steps is not None
-        values = np.linspace(1.0 - 1.0 / count, 0.0, steps + 1)[:-1]  # as diffusers' DPM-Solver and UniPC
+    name = config.get("timestep_grid")
+    values = _unshifted_sigmas(schedule, config, request, 1.0 if dynamic else shift)
+    if name is not None and name not in (*INTEGER_GRIDS, "quadratic"):
+        return values  # placed by noise level: a shift would move them away from it
+    if dynamic and mu is not None:
+        values = dynamic_shift_sigmas(values, mu, config.get("time_shift_type", "exponential"))
     else:
-        assert steps is not None
-        last = 1.0 / count
-        # FlowMatchEulerDiscreteScheduler ends at its smallest, already shifted sigma, and shifts again.
-        values = np.linspace(1.0, last if dynamic else float(shift_sigmas(last, shift)), steps)
-    values = (
-        dynamic_shift_sigmas(values, mu, config.get("time_shift_type", "exponential"))
-        if dynamic and mu is not None
-        else shift_sigmas(values, shift)
-    )
+        values = shift_sigmas(values, shift)
     if config.get("shift_terminal"):
         values = stretch_to_terminal(values, float(config["shift_terminal"]))
-    flagged = [flag for flag in FLAGS if config.get(flag)]
-    return _spaced(grid_name(config, "linspace"), values) if flagged and name is None else values
+    flagged = name is None and any(config.get(flag) for flag in FLAGS)
+    return _spaced(grid_name(config, "linspace"), values) if flagged else values
+
+
+def _unshifted_sigmas(
+    schedule: NoiseSchedule, config: Mapping[str, Any], request: GridRequest, shift: float
+) -> Array:
+    """What the shift is applied to: given values, a named grid, or the spacing of diffusers' class."""
+    if request.sigmas is not None:
+        return np.asarray(request.sigmas, dtype=np.float64)
+    if request.timesteps is not None:
+        return np.asarray(request.timesteps, dtype=np.float64) / schedule.noise_time
+    if config.get("timestep_grid") is not None:
+        return evaluation_times(grid_name(config, "linspace"), schedule, request.count) / schedule.noise_time
+    last = 1.0 / (schedule.train_steps or 1000)
+    if config.get("use_flow_sigmas") and "shift" not in config:  # as diffusers' DPM-Solver and UniPC
+        return np.linspace(1.0 - last, 0.0, request.count + 1)[:-1]
+    # FlowMatchEulerDiscreteScheduler ends at its smallest, already shifted sigma, and shifts again.
+    return np.linspace(1.0, float(shift_sigmas(last, shift)), request.count)
 
 
 def _spaced(name: str, sigmas: Array) -> Array:
     """Place as many sigmas between the first and the last by diffusers' rule `name`."""
-    first, last, count = sigmas[0], sigmas[-1], len(sigmas)
-    ramp = np.linspace(0.0, 1.0, count)
+    first, last = sigmas[0], sigmas[-1]
+    ramp = np.linspace(0.0, 1.0, len(sigmas))
     if name == "karras":
         return np.asarray((first ** (1 / 7) + ramp * (last ** (1 / 7) - first ** (1 / 7))) ** 7)
     if name == "beta":
         from scipy.stats import beta
 
         return np.asarray(last + beta.ppf(1.0 - ramp, 0.6, 0.6) * (first - last))
-    return np.exp(np.linspace(np.log(first), np.log(last), count))
+    return np.exp(np.linspace(np.log(first), np.log(last), len(sigmas)))
 
 
 def _nodes_of_times(schedule: NoiseSchedule, times: Array, rounding: Any) -> list[Node]:

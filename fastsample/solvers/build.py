@@ -139,4 +139,4 @@ def _check_options(solver: Solver, options: dict[str, Any]) -> tuple[int, dict[s
     if solver.orders:
         check_choice("order", order, solver.orders)
     rest = {key: value for key, value in options.items() if key != "order"}
-    return int(order), {**(solver.preset or {}), **rest}
+    return int(order), rest

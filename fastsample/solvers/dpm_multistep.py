@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fastsample.schedules.base import Node
-from fastsample.solvers.exponential import DATA_FORM, NOISE_FORM, SOLVER_TYPES, ExponentialStep
+from fastsample.solvers.exponential import FAMILIES, SOLVER_TYPES, ExponentialStep
 from fastsample.solvers.registry import check_choice, log_step, solver
 from fastsample.tables.prediction import Space
 from fastsample.tables.row import Row, Weights, ddim_weights
@@ -43,15 +43,15 @@ def multistep(nodes: Sequence[Node], target: Node, space: Space, order: int, sol
     return Row(source, target, Weights(step.sample, history=three_step(step, r0, r1, variant)), space)
 
 
-def _register(name: str, space: Space, order: int) -> None:
-    family, references = ("DPM-Solver++", DATA_FORM) if space == "data" else ("DPM-Solver", NOISE_FORM)
+def _register(space: Space, order: int) -> None:
+    name, title, reference = FAMILIES[space]
 
     @solver(
-        name,
+        f"{name}-{order}m",
         order=order,
         space=space,
-        references=references,
-        summary=f"{family} multistep, order {order}: one model call a step",
+        references=(reference,),
+        summary=f"{title} multistep, order {order}: one model call a step",
         claims=lambda order: min(order, 2),  # as released, 3M is of order 2
     )
     def rule(
@@ -65,6 +65,6 @@ def _register(name: str, space: Space, order: int) -> None:
         return multistep(nodes, target, space, order, solver_type, variant)
 
 
-for _name, _space in (("dpm", "noise"), ("dpmpp", "data")):
+for _space in FAMILIES:
     for _order in (2, 3):
-        _register(f"{_name}-{_order}m", _space, _order)  # type: ignore[arg-type]
+        _register(_space, _order)

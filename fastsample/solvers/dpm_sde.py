@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from fastsample.schedules.base import Node
-from fastsample.solvers.exponential import DATA_FORM, SOLVER_TYPES
+from fastsample.solvers.exponential import FAMILIES, SOLVER_TYPES
 from fastsample.solvers.registry import check_choice, log_step, solver
 from fastsample.tables.phi import phi
 from fastsample.tables.prediction import Space
@@ -45,15 +45,16 @@ def noise_sde(nodes: Sequence[Node], target: Node, order: int, solver_type: str)
     return Row(source, target, Weights(sample, history=history, noise=noise), "noise", exact_variance=False)
 
 
-def _register(name: str, space: Space, order: int) -> None:
+def _register(space: Space, order: int, suffix: str) -> None:
+    name, title, _ = FAMILIES[space]
     update = data_sde if space == "data" else noise_sde
 
     @solver(
-        name,
+        f"{name}-{suffix}-sde",
         order=order,
         space=space,
-        references=DATA_FORM,
-        summary=f"SDE-DPM-Solver{'++' if space == 'data' else ''}, order {order}: stochastic, one model call a step",
+        references=("arXiv:2211.01095",),
+        summary=f"SDE-{title}, order {order}: stochastic, one model call a step",
         claims=lambda order: 1,  # of the strong solution; the noise itself is not refined
     )
     def rule(nodes: Sequence[Node], target: Node, *, order: int = order, solver_type: str = "midpoint") -> Row:
@@ -61,6 +62,6 @@ def _register(name: str, space: Space, order: int) -> None:
         return update(nodes, target, order, solver_type)
 
 
-for _name, _space in (("dpm", "noise"), ("dpmpp", "data")):
-    _register(f"{_name}-1-sde", _space, 1)  # type: ignore[arg-type]
-    _register(f"{_name}-2m-sde", _space, 2)  # type: ignore[arg-type]
+for _space in FAMILIES:
+    _register(_space, 1, "1")
+    _register(_space, 2, "2m")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fastsample.schedules.base import Node
-from fastsample.solvers.exponential import DATA_FORM, NOISE_FORM, SOLVER_TYPES, ExponentialStep
+from fastsample.solvers.exponential import FAMILIES, SOLVER_TYPES, ExponentialStep
 from fastsample.solvers.registry import check_choice, log_step, solver
 from fastsample.tables.prediction import Space
 from fastsample.tables.row import Row, Weights, ddim_weights
@@ -40,15 +40,15 @@ def singlestep(nodes: Sequence[Node], target: Node, space: Space, position: int,
     return Row(source, target, Weights(history=history, states={"base": step.sample}), space, base=base)
 
 
-def _register(name: str, space: Space, order: int) -> None:
-    family, references = ("DPM-Solver++", DATA_FORM) if space == "data" else ("DPM-Solver", NOISE_FORM)
+def _register(space: Space, order: int) -> None:
+    name, title, reference = FAMILIES[space]
 
     @solver(
-        name,
+        f"{name}-{order}s",
         order=order,
         space=space,
-        references=references,
-        summary=f"{family} single-step, order {order}: {order} model calls a step",
+        references=(reference,),
+        summary=f"{title} single-step, order {order}: {order} model calls a step",
         stages=tuple(index / order for index in range(1, order)),
     )
     def rule(
@@ -57,6 +57,6 @@ def _register(name: str, space: Space, order: int) -> None:
         return singlestep(nodes, target, space, order, solver_type, block)
 
 
-for _name, _space in (("dpm", "noise"), ("dpmpp", "data")):
+for _space in FAMILIES:
     for _order in (2, 3):
-        _register(f"{_name}-{_order}s", _space, _order)  # type: ignore[arg-type]
+        _register(_space, _order)

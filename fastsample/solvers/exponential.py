@@ -16,8 +16,11 @@ from fastsample.solvers.registry import log_step
 from fastsample.tables.phi import phi
 from fastsample.tables.prediction import Space
 
-NOISE_FORM = ("arXiv:2206.00927",)
-DATA_FORM = ("arXiv:2211.01095",)
+FAMILIES: dict[Space, tuple[str, str, str]] = {
+    "noise": ("dpm", "DPM-Solver", "arXiv:2206.00927"),
+    "data": ("dpmpp", "DPM-Solver++", "arXiv:2211.01095"),
+}
+"""Name, title and reference of each form."""
 SOLVER_TYPES = ("midpoint", "heun")
 
 

@@ -7,7 +7,7 @@ import functools
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,7 +38,6 @@ class Solver:
     stages: tuple[float, ...] = ()
     limits: bool = True
     claims: Callable[[int], int] | None = None  # order of convergence as a function of the `order` option
-    preset: Mapping[str, Any] | None = None  # options that the name fixes
 
     @property
     def options(self) -> dict[str, Any]:
@@ -47,14 +46,13 @@ class Solver:
         found = {
             p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in ("order", "block")
         }
-        found = {name: default for name, default in found.items() if name not in (self.preset or {})}
         return {"order": self.order, **found} if self.orders else found
 
     @property
     def stochastic(self) -> bool:
         """Whether a step draws noise."""
         nodes = NoiseSchedule.linear_vp().nodes([0.9, 0.6])
-        return bool(self.rule(nodes[:1], nodes[1], order=1, **(self.preset or {})).next.noise)
+        return bool(self.rule(nodes[:1], nodes[1], order=1).next.noise)
 
     def claimed_order(self, order: int | None = None) -> int:
         """The order of convergence claimed for the option `order`."""

@@ -31,27 +31,23 @@ def prediction_weights(node: Node, prediction_type: str, space: Space) -> tuple[
     """
     check_prediction_type(prediction_type)
     alpha, sigma = node.alpha, node.sigma
-    if space == "data":
-        if prediction_type == "sample":
-            return 0.0, 1.0
-        if prediction_type == "epsilon":
-            if alpha == 0:
-                raise ValueError(
-                    f"prediction_type = 'epsilon' at time {node.time:g}: alpha is 0 there (zero-terminal SNR), so a "
-                    "noise prediction says nothing about the data; use a v_prediction model or a 'leading' grid"
-                )
-            return 1.0 / alpha, -sigma / alpha
-        # x = alpha d + sigma n; v = alpha n - sigma d; flow = n - d: solve for d
-        norm = alpha**2 + sigma**2 if prediction_type == "v_prediction" else alpha + sigma
-        return (alpha if prediction_type == "v_prediction" else 1.0) / norm, -sigma / norm
-    if prediction_type == "epsilon":
+    if prediction_type in ("v_prediction", "flow_prediction"):
+        # Solve sample = alpha data + sigma noise, output = p noise - q data.
+        p, q = (alpha, sigma) if prediction_type == "v_prediction" else (1.0, 1.0)
+        norm = alpha * p + sigma * q
+        return (p / norm, -sigma / norm) if space == "data" else (q / norm, alpha / norm)
+    if (prediction_type == "sample") == (space == "data"):
         return 0.0, 1.0
-    if prediction_type == "sample":
-        if sigma == 0:
+    if space == "data":
+        if alpha == 0:
             raise ValueError(
-                f"prediction_type = 'sample' at time {node.time:g}: sigma is 0 there, so a data prediction says "
-                "nothing about the noise; end the grid above sigma = 0"
+                f"prediction_type = 'epsilon' at time {node.time:g}: alpha is 0 there (zero-terminal SNR), so a "
+                "noise prediction says nothing about the data; use a v_prediction model or a 'leading' grid"
             )
-        return 1.0 / sigma, -alpha / sigma
-    norm = alpha**2 + sigma**2 if prediction_type == "v_prediction" else alpha + sigma
-    return (sigma if prediction_type == "v_prediction" else 1.0) / norm, alpha / norm
+        return 1.0 / alpha, -sigma / alpha
+    if sigma == 0:
+        raise ValueError(
+            f"prediction_type = 'sample' at time {node.time:g}: sigma is 0 there, so a data prediction says nothing "
+            "about the noise; end the grid above sigma = 0"
+        )
+    return 1.0 / sigma, -alpha / sigma

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -224,9 +223,3 @@ def _step_from_dict(raw: Mapping[str, Any]) -> Step:
         combination(raw["entry"]) if raw["entry"] is not None else None,
         {name: combination(value) for name, value in raw["states"].items()},
     )
-
-
-def finite(table: Table) -> bool:
-    """Whether every coefficient of `table` is finite."""
-    unrolled = table.unroll()
-    return all(math.isfinite(v) for array in (unrolled.a, unrolled.b, unrolled.c) for v in array.ravel())
