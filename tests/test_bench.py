@@ -74,7 +74,11 @@ def test_a_benchmark_counts_measures_and_resumes(tmp_path: Path, cache: Path) ->
     assert len(again.record.results) == 7
     assert len(list(again.run(cases))) == 5
     keys = [json.loads(line)["key"] for line in file.read_text().splitlines()]
-    assert sorted(keys) == sorted(case.key for case in cases)
+    assert sorted(keys) == sorted(again._key(case) for case in cases)
+    other = make_bench(tmp_path)
+    other.prompts = PROMPTS[:1]
+    other.__post_init__()
+    assert all(other.result(case) is None for case in cases)  # other prompts, other results
     assert len(make_bench(tmp_path, resume=False).record.results) == 0
 
 

@@ -31,12 +31,13 @@ class Record:
                 self.results[result["key"]] = result
         path.write_text("".join(json.dumps(result) + "\n" for result in self.results.values()))
 
-    def append(self, result: Mapping[str, Any]) -> None:
-        """Add one result and put it on disk."""
+    def append(self, result: Mapping[str, Any]) -> Result:
+        """Add one result and put it on disk; the result as it reads from there."""
         plain = {key: _json_number(value) for key, value in result.items()}
         self.results[str(plain["key"])] = plain
         with self.path.open("a") as file:
             file.write(json.dumps(plain) + "\n")
+        return plain
 
 
 def _json_number(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -41,11 +42,14 @@ class Bench:
             )
         self._own = self.pipe.scheduler
         self._environment = environment()
+        name = getattr(self.pipe.config, "_name_or_path", "")
+        known = repr((type(self.pipe).__name__, name, str(self.pipe.vae.dtype), list(self.prompts)))
+        self._context = hashlib.sha256(known.encode()).hexdigest()[:12]
         self._converged: dict[tuple[float, int], tuple[Tensor, Tensor]] = {}
 
     def run(self, cases: Sequence[Case]) -> Iterator[Result]:
         """Run what the record does not hold yet, yielding each result once it is on disk."""
-        todo = [case for case in cases if case.key not in self.record.results]
+        todo = [case for case in cases if self.result(case) is None]
         if todo:
             self._sample(todo[0].arm, 1, todo[0].guidance, 0)  # warm-up
         for (guidance, steps, seed), group in groupby(todo, lambda case: (case.guidance, case.steps, case.seed)):
@@ -62,19 +66,25 @@ class Bench:
                             "forward_calls": ledger.forward_calls,
                             "peak_memory": ledger.peak_memory,
                         }
-            for arm in arms:
-                case = Case(arm, steps, guidance, seed)
-                result = self._describe(case) | results[arm] | {"seconds": statistics.median(seconds[arm])}
-                self.record.append(result)
-                yield self.record.results[case.key]
+                    if repeat == self.repeats - 1:
+                        case = Case(arm, steps, guidance, seed)
+                        result = self._describe(case) | results[arm] | {"seconds": statistics.median(seconds[arm])}
+                        yield self.record.append(result)
+
+    def result(self, case: Case) -> Result | None:
+        """What the record holds of this case, run with this model, these prompts and this dtype."""
+        return self.record.results.get(self._key(case))
 
     def images(self, arm: Arm, steps: int, guidance: float, seed: int) -> Tensor:
         """Decoded images of one case, for a picture grid."""
         return decode(self.pipe, self._sample(arm, steps, guidance, seed)[0])
 
+    def _key(self, case: Case) -> str:
+        return f"{self._context} {case.key}"
+
     def _describe(self, case: Case) -> Result:
         return {
-            "key": case.key,
+            "key": self._key(case),
             "arm": case.arm.label,
             "solver": case.arm.name,
             "grid": case.arm.grid,

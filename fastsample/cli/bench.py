@@ -93,14 +93,14 @@ def execute(
 
     record = Record(folder / "results.jsonl", resume=resume)
     runner = Bench(pipe, texts, record, batch, repeats, judge)
-    done = sum(case.key in record.results for case in cases)
+    done = sum(runner.result(case) is not None for case in cases)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task("benchmark", total=len(cases), completed=done)
         for result in runner.run(cases):
             name = f"{result['arm']}, {result['steps']} steps, guidance {result['guidance']:g}"
             progress.update(task, advance=1, description=name)
-    return runner, [record.results[case.key] for case in cases]
+    return runner, [result for case in cases if (result := runner.result(case)) is not None]
 
 
 def write(results: list[dict[str, Any]], folder: Path, *, as_json: bool, csv: bool, markdown: bool) -> None:
