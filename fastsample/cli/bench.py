@@ -100,7 +100,7 @@ def execute(
         for result in runner.run(cases):
             name = f"{result['arm']}, {result['steps']} steps, guidance {result['guidance']:g}"
             progress.update(task, advance=1, description=name)
-    return runner, [result for case in cases if (result := runner.result(case)) is not None]
+    return runner, [found for case in cases if (found := runner.result(case)) is not None]
 
 
 def write(results: list[dict[str, Any]], folder: Path, *, as_json: bool, csv: bool, markdown: bool) -> None:
