@@ -17,6 +17,7 @@ matplotlib.use("Agg", force=False)
 def pareto(rows: Sequence[Summary], path: Path, metric: str = "latent_rms") -> None:
     """`metric` against NFE, a panel a guidance scale; diverged points are left out."""
     from matplotlib import pyplot
+    from matplotlib.ticker import NullLocator
 
     guidances = sorted({row.guidance for row in rows})
     figure, axes = pyplot.subplots(1, len(guidances), figsize=(5 * len(guidances) + 2.5, 4.2), squeeze=False)
@@ -36,7 +37,7 @@ def pareto(rows: Sequence[Summary], path: Path, metric: str = "latent_rms") -> N
         )
         ticks = sorted({row.nfe for row in rows if row.guidance == guidance})
         axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-        axis.minorticks_off()
+        axis.xaxis.set_minor_locator(NullLocator())
         axis.grid(alpha=0.3)
     axes[0][0].set_ylabel("RMS error to the converged solution")
     axes[0][-1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1.02, 0.5))
@@ -50,12 +51,13 @@ def image_grid(images: dict[str, Tensor], path: Path, prompts: Sequence[str]) ->
 
     shape = (len(images), len(prompts))
     figure, axes = pyplot.subplots(*shape, figsize=(1.3 * shape[1] + 2, 1.25 * shape[0] + 0.6), squeeze=False)
+    figure.subplots_adjust(wspace=0.05, hspace=0.05)
+    for axis, prompt in zip(axes[0], prompts, strict=True):
+        axis.set_title(_wrapped(prompt), fontsize=5)
     for row, (label, batch) in zip(axes, images.items(), strict=True):
-        for column, (axis, image) in enumerate(zip(row, batch, strict=False)):
+        for axis, image in zip(row, batch, strict=False):
             axis.imshow(np.nan_to_num(image.permute(1, 2, 0).numpy()), interpolation="nearest")
             axis.set(xticks=[], yticks=[])
-            if row is axes[0]:
-                axis.set_title(_wrapped(prompts[column]), fontsize=5)
         row[0].set_ylabel(label.replace("diffusers ", "diffusers\n"), fontsize=7, rotation=0, ha="right", va="center")
     figure.savefig(path, dpi=110, bbox_inches="tight")
     pyplot.close(figure)
