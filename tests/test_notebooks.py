@@ -26,6 +26,7 @@ def test_notebook_runs(path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     launch = f'["{sys.executable}", "-m", "ipykernel_launcher", "-f", "{{connection_file}}"]'
     (spec / "kernel.json").write_text(f'{{"argv": {launch}, "display_name": "Python 3", "language": "python"}}')
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+    monkeypatch.setenv("FASTSAMPLE_NOTEBOOK_FAST", "1")
     monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
     assert "python3" in KernelSpecManager().find_kernel_specs()
     notebook = nbformat.read(path, as_version=4)
