@@ -34,14 +34,13 @@ class Summary:
     finite: bool
     metrics: dict[str, tuple[float, float] | None]
 
-    def text(self, metric: str) -> str:
-        """`mean ± spread`; "diverged" where a run was not finite."""
+    def text(self, metric: str, *, spread: bool = True) -> str:
+        """`mean ± spread`, or the mean alone; "diverged" where a run was not finite."""
         value = self.metrics.get(metric)
         if value is None:
             return "diverged" if metric in ("latent_rms", "pixel_psnr", "frechet") else "-"
-        mean, spread = value
         digits = METRICS[metric][1]
-        return f"{mean:.{digits}f}" + (f" ± {spread:.{digits}f}" if self.seeds > 1 else "")
+        return f"{value[0]:.{digits}f}" + (f" ± {value[1]:.{digits}f}" if spread and self.seeds > 1 else "")
 
 
 def summarise(results: Sequence[Result]) -> list[Summary]:
@@ -68,19 +67,26 @@ def _columns(rows: Sequence[Summary]) -> list[str]:
     return [metric for metric in METRICS if any(metric in row.metrics for row in rows)]
 
 
-def _cells(rows: Sequence[Summary]) -> tuple[list[str], list[list[str]]]:
+def _cells(rows: Sequence[Summary], spread_of: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+    """Header and body; the spread is given of the metrics in `spread_of`."""
     metrics = _columns(rows)
     header = ["guidance", "steps", "NFE", "sampler", *(METRICS[metric][0] for metric in metrics)]
     body = [
-        [f"{row.guidance:g}", str(row.steps), f"{row.nfe:g}", row.arm, *(row.text(metric) for metric in metrics)]
+        [
+            f"{row.guidance:g}",
+            str(row.steps),
+            f"{row.nfe:g}",
+            row.arm,
+            *(row.text(m, spread=m in spread_of) for m in metrics),
+        ]
         for row in rows
     ]
     return header, body
 
 
 def rich_table(rows: Sequence[Summary], title: str) -> Table:
-    """For the terminal."""
-    header, body = _cells(rows)
+    """For the terminal: the spread of the error alone, so that a row fits on a line."""
+    header, body = _cells(rows, ["latent_rms"])
     table = Table(title=title)
     for index, name in enumerate(header):
         table.add_column(name, justify="left" if index == 3 else "right", no_wrap=True)
@@ -94,8 +100,8 @@ def rich_table(rows: Sequence[Summary], title: str) -> Table:
 
 
 def markdown(rows: Sequence[Summary]) -> str:
-    """A GitHub table."""
-    header, body = _cells(rows)
+    """A GitHub table, with every spread."""
+    header, body = _cells(rows, list(METRICS))
     lines = [header, ["---"] * len(header), *body]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
 

@@ -111,7 +111,7 @@ def write(results: list[dict[str, Any]], folder: Path, *, as_json: bool, csv: bo
 
     rows = report.summarise(results)
     title = "error: RMS of the latents to the converged solution, relative to their spread"
-    Console(width=max(Console().width, 112)).print(report.rich_table(rows, title))
+    Console(width=max(Console().width, 122)).print(report.rich_table(rows, title))
     if csv:
         (folder / "results.csv").write_text(report.csv_text(rows))
     if markdown:
