@@ -292,6 +292,10 @@ def export(
     for file in (folder / "model_index.json", folder / "tokenizer" / "tokenizer_config.json"):
         file.write_text(file.read_text().replace("TokenizersBackend", "PreTrainedTokenizerFast"))  # transformers 4
     shutil.copyfile(out / "classifier.safetensors", folder / "classifier.safetensors")
+    vae_config = folder / "vae" / "config.json"
+    here = json.loads(vae_config.read_text())
+    here.pop("_name_or_path", None)  # where it was trained
+    vae_config.write_text(json.dumps(here, indent=2) + "\n")
     config = folder / "scheduler" / "scheduler_config.json"
     known = json.loads(config.read_text())
     config.write_text(json.dumps({**known, "clip_sample": False}, indent=2) + "\n")
