@@ -231,9 +231,8 @@ def train_unet(out: Path, seed: int, steps: int, batch: int) -> None:
         x = mean[pick] + std[pick] * torch.randn(batch, 4, 8, 8)
         ids = torch.where(torch.rand(batch, 1) < 0.1, empty, tokens[pick])
         noise, t = torch.randn_like(x), torch.randint(1000, (batch,))
-        with torch.autocast("cpu", torch.bfloat16, enabled=BF16):
-            hidden = text(ids).last_hidden_state
-            output = unet(noising.add_noise(x, noise, t), t, hidden).sample.float()
+        hidden = text(ids).last_hidden_state
+        output = unet(noising.add_noise(x, noise, t), t, hidden).sample
         weight = snr[t].clamp(max=5) / snr[t]
         loss = (weight * ((output - noise) ** 2).mean((1, 2, 3))).mean()
         adam.zero_grad(set_to_none=True)
@@ -323,9 +322,6 @@ def evaluate(count: int, seed: int, steps: int, picture: Path | None) -> None:
                 image = Image.fromarray((255 * rows).round().byte().numpy())
                 image.resize((1024, 768), Image.Resampling.NEAREST).save(picture)
                 picture.with_suffix(".txt").write_text("\n".join(prompts[:48]) + "\n")
-
-
-BF16 = False
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from diffusers.schedulers.scheduling_utils import SchedulerMixin  # noqa: F401  diffusers looks it up in this module
 
 from fastsample.schedulers.base import TableScheduler, configured
+from fastsample.schedulers.grid import grid_name
 
 
 @configured(solver_name="dpmpp-2m", solver_options=None)
@@ -29,7 +30,5 @@ def create_scheduler(
     extra: dict[str, Any] = {"timestep_grid": grid} if grid is not None else {}
     scheduler = SolverScheduler.from_config(config, solver_name=solver, solver_options=options, **extra)
     if grid is not None:
-        from fastsample.schedulers.grid import grid_name
-
-        grid_name({"timestep_grid": grid}, "linspace")
+        grid_name(extra, grid)  # an unknown name dies here, not in set_timesteps
     return scheduler  # type: ignore[no-any-return]
