@@ -20,10 +20,15 @@ _HOME = {
     "available_solvers": "fastsample.solvers.registry:available",
     "Table": "fastsample.tables",
     "integrate": "fastsample.sampling",
+    "integrate_adaptive": "fastsample.sampling",
     "Ledger": "fastsample.sampling",
     "create_scheduler": "fastsample.schedulers",
     "load_pipeline": "fastsample.schedulers",
     "set_scheduler": "fastsample.schedulers",
+    "AcceleratedScheduler": "fastsample.schedulers",
+    "DEISScheduler": "fastsample.schedulers",
+    "IPNDMScheduler": "fastsample.schedulers",
+    "UniPCScheduler": "fastsample.schedulers",
     "DDIMScheduler": "fastsample.schedulers",
     "DPMSolverScheduler": "fastsample.schedulers",
     "GHVBScheduler": "fastsample.schedulers",
@@ -37,10 +42,15 @@ if TYPE_CHECKING:
     from fastsample.demo.mixture import GaussianMixture as GaussianMixture
     from fastsample.sampling import Ledger as Ledger
     from fastsample.sampling import integrate as integrate
+    from fastsample.sampling import integrate_adaptive as integrate_adaptive
+    from fastsample.schedulers import AcceleratedScheduler as AcceleratedScheduler
     from fastsample.schedulers import DDIMScheduler as DDIMScheduler
+    from fastsample.schedulers import DEISScheduler as DEISScheduler
     from fastsample.schedulers import DPMSolverScheduler as DPMSolverScheduler
     from fastsample.schedulers import GHVBScheduler as GHVBScheduler
     from fastsample.schedulers import HeavyBallScheduler as HeavyBallScheduler
+    from fastsample.schedulers import IPNDMScheduler as IPNDMScheduler
+    from fastsample.schedulers import UniPCScheduler as UniPCScheduler
     from fastsample.schedulers import create_scheduler as create_scheduler
     from fastsample.schedulers import load_pipeline as load_pipeline
     from fastsample.schedulers import set_scheduler as set_scheduler

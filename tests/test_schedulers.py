@@ -19,7 +19,16 @@ from fastsample.schedulers import SolverScheduler
 from fastsample.solvers import available
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-OURS = [fs.DDIMScheduler, fs.DPMSolverScheduler, fs.GHVBScheduler, fs.HeavyBallScheduler]
+OURS = [
+    fs.AcceleratedScheduler,
+    fs.DDIMScheduler,
+    fs.DEISScheduler,
+    fs.DPMSolverScheduler,
+    fs.GHVBScheduler,
+    fs.HeavyBallScheduler,
+    fs.IPNDMScheduler,
+    fs.UniPCScheduler,
+]
 
 
 def run(scheduler, steps: int, seed: int = 0, **grid):  # type: ignore[no-untyped-def]
@@ -306,6 +315,10 @@ def test_set_scheduler() -> None:
 @pytest.mark.parametrize("name", available())
 def test_every_solver_is_a_scheduler(name: str) -> None:
     for config in (SD, FlowMatchEulerDiscreteScheduler().config):
+        if config is not SD and not available()[name].flow:
+            with pytest.raises(ValueError, match="needs a variance-preserving model"):
+                fs.create_scheduler(name, config)
+            continue
         for grid in (None, "karras", "quadratic", "log-snr"):
             scheduler = fs.create_scheduler(name, config, grid=grid)
             assert type(scheduler) is SolverScheduler

@@ -182,6 +182,7 @@ def test_a_wrong_history_entry_dies_in_the_table_check() -> None:
 def test_any_grid_gives_a_finite_consistent_table(
     name: str, grid: str, steps: int, flow: bool, shift: float, lower: bool | int, final: str
 ) -> None:
+    flow = flow and available()[name].flow
     schedule = NoiseSchedule.flow(shift) if flow else NoiseSchedule.from_config({"rescale_betas_zero_snr": True})
     times = time_grid(grid, schedule, steps, final=final)
     if len(times) < 2:

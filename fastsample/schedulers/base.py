@@ -20,6 +20,7 @@ from fastsample.schedulers.grid import GridRequest, make_nodes
 from fastsample.schedulers.threshold import threshold
 from fastsample.schedules.base import Node, NoiseSchedule
 from fastsample.schedules.flow import is_flow
+from fastsample.solvers import build_table_on_nodes, get_solver
 from fastsample.tables.table import Step, Table
 
 COMMON_CONFIG: dict[str, Any] = {
@@ -46,8 +47,12 @@ COMMON_CONFIG: dict[str, Any] = {
     "dynamic_thresholding_ratio": 0.995,
     "sample_max_value": 1.0,
     "lower_order_final": True,
+    "dualfast": 0.0,
 }
-"""Config keys of every scheduler here; names, meanings and defaults are diffusers' (`timestep_grid` is ours)."""
+"""Config keys of every scheduler here, named and meant as in diffusers, and with its defaults.
+
+Ours: `timestep_grid`, a grid by name, and `dualfast`, see :func:`fastsample.tables.transforms.dualfast`.
+"""
 
 Scheduler = TypeVar("Scheduler", bound="TableScheduler")
 
@@ -108,11 +113,17 @@ class TableScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     def _prepare(self) -> None:
         """Checks the config and sets the state before any `set_timesteps`: the training timesteps."""
         self._schedule = NoiseSchedule.from_config(self.config)
-        self._build_table(NoiseSchedule.linear_vp().nodes([0.9, 0.6, 0.3]))  # wrong options die here
+        solver = get_solver(self.solver()[0])
+        # evaluations of one step of the grid, as pipelines of order-2 schedulers expect
+        self.order = solver.evaluations if solver.whole_steps else 1
+        start, end = self._schedule.noise_time, self._schedule.clean_time
+        inner = [end + part * (start - end) for part in (0.9, 0.6, 0.3)]
+        self._build_table(self._schedule.nodes(inner))  # wrong options die here
         if self._schedule.kind == "vp":
             training = torch.arange(self._schedule.train_steps, dtype=torch.float64)
             self.alphas_cumprod = torch.from_numpy(self._schedule.alpha(training.numpy()) ** 2).float()
         self.num_inference_steps: int | None = None
+        self._grid: tuple[Node, ...] = ()
         self._nodes: tuple[Node, ...] = ()
         self.timesteps = torch.arange(self._schedule.train_steps - 1, -1, -1)
         self._reset()
@@ -140,16 +151,17 @@ class TableScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         configs with `use_dynamic_shifting`. `timesteps` become float32 on flow, int64 on VP models.
         Raises ValueError on values that make no grid, before any model evaluation.
         """
-        self._nodes = make_nodes(self._schedule, self.config, GridRequest(num_inference_steps, timesteps, sigmas, mu))
+        self._grid = make_nodes(self._schedule, self.config, GridRequest(num_inference_steps, timesteps, sigmas, mu))
         self._reset()
-        self._build_table(self._nodes)
+        table = self._build_table(self._grid)
+        self._nodes = (*(step.node for step in table.steps), self._grid[-1])
         flow = self._schedule.kind == "flow"
         times = [node.time for node in self._nodes[:-1]]
         dtype = torch.float32 if flow or any(time % 1 for time in times) else torch.int64
         self.timesteps = torch.tensor(times, dtype=dtype, device=device)
         ratios = [node.sigma if flow else min(node.sbar, 2.0**12) for node in self._nodes]
         self.sigmas = torch.tensor(ratios, dtype=torch.float32)
-        self.num_inference_steps = len(times)
+        self.num_inference_steps = len(self._grid) - 1
 
     def scale_model_input(self, sample: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The sample as it is: these solvers work on the model's own scale."""
@@ -220,16 +232,17 @@ class TableScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     # --- inner -------------------------------------------------------------------------------------------
 
-    def _build_table(self, nodes: Sequence[Node]) -> Table:
-        from fastsample.solvers import build_table_on_nodes, get_solver
-
+    def _build_table(self, grid: Sequence[Node]) -> Table:
         name, options = self.solver()
         solver = get_solver(name)
-        lower: bool | int = False
-        if self.config.lower_order_final:  # diffusers: multistep below 15 steps, single-step always
-            lower = True if solver.stages else 15 if solver.limits else False
         return build_table_on_nodes(
-            name, nodes, prediction_type=self.config.prediction_type, lower_final=lower, **options
+            name,
+            grid,
+            schedule=self._schedule if solver.whole_steps else None,
+            prediction_type=self.config.prediction_type,
+            lower_final=self.config.lower_order_final and solver.lower_final,
+            dualfast=self.config.dualfast,
+            **options,
         )
 
     def _current_step(self, timestep: float | Tensor) -> Step:
@@ -239,18 +252,27 @@ class TableScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             self._step_index = self._index_of(timestep) if self._begin_index is None else self._begin_index
         if self._table is None:  # a start inside the grid warms up there, so the table begins there
             self._table_start = self._step_index
-            self._table = self._build_table(self._nodes[self._table_start :])
+            self._table = self._build_table(self._grid[self._first_step() :])
         if self._step_index >= len(self._nodes) - 1:
             raise ValueError(
                 f"timestep = {timestep}: all {len(self._nodes) - 1} steps are done; call set_timesteps again"
             )
         return self._table.steps[self._step_index - self._table_start]
 
+    def _first_step(self) -> int:
+        """The step of the grid at whose start the first evaluation is."""
+        step, stage = divmod(self._table_start, self.order)
+        if stage:
+            raise ValueError(
+                f"begin_index = {self._table_start} is a stage of a step: start at a multiple of order = {self.order}"
+            )
+        return step
+
     def _index_of(self, timestep: float | Tensor) -> int:
-        """The step whose model time is `timestep`, or the nearest one."""
+        """The evaluation that starts a step and whose model time is `timestep`, or the nearest one."""
         value = float(timestep)
-        distances = [abs(node.time - value) for node in self._nodes[:-1]]
-        return distances.index(min(distances))
+        distances = [abs(node.time - value) for node in self._nodes[: -1 : self.order]]
+        return distances.index(min(distances)) * self.order
 
     def _marginals(self, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """alpha and sigma at `timesteps`, shaped to multiply `like`."""

@@ -18,6 +18,7 @@ ALGORITHMS = ("dpmsolver++", "dpmsolver", "sde-dpmsolver++", "sde-dpmsolver")
     solver_type="midpoint",
     singlestep=False,
     variant="released",
+    eta=1.0,
     euler_at_final=False,
 )
 class DPMSolverScheduler(TableScheduler):
@@ -25,27 +26,23 @@ class DPMSolverScheduler(TableScheduler):
 
     Config keys are those of diffusers' DPMSolverMultistepScheduler. `singlestep=True` is its single-step
     sibling: `num_inference_steps` counts model evaluations, and the stages are points of the grid.
-    `variant="exact"` makes order 3 truly third order (the released formula is second order).
+    `variant="exact"` makes order 3 truly third order (the released formula is second order). `eta` in [0, 1]
+    scales the noise of the SDE forms, `solver_order` 1-3 ("sde-dpmsolver": 1-2).
     """
 
     def solver(self) -> tuple[str, dict[str, Any]]:
         config = self.config
         check_choice("algorithm_type", config.algorithm_type, ALGORITHMS)
-        sde, order = config.algorithm_type.startswith("sde-"), config.solver_order
-        check_choice("solver_order", order, (1, 2) if sde else (1, 2, 3))
+        stochastic, order = config.algorithm_type.startswith("sde-"), config.solver_order
+        check_choice("solver_order", order, (1, 2) if config.algorithm_type == "sde-dpmsolver" else (1, 2, 3))
+        family = "dpmpp" if config.algorithm_type.endswith("++") else "dpm"
         # UniPC's and DEIS' types, which diffusers also reads as midpoint.
         solver_type = "midpoint" if config.solver_type in ("bh1", "bh2", "logrho") else config.solver_type
-        family = "dpmpp" if config.algorithm_type.endswith("++") else "dpm"
-        if sde:
-            options = {"solver_type": solver_type, "euler_at_final": config.euler_at_final}
-            return f"{family}-1-sde" if order == 1 else f"{family}-2m-sde", options
-        if order == 1:
-            return "ddim", {}
-        if config.singlestep:
-            return f"{family}-{order}s", {"solver_type": solver_type}
-        options = {
-            "solver_type": solver_type,
-            "variant": config.variant,
-            "euler_at_final": config.euler_at_final,
-        }
-        return f"{family}-{order}m", options
+        options = {"solver_type": solver_type}
+        if config.singlestep and not stochastic and order > 1:
+            return f"{family}-{order}s", options
+        options |= {"euler_at_final": config.euler_at_final}
+        if stochastic:
+            name = f"{family}-1-sde" if order == 1 else f"{family}-{order}m-sde"
+            return name, options | {"variant": config.variant, "eta": config.eta}
+        return ("ddim", {}) if order == 1 else (f"{family}-{order}m", options | {"variant": config.variant})

@@ -20,14 +20,14 @@ class SolverScheduler(TableScheduler):
 
 
 def create_scheduler(
-    solver: str, config: Mapping[str, Any], *, grid: str | None = None, **options: Any
+    solver: str, config: Mapping[str, Any], *, grid: str | None = None, dualfast: float = 0.0, **options: Any
 ) -> SolverScheduler:
     """A scheduler that runs `solver` on the model that `config`, any diffusers scheduler's, describes.
 
-    `grid` names a time grid (default: the config's own spacing); `options` are the solver's, e.g. order=4,
-    beta=0.8. Raises ValueError for unknown names and options.
+    `grid` names a time grid (default: the config's own spacing); `dualfast` is the strength of DualFast's
+    correction; `options` are the solver's, e.g. order=4, beta=0.8. Raises ValueError for unknown names and options.
     """
-    extra: dict[str, Any] = {"timestep_grid": grid} if grid is not None else {}
+    extra: dict[str, Any] = {"dualfast": dualfast} | ({"timestep_grid": grid} if grid is not None else {})
     scheduler = SolverScheduler.from_config(config, solver_name=solver, solver_options=options, **extra)
     if grid is not None:
         grid_name(extra, grid)  # an unknown name dies here, not in set_timesteps

@@ -124,12 +124,16 @@ def min_time(schedule: NoiseSchedule) -> float:
     return schedule.clean_time + 1e-3 * (schedule.noise_time - schedule.clean_time)
 
 
+def noisiest_time(schedule: NoiseSchedule) -> float:
+    """The noisiest time with any signal; from zero SNR the one where sigma / alpha is 4096, as in diffusers."""
+    if float(schedule.alpha(schedule.noise_time)) < 2**-12:
+        return float(schedule.time(-12 * np.log(2.0)))
+    return schedule.noise_time
+
+
 def _sbar_range(schedule: NoiseSchedule) -> tuple[float, float]:
     """sigma / alpha at the noisiest time with any signal, and at `min_time`."""
-    noisiest = schedule.noise_time
-    if float(schedule.alpha(noisiest)) < 2**-12:  # zero SNR has no finite ratio; start at 4096, as diffusers does
-        noisiest = float(schedule.time(-12 * np.log(2.0)))
-    noisy = np.exp(-schedule.lam(noisiest))
+    noisy = np.exp(-schedule.lam(noisiest_time(schedule)))
     return float(noisy), float(np.exp(-schedule.lam(min_time(schedule))))
 
 

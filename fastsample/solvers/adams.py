@@ -1,4 +1,4 @@
-"""Adams-Bashforth in `d(x / alpha) / d(sigma / alpha) = noise`: PLMS (Liu et al. 2022, arXiv:2202.09778)."""
+"""Adams-Bashforth in `d(x / alpha) / d(sigma / alpha) = noise`: iPNDM and PLMS, and with the grid's own weights."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from fastsample.schedules.base import Node
 from fastsample.solvers.registry import solver
+from fastsample.tables.interpolation import interpolation_weights
 from fastsample.tables.row import Row, Weights, ddim_weights
 
 
@@ -27,6 +28,29 @@ def adams_weights(order: int, beta: float = 1.0) -> tuple[float, ...]:
     return tuple(weight / divisor for weight in rows[order])
 
 
+def variable_adams_weights(nodes: Sequence[Node], target: Node, order: int, beta: float = 1.0) -> tuple[float, ...]:
+    """As :func:`adams_weights`, exact for polynomials of degree < `order` on the grid that `nodes` make.
+
+    `nodes` are all evaluations so far, since a velocity remembers them all: the velocity of the polynomial
+    s^k is the recursion applied to `s_n^k`, and the weights make its step the integral of s^k. With
+    beta = 1 this is Adams-Bashforth for variable steps. Zero-SNR nodes (s = inf) must be left out.
+    """
+    source = nodes[-1]
+    width = target.sbar - source.sbar
+    points = [(node.sbar - source.sbar) / width for node in nodes]
+    order = min(order, len(points))
+    if beta == 1:
+        return interpolation_weights(points[: -order - 1 : -1], [1 / (k + 1) for k in range(order)])
+    import numpy as np
+
+    powers = np.vander(np.asarray(points), order, increasing=True)
+    velocities = powers[:1]
+    for power in powers[1:]:
+        velocities = np.vstack([velocities, (1 - beta) * velocities[-1] + beta * power])
+    system = velocities[: -order - 1 : -1].T
+    return tuple(np.linalg.solve(system, 1 / np.arange(1.0, order + 1)).tolist())
+
+
 def sigma_row(source: Node, target: Node, slopes: Sequence[float]) -> Row:
     """The step `x / alpha += (change of sigma / alpha) * sum_i slopes[i] history[i]`, slopes summing to 1."""
     if source.alpha == 0:  # only a first step starts at zero SNR, where every slope is the newest one
@@ -45,6 +69,33 @@ def sigma_row(source: Node, target: Node, slopes: Sequence[float]) -> Row:
     limits=False,
     claims=lambda order: min(order, 2),
 )
+@solver(
+    "ipndm",
+    order=4,
+    orders=(1, 2, 3, 4),
+    space="noise",
+    references=("arXiv:2204.13902",),
+    limits=False,
+    claims=lambda order: min(order, 2),
+    summary="iPNDM: PLMS started with lower orders, which is how plms starts here",
+)
 def plms(nodes: Sequence[Node], target: Node, *, order: int = 4) -> Row:
     """Adams-Bashforth with fixed weights, orders 1-4 (order 2 on grids not uniform in sigma / alpha)."""
     return sigma_row(nodes[-1], target, adams_weights(order))
+
+
+@solver(
+    "adams",
+    order=3,
+    orders=(1, 2, 3, 4, 5),
+    space="noise",
+    references=("arXiv:2204.13902",),
+    limits=False,
+    claims=lambda order: min(order, 2),  # its first step is of order 1
+)
+def adams(nodes: Sequence[Node], target: Node, *, order: int = 3) -> Row:
+    """Adams-Bashforth with the weights of the actual grid (DEIS in sigma / alpha, rho-AB), orders 1-5."""
+    known = [node for node in nodes if node.alpha > 0]
+    if not known:
+        return sigma_row(nodes[-1], target, (1.0,))
+    return sigma_row(nodes[-1], target, variable_adams_weights(known, target, order))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +15,7 @@ from fastsample.tables.plan import LowerFinal, lower_at_limits, multistep_orders
 from fastsample.tables.prediction import check_prediction_type
 from fastsample.tables.row import Row
 from fastsample.tables.table import Table, compile_rows
+from fastsample.tables.transforms import dualfast as apply_dualfast
 
 
 def build_table(
@@ -22,6 +25,8 @@ def build_table(
     *,
     prediction_type: str = "epsilon",
     lower_final: LowerFinal = False,
+    dualfast: float = 0.0,
+    blocks: Sequence[int] | None = None,
     **options: Any,
 ) -> Table:
     """The coefficients of solver `name` on a grid.
@@ -32,7 +37,10 @@ def build_table(
     sigma = 0 has no stages and is of order 1.
 
     `lower_final` lowers the order of the last steps: never (False), always (True), or when there are fewer
-    evaluations than the given int. `options` are the solver's own (`fastsample.available_solvers()[name].options`).
+    evaluations than the given int. `dualfast` in [0, 1) is the strength of DualFast's correction
+    (:func:`fastsample.tables.transforms.dualfast`; 0: none). `blocks` gives a single-step solver the order of
+    each step, as :func:`fastsample.tables.plan.fast_blocks` does. `options` are the solver's own
+    (`fastsample.available_solvers()[name].options`).
     Raises ValueError for unknown names and options, values out of range, and grids whose noise does not fall.
     """
     return build_table_on_nodes(
@@ -41,6 +49,8 @@ def build_table(
         schedule=schedule,
         prediction_type=prediction_type,
         lower_final=lower_final,
+        dualfast=dualfast,
+        blocks=blocks,
         **options,
     )
 
@@ -53,6 +63,8 @@ def build_table_on_nodes(
     prediction_type: str = "epsilon",
     lower_final: LowerFinal = False,
     euler_at_final: bool = False,
+    dualfast: float = 0.0,
+    blocks: Sequence[int] | None = None,
     **options: Any,
 ) -> Table:
     """As :func:`build_table`, on given marginals; `euler_at_final` makes a multistep's last update of order 1.
@@ -67,29 +79,39 @@ def build_table_on_nodes(
     order, options = _check_options(solver, options)
     nodes = tuple(nodes)
     require_falling_noise(nodes)
-    if solver.stages:
-        nodes, blocks = _stage_nodes(solver, nodes, order, schedule, lower_final)
-        return _assemble(solver, nodes, blocks, prediction_type, options, singlestep=True)
-    orders = multistep_orders(len(nodes) - 1, order, lower_final)
-    if solver.limits:
-        orders = lower_at_limits(orders, nodes)
-    if euler_at_final:
-        orders[-1] = 1
-    return _assemble(solver, nodes, orders, prediction_type, options, singlestep=False)
+    _check_marginals(solver, nodes)
+    if blocks is not None:
+        _check_blocks(solver, blocks, len(nodes) - 1, schedule)
+    if solver.stages and schedule is not None:
+        nodes, orders = _with_stages(
+            solver, nodes, schedule, blocks or _step_orders(solver, nodes, order, lower_final)
+        )
+    elif solver.stages:
+        orders = _grid_stages(solver, nodes, order, lower_final)
+    else:
+        orders = multistep_orders(len(nodes) - 1, order, lower_final)
+        if solver.limits:
+            orders = lower_at_limits(orders, nodes)
+        if euler_at_final:
+            orders[-1] = 1
+    table = _assemble(solver, nodes, orders, prediction_type, options)
+    return apply_dualfast(table, dualfast) if dualfast else table
 
 
 def _assemble(
-    solver: Solver,
-    nodes: Sequence[Node],
-    orders: Sequence[int],
-    prediction_type: str,
-    options: Any,
-    singlestep: bool,
+    solver: Solver, nodes: Sequence[Node], orders: Sequence[int], prediction_type: str, options: dict[str, Any]
 ) -> Table:
+    asked = solver.context
     rows: list[Row] = []
     for index, order in enumerate(orders):
-        extra = {"block": _block_length(orders, index)} if singlestep else {}
-        rows.append(solver.rule(nodes[: index + 1], nodes[index + 1], order=order, **extra, **options))
+        context = {
+            "order": order,
+            "previous_order": orders[index - 1] if index else 0,
+            "block": _block_length(orders, index),
+            "following": nodes[index + 2] if index + 2 < len(nodes) else None,
+        }
+        known = {name: context[name] for name in asked}
+        rows.append(solver.rule(nodes[: index + 1], nodes[index + 1], **known, **options))
     return compile_rows(solver.name, rows, solver.space, prediction_type, all(row.exact_variance for row in rows))
 
 
@@ -100,30 +122,74 @@ def _block_length(orders: Sequence[int], index: int) -> int:
     return orders[index] + end
 
 
-def _stage_nodes(
-    solver: Solver,
-    nodes: tuple[Node, ...],
-    order: int,
-    schedule: NoiseSchedule | None,
-    lower_final: LowerFinal,
+def _grid_stages(solver: Solver, nodes: Sequence[Node], order: int, lower_final: LowerFinal) -> list[int]:
+    """Each node's position in its step, where the stages are nodes of the grid."""
+    if solver.whole_steps:
+        raise ValueError(f"schedule = None: solver {solver.name!r} places its stages on a schedule; give one")
+    count, head = len(nodes) - 1, int(nodes[0].alpha == 0)
+    orders = [1] * head + singlestep_orders(count - head, order, lower_final)
+    if nodes[-1].sigma == 0:  # onto sigma = 0 the last evaluation stands alone
+        orders[-1] = 1
+    return orders
+
+
+def _step_orders(solver: Solver, nodes: Sequence[Node], order: int, lower_final: LowerFinal) -> list[int]:
+    """The order of each whole step: 1 from zero SNR and where the last is lowered."""
+    steps = len(nodes) - 1
+    lowers = lower_final if isinstance(lower_final, bool) else steps * order < lower_final
+    orders = [solver.evaluations] * steps
+    if not solver.whole_steps:
+        orders[0] = orders[0] if nodes[0].alpha > 0 else 1
+        orders[-1] = 1 if lowers else orders[-1]
+    return orders
+
+
+def _with_stages(
+    solver: Solver, nodes: Sequence[Node], schedule: NoiseSchedule, blocks: Sequence[int]
 ) -> tuple[tuple[Node, ...], list[int]]:
-    """The evaluation nodes with stages, and each one's position in its step."""
-    if schedule is None:
-        count, head = len(nodes) - 1, int(nodes[0].alpha == 0)
-        orders = [1] * head + singlestep_orders(count - head, order, lower_final)
-        if nodes[-1].sigma == 0:  # onto sigma = 0 the last evaluation stands alone
-            orders[-1] = 1
-        return nodes, orders
-    lowers = lower_final if isinstance(lower_final, bool) else (len(nodes) - 1) * order < lower_final
+    """The evaluation nodes with stages, and each one's position in its step. Onto sigma = 0 there are none."""
     expanded, orders = [nodes[0]], list[int]()
-    for index, target in enumerate(nodes[1:], start=1):
-        source, final = nodes[index - 1], index == len(nodes) - 1
-        whole = source.alpha > 0 and target.sigma > 0 and not (final and lowers)
-        stages = solver.stages if whole else ()
-        h = target.lam - source.lam
-        expanded += [schedule.node(float(schedule.time(source.lam + r * h))) for r in stages] + [target]
-        orders += range(1, len(stages) + 2)
+    for (source, target), block in zip(itertools.pairwise(nodes), blocks, strict=True):
+        block = block if target.sigma > 0 else 1
+        full = block == solver.evaluations
+        fractions = solver.stages if full else [part / block for part in range(1, block)]
+        expanded += [_stage(schedule, source, target, fraction) for fraction in fractions] + [target]
+        orders += range(1, block + 1)
     return tuple(expanded), orders
+
+
+def _check_blocks(solver: Solver, blocks: Sequence[int], steps: int, schedule: NoiseSchedule | None) -> None:
+    """Raise ValueError unless `blocks` gives a single-step solver one order for each step of a schedule."""
+    possible = solver.stages and not solver.whole_steps and schedule is not None
+    if not possible or len(blocks) != steps or not all(1 <= block <= solver.evaluations for block in blocks):
+        raise ValueError(
+            f"blocks = {list(blocks)!r} with {steps} steps of {solver.name!r}: give build_table one order a step, "
+            f"each from 1 to {solver.evaluations}, of a single-step solver such as 'dpm-3s'"
+        )
+
+
+def _stage(schedule: NoiseSchedule, source: Node, target: Node, fraction: float) -> Node:
+    """The point at `fraction` of a step in log-SNR; from zero SNR, in sigma / (alpha + sigma)."""
+    if fraction == 1:
+        return target
+    if source.alpha > 0:
+        lam = source.lam + fraction * (target.lam - source.lam)
+    else:
+        level = 1 - fraction * target.alpha / (target.alpha + target.sigma)
+        lam = math.log((1 - level) / level)
+    return schedule.node(float(schedule.time(lam)))
+
+
+def _check_marginals(solver: Solver, nodes: Sequence[Node]) -> None:
+    """Raise ValueError where a solver derived for VP marginals is asked to run on others."""
+    if solver.flow:
+        return
+    for node in nodes:
+        if abs(node.alpha**2 + node.sigma**2 - 1) > 1e-9:
+            raise ValueError(
+                f"solver = {solver.name!r} needs a variance-preserving model (alpha^2 + sigma^2 = 1), but at time "
+                f"{node.time:g} alpha = {node.alpha:.4g}, sigma = {node.sigma:.4g}: use 'dpmpp-2m-sde' or 'ddim'"
+            )
 
 
 def _check_options(solver: Solver, options: dict[str, Any]) -> tuple[int, dict[str, Any]]:

@@ -28,6 +28,18 @@ def three_step(step: ExponentialStep, r0: float, r1: float, variant: str) -> tup
     return step.constant + first, second - first, -second
 
 
+def multistep_weights(
+    step: ExponentialStep, history: Sequence[Node], solver_type: str, variant: str
+) -> tuple[float, ...]:
+    """The k of order `len(history)`; `history` are the nodes evaluated, oldest first, the step's source last."""
+    if len(history) == 1:
+        return (step.constant,)
+    r0 = log_step(history[-2], history[-1]) / step.h
+    if len(history) == 2:
+        return two_step(step, r0, solver_type)
+    return three_step(step, r0, log_step(history[-3], history[-2]) / step.h, variant)
+
+
 def multistep(nodes: Sequence[Node], target: Node, space: Space, order: int, solver_type: str, variant: str) -> Row:
     """The multistep update of `order` from the newest node, one model call a step."""
     check_choice("solver_type", solver_type, SOLVER_TYPES)
@@ -36,11 +48,8 @@ def multistep(nodes: Sequence[Node], target: Node, space: Space, order: int, sol
     if order == 1:
         return Row(source, target, ddim_weights(source, target), space)
     step = ExponentialStep(source, target, space)
-    r0 = log_step(nodes[-2], source) / step.h
-    if order == 2:
-        return Row(source, target, Weights(step.sample, history=two_step(step, r0, solver_type)), space)
-    r1 = log_step(nodes[-3], nodes[-2]) / step.h
-    return Row(source, target, Weights(step.sample, history=three_step(step, r0, r1, variant)), space)
+    weights = multistep_weights(step, nodes[-order:], solver_type, variant)
+    return Row(source, target, Weights(step.sample, history=weights), space)
 
 
 def _register(space: Space, order: int) -> None:

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from fastsample.schedules.base import Node
-from fastsample.solvers.adams import adams_weights, plms, sigma_row
+from fastsample.solvers.adams import adams_weights, plms, sigma_row, variable_adams_weights
 from fastsample.solvers.dpm_multistep import multistep
-from fastsample.solvers.registry import check_unit_interval, solver
+from fastsample.solvers.registry import check_choice, check_unit_interval, solver
 from fastsample.tables.row import Row, Weights
 
 REFERENCES = ("arXiv:2307.11118",)
+WEIGHTS = ("fixed", "variable")
 
 
 def with_momentum(row: Row, beta: float, *, started: bool, nesterov: bool = False) -> Row:
@@ -81,15 +82,24 @@ def heavy_ball_dpmpp_2m(
     limits=False,
     claims=lambda order: min(order, 2),
 )
-def ghvb(nodes: Sequence[Node], target: Node, *, order: int = 4, beta: float = 0.8) -> Row:
+def ghvb(nodes: Sequence[Node], target: Node, *, order: int = 4, beta: float = 0.8, weights: str = "fixed") -> Row:
     """Generalised heavy ball: Adams-Bashforth over velocities, orders 1-5 (2 off grids uniform in sigma / alpha).
 
-    The history holds velocities `v_n = (1 - beta) v_{n-1} + beta noise_n`, `v_0 = noise_0`.
+    The history holds velocities `v_n = (1 - beta) v_{n-1} + beta noise_n`, `v_0 = noise_0`. `weights` are the
+    paper's "fixed" ones, for a grid uniform in sigma / alpha, or "variable", those of the actual grid.
     """
     check_unit_interval("beta", beta)
+    check_choice("weights", weights, WEIGHTS)
     if len(nodes) == 1:
         return sigma_row(nodes[-1], target, (1.0,))
-    newest, *older = adams_weights(order, beta)
+    if weights == "fixed":
+        newest, *older = adams_weights(order, beta)
+    elif nodes[0].alpha > 0:
+        newest, *older = variable_adams_weights(nodes, target, order, beta)
+    else:  # the velocity starts one evaluation later
+        newest, *older = variable_adams_weights(nodes[1:], target, order, beta)
+        if len(nodes) == 2:
+            return sigma_row(nodes[-1], target, (1.0,))
     second = newest * (1 - beta) + (older[0] if older else 0.0)
     row = sigma_row(nodes[-1], target, (newest * beta, second, *older[1:]))
     return replace(row, entry=Weights(history=(beta, 1 - beta)))

@@ -18,6 +18,10 @@ from fastsample.tables.row import Row
 Rule = Callable[..., Row]
 """`(nodes, target, *, order, **options) -> Row`: the update from `nodes[-1]`, the newest evaluation, to `target`."""
 
+CONTEXT = ("order", "previous_order", "block", "following")
+"""What a rule may ask the plan for by a keyword: its own order and the one before it, how many evaluations its
+single-step block has, and the node after its target (None at the end)."""
+
 
 @dataclass(frozen=True)
 class Solver:
@@ -25,7 +29,10 @@ class Solver:
 
     `order` is the claimed order of convergence at the default options (None: follows the `order` option),
     `space` what the history holds, `stages` the inner points of a single-step method as fractions of a step
-    in log-SNR (empty: multistep), `limits` whether onto sigma = 0 only its order-1 form exists.
+    in log-SNR (empty: multistep), `limits` whether onto sigma = 0 only its order-1 form exists, `flow` whether
+    it works on flow-matching marginals, `whole_steps` whether a step count given to a scheduler counts steps,
+    each with its stages, instead of evaluations, `always_lowers` whether `lower_order_final` lowers the last
+    orders at any number of steps.
     """
 
     name: str
@@ -37,22 +44,39 @@ class Solver:
     orders: tuple[int, ...] = ()  # choices of the `order` option; empty: `order` is fixed
     stages: tuple[float, ...] = ()
     limits: bool = True
+    flow: bool = True
+    whole_steps: bool = False
+    always_lowers: bool = False
     claims: Callable[[int], int] | None = None  # order of convergence as a function of the `order` option
 
     @property
     def options(self) -> dict[str, Any]:
         """The options that a caller may give, with their defaults."""
         parameters = inspect.signature(self.rule).parameters.values()
-        found = {
-            p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in ("order", "block")
-        }
+        found = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in CONTEXT}
         return {"order": self.order, **found} if self.orders else found
 
     @property
+    def context(self) -> tuple[str, ...]:
+        """Which of :data:`CONTEXT` the rule asks for."""
+        return tuple(name for name in CONTEXT if name in inspect.signature(self.rule).parameters)
+
+    @property
+    def lower_final(self) -> bool | int:
+        """What diffusers' `lower_order_final` means here: never, always, or below that many evaluations."""
+        return True if self.stages or self.always_lowers else 15 if self.limits else False
+
+    @property
+    def evaluations(self) -> int:
+        """Model evaluations a step."""
+        return len(self.stages) + 1
+
+    @property
     def stochastic(self) -> bool:
-        """Whether a step draws noise."""
-        nodes = NoiseSchedule.linear_vp().nodes([0.9, 0.6])
-        return bool(self.rule(nodes[:1], nodes[1], order=1).next.noise)
+        """Whether a step draws noise, at the default options."""
+        from fastsample.solvers.build import build_table
+
+        return build_table(self.name, NoiseSchedule.linear_vp(), [0.9, 0.6, 0.3]).stochastic
 
     def claimed_order(self, order: int | None = None) -> int:
         """The order of convergence claimed for the option `order`."""

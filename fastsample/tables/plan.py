@@ -33,6 +33,18 @@ def singlestep_orders(count: int, order: int, lower_final: LowerFinal = False) -
     return [position for block in blocks for position in range(1, block + 1)]
 
 
+def fast_blocks(evaluations: int) -> list[int]:
+    """The order of each step of DPM-Solver-fast (arXiv:2206.00927, app. D.3): `evaluations` in all.
+
+    Steps of order 3 as far as they go, closed by 2 and 1, by 1, or by 2, so that there are
+    `evaluations // 3 + 1` steps.
+    """
+    if not isinstance(evaluations, int) or evaluations < 1:
+        raise ValueError(f"evaluations = {evaluations!r}: give an integer of at least 1")
+    full, rest = divmod(evaluations, 3)
+    return [*[3] * full, rest] if rest else [*[3] * (full - 1), 2, 1]
+
+
 def lower_at_limits(orders: Sequence[int], nodes: Sequence[Node]) -> list[int]:
     """Order 1 wherever an exponential integrator has no higher one: onto sigma = 0.
 

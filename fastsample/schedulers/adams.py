@@ -1,0 +1,33 @@
+"""DEIS, iPNDM and the accelerated samplers as diffusers schedulers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from diffusers.schedulers.scheduling_utils import SchedulerMixin  # noqa: F401  diffusers looks it up in this module
+
+from fastsample.schedulers.base import TableScheduler, configured
+
+
+@configured(solver_order=3)
+class DEISScheduler(TableScheduler):
+    """DEIS (arXiv:2204.13902) in log(sigma / alpha), of `solver_order` 1-4."""
+
+    def solver(self) -> tuple[str, dict[str, Any]]:
+        return "deis", {"order": self.config.solver_order}
+
+
+@configured(solver_order=4)
+class IPNDMScheduler(TableScheduler):
+    """iPNDM (arXiv:2202.09778, 2204.13902): Adams-Bashforth with fixed weights, of `solver_order` 1-4."""
+
+    def solver(self) -> tuple[str, dict[str, Any]]:
+        return "ipndm", {"order": self.config.solver_order}
+
+
+@configured(stochastic=False)
+class AcceleratedScheduler(TableScheduler):
+    """The accelerated ODE sampler of arXiv:2403.03852, or with `stochastic` its SDE sampler (VP models only)."""
+
+    def solver(self) -> tuple[str, dict[str, Any]]:
+        return "accelerated-sde" if self.config.stochastic else "accelerated", {}

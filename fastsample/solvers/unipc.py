@@ -1,0 +1,107 @@
+"""UniPC: a predictor and a corrector that reuses the next evaluation (Zhao et al. 2023, arXiv:2302.04867).
+
+The corrected sample is never fed to the model: it is kept in the state "base", from which the next prediction
+starts. A step is then one row: correct the base with the output just made, predict from it.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+from fastsample.schedules.base import Node
+from fastsample.solvers.exponential import ExponentialStep
+from fastsample.solvers.registry import check_choice, log_step, solver
+from fastsample.tables.interpolation import interpolation_weights
+from fastsample.tables.prediction import Space
+from fastsample.tables.row import Row, Weights, ddim_weights
+
+TYPES = ("bh1", "bh2")
+START = {"base": Weights(sample=1.0)}
+
+
+def difference_weights(step: ExponentialStep, ratios: Sequence[float], solver_type: str) -> tuple[float, ...]:
+    """Weights of the difference quotients `(f(lam_s + ratio h) - f(lam_s)) / ratio` (eq. 9 with B(h)).
+
+    With more than one, they solve the order conditions and B(h) cancels; with one the paper takes B(h) / 2,
+    B(h) = h ("bh1") or e^h - 1 ("bh2").
+    """
+    if len(ratios) == 1:
+        return (0.5 * (step.constant if solver_type == "bh2" else step.scale * step.h),)
+    return interpolation_weights(ratios, [step.moment(k + 1) for k in range(len(ratios))]) if ratios else ()
+
+
+def predict(step: ExponentialStep, older: Sequence[Node], solver_type: str) -> tuple[float, ...]:
+    """UniP: weights of the prediction at the source and of those at `older`, newest first."""
+    ratios = [log_step(step.source, node) / step.h for node in older]
+    weights = difference_weights(step, ratios, solver_type)
+    k = tuple(weight / ratio for weight, ratio in zip(weights, ratios, strict=True))
+    return (step.constant - sum(k), *k)
+
+
+def correct(step: ExponentialStep, older: Sequence[Node], solver_type: str) -> tuple[float, ...]:
+    """UniC: weights of the prediction at the target, at the source and at `older`."""
+    ratios = [*(log_step(step.source, node) / step.h for node in older), 1.0]
+    *weights, newest = difference_weights(step, ratios, solver_type)
+    k = tuple(weight / ratio for weight, ratio in zip(weights, ratios, strict=False))
+    return (newest, step.constant - newest - sum(k), *k)
+
+
+def unipc(
+    nodes: Sequence[Node],
+    target: Node,
+    space: Space,
+    order: int,
+    previous_order: int,
+    solver_type: str,
+    corrector: bool,
+    disable_corrector: Sequence[int],
+) -> Row:
+    """One row: the corrector onto the newest node with the previous step's order, then the predictor.
+
+    `disable_corrector` lists steps after which there is none, counted from 0.
+    """
+    check_choice("solver_type", solver_type, TYPES)
+    if not isinstance(corrector, bool):
+        raise ValueError(f"corrector = {corrector!r}: use True or False")
+    source = nodes[-1]
+    if source.alpha == 0:
+        return Row(source, target, ddim_weights(source, target), space, states=START)
+    older = [node for node in reversed(nodes[:-1]) if node.alpha > 0]  # zero SNR is infinitely far away
+    step = ExponentialStep(source, target, space)
+    predicted = predict(step, older[: order - 1], solver_type)
+    if not corrector or not older or len(nodes) - 2 in disable_corrector:
+        return Row(source, target, Weights(step.sample, history=predicted), space, states=START)
+    back = ExponentialStep(older[0], source, space)
+    corrected = correct(back, older[1:previous_order], solver_type)
+    history = tuple(step.sample * c + p for c, p in itertools.zip_longest(corrected, predicted, fillvalue=0.0))
+    following = Weights(history=history, states={"base": step.sample * back.sample})
+    base = Weights(history=corrected, states={"base": back.sample})
+    return Row(source, target, following, space, states={"base": base}, base=older[0])
+
+
+def _register(name: str, space: Space, form: str) -> None:
+    @solver(
+        name,
+        order=2,
+        orders=(1, 2, 3),
+        space=space,
+        references=("arXiv:2302.04867",),
+        summary=f"UniPC on {form} predictions, orders 1-3: predictor and corrector, one model call a step",
+        always_lowers=True,
+    )
+    def rule(
+        nodes: Sequence[Node],
+        target: Node,
+        *,
+        order: int = 2,
+        previous_order: int = 0,
+        solver_type: str = "bh2",
+        corrector: bool = True,
+        disable_corrector: Sequence[int] = (),
+    ) -> Row:
+        return unipc(nodes, target, space, order, previous_order, solver_type, corrector, disable_corrector)
+
+
+_register("unipc", "data", "data")
+_register("unipc-noise", "noise", "noise")
