@@ -24,6 +24,7 @@ _HOME = {
     "Ledger": "fastsample.sampling",
     "create_scheduler": "fastsample.schedulers",
     "load_pipeline": "fastsample.schedulers",
+    "scheduler_from_name": "fastsample.schedulers",
     "set_scheduler": "fastsample.schedulers",
     "AcceleratedScheduler": "fastsample.schedulers",
     "DEISScheduler": "fastsample.schedulers",
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from fastsample.schedulers import UniPCScheduler as UniPCScheduler
     from fastsample.schedulers import create_scheduler as create_scheduler
     from fastsample.schedulers import load_pipeline as load_pipeline
+    from fastsample.schedulers import scheduler_from_name as scheduler_from_name
     from fastsample.schedulers import set_scheduler as set_scheduler
     from fastsample.schedules import NoiseSchedule as NoiseSchedule
     from fastsample.schedules import time_grid as time_grid

@@ -2,18 +2,19 @@
 
 from fastsample.sampling.adaptive import AdaptiveResult, integrate_adaptive
 from fastsample.sampling.backend import combine
-from fastsample.sampling.executor import StepState, apply_step, integrate
+from fastsample.sampling.executor import integrate, run_step
 from fastsample.sampling.ledger import Ledger, count
 from fastsample.sampling.noise import draw_noise
+from fastsample.sampling.program import compile_program
 
 __all__ = [
     "AdaptiveResult",
     "Ledger",
-    "StepState",
-    "apply_step",
     "combine",
+    "compile_program",
     "count",
     "draw_noise",
     "integrate",
     "integrate_adaptive",
+    "run_step",
 ]

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fastsample.sampling.executor import Model, StepState, apply_step
+from fastsample.sampling.executor import Model, Values, run_step
+from fastsample.sampling.program import compile_program
 from fastsample.schedules.base import Node, NoiseSchedule
 from fastsample.schedules.grids import min_time, noisiest_time
 from fastsample.solvers import build_table_on_nodes
 from fastsample.solvers.registry import check_choice
 from fastsample.tables.prediction import Space
+from fastsample.tables.table import Table
 
 
 @dataclass(frozen=True)
@@ -71,16 +74,14 @@ def integrate_adaptive(
         if output is None:
             output, evaluations = model(x, now.time), evaluations + 1
         nodes = _stages(schedule, now, last, h, order)
-        high = build_table_on_nodes(f"{family}-{order}s", nodes, prediction_type=prediction_type)
-        shorter = (*nodes[: order - 1], nodes[-1])
-        low = build_table_on_nodes(f"{family}-2s" if order == 3 else "ddim", shorter, prediction_type=prediction_type)
-        state, sample, made = StepState(), x, output
-        for index, step in enumerate(high.steps):
+        table = _embedded(family, nodes, order, prediction_type)
+        name = f"coarse {order - 2}"
+        program, values, sample, made = compile_program(table, keep=[name]), Values(), x, output
+        for index, (step, instructions) in enumerate(zip(table.steps, program.steps, strict=True)):
             if index:
                 made, evaluations = model(sample, step.node.time), evaluations + 1
-            if index == order - 2:
-                coarse = apply_step(low.steps[-1], sample, made, StepState(list(state.history), dict(state.states)))
-            sample = apply_step(step, sample, made, state)
+            sample = run_step(instructions, sample, made, values)
+        coarse = program.scales[name] * values[name]
         error = _error(sample, coarse, previous, rtol, atol)
         if error <= 1:
             x, previous, now, output = sample, coarse, nodes[-1], None
@@ -89,6 +90,17 @@ def integrate_adaptive(
             rejected += 1
         h = 0.9 * h * max(error, 1e-10) ** (-1 / order)
     return AdaptiveResult(x, evaluations, rejected, tuple(times))
+
+
+def _embedded(family: str, nodes: Sequence[Node], order: int, prediction_type: str) -> Table:
+    """The step of `order`, and in the state "coarse" the one of an order less from the same evaluations."""
+    high = build_table_on_nodes(f"{family}-{order}s", nodes, prediction_type=prediction_type)
+    lower = f"{family}-2s" if order == 3 else "ddim"
+    low = build_table_on_nodes(lower, [*nodes[: order - 1], nodes[-1]], prediction_type=prediction_type)
+    steps = list(high.steps)
+    with_coarse = {**steps[order - 2].states, "coarse": low.steps[-1].next}
+    steps[order - 2] = replace(steps[order - 2], states=with_coarse)
+    return replace(high, steps=tuple(steps))
 
 
 def _stages(schedule: NoiseSchedule, now: Node, last: Node, h: float, order: int) -> tuple[Node, ...]:

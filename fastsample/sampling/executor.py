@@ -3,63 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from fastsample.sampling.backend import accumulation_dtype, combine
 from fastsample.sampling.noise import Generators, draw_noise
-from fastsample.tables.table import Combination, Step, Table
+from fastsample.sampling.program import NEXT, NOISE, OUTPUT, SAMPLE, Instructions, compile_program
+from fastsample.tables.table import Table
 
 Model = Callable[[Tensor, float], Tensor]
 """`model(x, t) -> output`, in the table's prediction type; `t` is the node's time."""
 
-
-@dataclass
-class StepState:
-    """What a sampler carries from step to step: entries newest first (None: not kept), named states."""
-
-    history: list[Tensor | None] = field(default_factory=list)
-    states: dict[str, Tensor] = field(default_factory=dict)
+Values = dict[str, Tensor]
+"""What a sampler carries from step to step, by the program's names, in float32 or wider."""
 
 
-def apply_step(
-    step: Step,
-    sample: Tensor,
-    output: Tensor,
-    state: StepState,
-    *,
-    noise: Tensor | None = None,
-    keep: int = 8,
+def run_step(
+    instructions: Instructions, sample: Tensor, output: Tensor, values: Values, noise: Tensor | None = None
 ) -> Tensor:
-    """The next sample, in `sample`'s dtype; `state` is advanced, its tensors in float32 or wider.
-
-    `noise` is needed when the step's noise weight is not 0. `keep` bounds the history.
-    """
+    """The next sample, in `sample`'s dtype; `values` is advanced. `noise` is needed where it is read."""
     dtype = accumulation_dtype(sample.dtype, output.dtype)
-
-    def apply(c: Combination) -> Tensor:
-        weights, tensors = [c.sample, c.output], [sample, output]
-        for weight, entry in zip(c.history, state.history, strict=False):
-            if weight != 0 and entry is not None:
-                weights.append(weight)
-                tensors.append(entry)
-        for name, weight in c.states.items():
-            weights.append(weight)
-            tensors.append(state.states[name])
-        if c.noise != 0:
-            if noise is None:
-                raise ValueError(f"noise = None: the step at time {step.node.time:g} needs a noise tensor")
-            weights.append(c.noise)
-            tensors.append(noise)
-        return combine(weights, tensors, dtype)
-
-    entry = apply(step.entry) if step.entry is not None else None
-    states = {name: apply(c) for name, c in step.states.items()}
-    following = apply(step.next).to(sample.dtype)
-    state.history = [entry, *state.history[: keep - 1]]
-    state.states.update(states)
-    return following
+    known = {**values, SAMPLE: sample, OUTPUT: output}
+    if noise is not None:
+        known[NOISE] = noise
+    for assignment in instructions.assignments:
+        weights = [weight for _, weight in assignment.terms]
+        if noise is None and NOISE in dict(assignment.terms):
+            raise ValueError(
+                f"noise = None: this step adds noise to a sample of shape {tuple(sample.shape)}; give it"
+            )
+        tensors = [known[name] for name, _ in assignment.terms] or [sample]
+        known[assignment.target] = combine(weights or [0.0], tensors, dtype)
+    following = known.pop(NEXT)
+    for name in (SAMPLE, OUTPUT, NOISE, *instructions.frees):
+        known.pop(name, None)
+    values.clear()
+    values.update(known)
+    return following.to(sample.dtype)
 
 
 def integrate(
@@ -73,8 +53,10 @@ def integrate(
     """
     from tqdm.auto import tqdm
 
-    state = StepState()
-    for step in tqdm(table.steps, disable=not progress, desc=table.solver):
+    values: Values = {}
+    program = compile_program(table)
+    pairs = list(zip(table.steps, program.steps, strict=True))
+    for step, instructions in tqdm(pairs, disable=not progress, desc=table.solver):
         output = model(x, step.node.time)
         if output.shape != x.shape:
             raise ValueError(
@@ -82,5 +64,5 @@ def integrate(
                 f"{step.node.time:g}: they must be equal"
             )
         noise = draw_noise(x, generator) if step.next.noise else None
-        x = apply_step(step, x, output, state, noise=noise, keep=max(1, table.history_length))
+        x = run_step(instructions, x, output, values, noise)
     return x

@@ -5,7 +5,7 @@ from fastsample.schedulers.ddim import DDIMScheduler
 from fastsample.schedulers.dpm_solver import DPMSolverScheduler
 from fastsample.schedulers.momentum import GHVBScheduler, HeavyBallScheduler
 from fastsample.schedulers.pipelines import load_pipeline, set_scheduler
-from fastsample.schedulers.solver import SolverScheduler, create_scheduler
+from fastsample.schedulers.solver import SolverScheduler, create_scheduler, scheduler_from_name
 from fastsample.schedulers.unipc import UniPCScheduler
 
 __all__ = [
@@ -20,5 +20,6 @@ __all__ = [
     "UniPCScheduler",
     "create_scheduler",
     "load_pipeline",
+    "scheduler_from_name",
     "set_scheduler",
 ]

@@ -14,9 +14,11 @@ from diffusers.utils import BaseOutput
 from torch import Tensor
 
 from fastsample.sampling.backend import accumulation_dtype, combine
-from fastsample.sampling.executor import StepState, apply_step
+from fastsample.sampling.executor import run_step
 from fastsample.sampling.noise import Generators, draw_noise
+from fastsample.sampling.program import Instructions, compile_program
 from fastsample.schedulers.grid import GridRequest, make_nodes
+from fastsample.schedulers.run import Run, RunPerThread
 from fastsample.schedulers.threshold import threshold
 from fastsample.schedules.base import Node, NoiseSchedule
 from fastsample.schedules.flow import is_flow
@@ -47,11 +49,14 @@ COMMON_CONFIG: dict[str, Any] = {
     "dynamic_thresholding_ratio": 0.995,
     "sample_max_value": 1.0,
     "lower_order_final": True,
+    "discard_next_to_last_sigma": False,
     "dualfast": 0.0,
 }
 """Config keys of every scheduler here, named and meant as in diffusers, and with its defaults.
 
-Ours: `timestep_grid`, a grid by name, and `dualfast`, see :func:`fastsample.tables.transforms.dualfast`.
+Ours: `timestep_grid`, a grid by name; `discard_next_to_last_sigma`, which lays out one more step and leaves out
+the one before the end, as AUTOMATIC1111 does for some samplers; `dualfast`, see
+:func:`fastsample.tables.transforms.dualfast`.
 """
 
 Scheduler = TypeVar("Scheduler", bound="TableScheduler")
@@ -90,7 +95,7 @@ class TableScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     """A diffusers scheduler that applies a solver's coefficient table.
 
     VP (discrete betas) and flow-matching configs are both understood. Subclasses say which solver the config
-    means in :meth:`solver`. All state is of one call: `set_timesteps` resets it.
+    means in :meth:`solver`. All state is of one run in one thread: `set_timesteps` starts it anew.
     """
 
     _compatibles = [e.name for e in KarrasDiffusionSchedulers] + ["FlowMatchEulerDiscreteScheduler"]
@@ -122,18 +127,13 @@ class TableScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         if self._schedule.kind == "vp":
             training = torch.arange(self._schedule.train_steps, dtype=torch.float64)
             self.alphas_cumprod = torch.from_numpy(self._schedule.alpha(training.numpy()) ** 2).float()
-        self.num_inference_steps: int | None = None
-        self._grid: tuple[Node, ...] = ()
-        self._nodes: tuple[Node, ...] = ()
-        self.timesteps = torch.arange(self._schedule.train_steps - 1, -1, -1)
-        self._reset()
+        training_times = torch.arange(self._schedule.train_steps - 1, -1, -1)
+        self._runs = RunPerThread({"latest": Run(training_times, torch.zeros(0))})
 
-    def _reset(self) -> None:
-        self._table: Table | None = None
-        self._table_start = 0
-        self._state = StepState()
-        self._step_index: int | None = None
-        self._begin_index: int | None = None
+    @property
+    def _run(self) -> Run:
+        """The state of this thread's run."""
+        return self._runs.current
 
     # --- what pipelines call -----------------------------------------------------------------------------
 
@@ -151,17 +151,23 @@ class TableScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         configs with `use_dynamic_shifting`. `timesteps` become float32 on flow, int64 on VP models.
         Raises ValueError on values that make no grid, before any model evaluation.
         """
-        self._grid = make_nodes(self._schedule, self.config, GridRequest(num_inference_steps, timesteps, sigmas, mu))
-        self._reset()
-        table = self._build_table(self._grid)
-        self._nodes = (*(step.node for step in table.steps), self._grid[-1])
+        grid = make_nodes(self._schedule, self.config, GridRequest(num_inference_steps, timesteps, sigmas, mu))
+        table = self._build_table(grid)
+        nodes = (*(step.node for step in table.steps), grid[-1])
         flow = self._schedule.kind == "flow"
-        times = [node.time for node in self._nodes[:-1]]
+        times = [node.time for node in nodes[:-1]]
         dtype = torch.float32 if flow or any(time % 1 for time in times) else torch.int64
-        self.timesteps = torch.tensor(times, dtype=dtype, device=device)
-        ratios = [node.sigma if flow else min(node.sbar, 2.0**12) for node in self._nodes]
-        self.sigmas = torch.tensor(ratios, dtype=torch.float32)
-        self.num_inference_steps = len(self._grid) - 1
+        levels = [node.sigma if flow else min(node.sbar, 2.0**12) for node in nodes]
+        self._runs.begin(
+            Run(
+                timesteps=torch.tensor(times, dtype=dtype, device=device),
+                sigmas=torch.tensor(levels, dtype=torch.float32),
+                grid=grid,
+                nodes=nodes,
+                num_inference_steps=len(grid) - 1,
+                table=table,
+            )
+        )
 
     def scale_model_input(self, sample: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The sample as it is: these solvers work on the model's own scale."""
@@ -181,7 +187,7 @@ class TableScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         Noise of stochastic solvers comes from `generator` (a list: one an image), or is `variance_noise`.
         Raises ValueError before `set_timesteps`, after the last step, and when shapes differ.
         """
-        current = self._current_step(timestep)
+        current, instructions = self._current_step(timestep)
         if model_output.shape != sample.shape:
             model_output = _without_variance(model_output, sample)
         if self._clips_data():
@@ -189,29 +195,49 @@ class TableScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         noise = variance_noise
         if current.next.noise and noise is None:
             noise = draw_noise(sample, generator)
-        assert self._table is not None
-        assert self._step_index is not None
-        keep = max(1, self._table.history_length)
-        prev_sample = apply_step(current, sample, model_output, self._state, noise=noise, keep=keep)
-        self._step_index += 1
+        prev_sample = run_step(instructions, sample, model_output, self._run.values, noise)
+        self._run.advance()
         if not return_dict:
             return (prev_sample,)
         data = combine(current.data, (sample, model_output), accumulation_dtype(sample.dtype)).to(sample.dtype)
         return TableSchedulerOutput(prev_sample=prev_sample, pred_original_sample=data)
 
     @property
+    def timesteps(self) -> Tensor:
+        """The times that the model is called with; before `set_timesteps` those of training."""
+        return self._run.timesteps
+
+    @timesteps.setter
+    def timesteps(self, value: Tensor) -> None:
+        self._run.timesteps = value
+
+    @property
+    def sigmas(self) -> Tensor:
+        """sigma (flow) or sigma / alpha at each evaluation and at the end."""
+        return self._run.sigmas
+
+    @sigmas.setter
+    def sigmas(self, value: Tensor) -> None:
+        self._run.sigmas = value
+
+    @property
+    def num_inference_steps(self) -> int | None:
+        """Steps of the grid; None before `set_timesteps`."""
+        return self._run.num_inference_steps
+
+    @property
     def step_index(self) -> int | None:
         """Index of the coming step; None before the first."""
-        return self._step_index
+        return self._run.step_index
 
     @property
     def begin_index(self) -> int | None:
         """Index of the first step, where a pipeline has set one."""
-        return self._begin_index
+        return self._run.begin_index
 
     def set_begin_index(self, begin_index: int = 0) -> None:
         """Start from step `begin_index` (image-to-image)."""
-        self._begin_index = int(begin_index)
+        self._run.begin_index = int(begin_index)
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """`alpha data + sigma noise` at `timesteps` (one a batch item, or one for all)."""
@@ -245,42 +271,48 @@ class TableScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             **options,
         )
 
-    def _current_step(self, timestep: float | Tensor) -> Step:
-        if not self._nodes:
+    def _current_step(self, timestep: float | Tensor) -> tuple[Step, Instructions]:
+        run = self._run
+        if not run.nodes:
             raise ValueError("num_inference_steps = None: call set_timesteps before step")
-        if self._step_index is None:
-            self._step_index = self._index_of(timestep) if self._begin_index is None else self._begin_index
-        if self._table is None:  # a start inside the grid warms up there, so the table begins there
-            self._table_start = self._step_index
-            self._table = self._build_table(self._grid[self._first_step() :])
-        if self._step_index >= len(self._nodes) - 1:
+        if run.step_index is None:
+            run.step_index = self._index_of(timestep) if run.begin_index is None else run.begin_index
+            run.table_start = run.step_index
+        if run.step_index >= len(run.nodes) - 1:
             raise ValueError(
-                f"timestep = {timestep}: all {len(self._nodes) - 1} steps are done; call set_timesteps again"
+                f"timestep = {timestep}: all {len(run.nodes) - 1} steps are done; call set_timesteps again"
             )
-        return self._table.steps[self._step_index - self._table_start]
+        if run.program is None:  # a start inside the grid warms up there, so the table begins there
+            if run.table is None or run.table_start:
+                run.table = self._build_table(run.grid[self._first_step() :])
+            run.program = compile_program(run.table)
+        assert run.table is not None
+        index = run.step_index - run.table_start
+        return run.table.steps[index], run.program.steps[index]
 
     def _first_step(self) -> int:
         """The step of the grid at whose start the first evaluation is."""
-        step, stage = divmod(self._table_start, self.order)
+        step, stage = divmod(self._run.table_start, self.order)
         if stage:
             raise ValueError(
-                f"begin_index = {self._table_start} is a stage of a step: start at a multiple of order = {self.order}"
+                f"begin_index = {self._run.table_start} is a stage: start at a multiple of order = {self.order}"
             )
         return step
 
     def _index_of(self, timestep: float | Tensor) -> int:
         """The evaluation that starts a step and whose model time is `timestep`, or the nearest one."""
         value = float(timestep)
-        distances = [abs(node.time - value) for node in self._nodes[: -1 : self.order]]
+        distances = [abs(node.time - value) for node in self._run.nodes[: -1 : self.order]]
         return distances.index(min(distances)) * self.order
 
     def _marginals(self, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """alpha and sigma at `timesteps`, shaped to multiply `like`."""
-        scheduled = {node.time: node for node in self._nodes[:-1]}
-        if self._nodes and self._begin_index is not None:
-            index = self._begin_index if self._step_index is None else self._step_index
-            nodes = [self._nodes[index]] * len(timesteps.reshape(-1))
+        run = self._run
+        if run.nodes and run.begin_index is not None:
+            index = run.begin_index if run.step_index is None else run.step_index
+            nodes = [run.nodes[index]] * len(timesteps.reshape(-1))
         else:
+            scheduled = {node.time: node for node in run.nodes[:-1]}
             times = timesteps.reshape(-1).tolist()
             nodes = [scheduled.get(float(time)) or self._schedule.node(float(time)) for time in times]
         shape = (-1, *[1] * (like.ndim - 1))

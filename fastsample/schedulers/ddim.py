@@ -20,10 +20,8 @@ class DDIMScheduler(TableScheduler):
     config says so: a latent model's config that does not mention it must not be clipped.
     """
 
-    _eta = 0.0
-
     def solver(self) -> tuple[str, dict[str, Any]]:
-        return "ddim", {"eta": self._eta}
+        return "ddim", {"eta": self._run.eta if hasattr(self, "_runs") else 0.0}
 
     def step(
         self,
@@ -36,8 +34,9 @@ class DDIMScheduler(TableScheduler):
         eta: float = 0.0,
     ) -> TableSchedulerOutput | tuple[Tensor]:
         """As the base class; `eta` 0 is deterministic, 1 ancestral (DDPM)."""
-        if eta != self._eta:
-            self._eta, self._table = eta, None
+        if eta != self._run.eta:
+            self._run.eta = eta
+            self._run.restart()
         return super().step(model_output, timestep, sample, generator, variance_noise, return_dict)
 
     def _clips_data(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -70,7 +70,10 @@ class GridRequest:
 def make_nodes(schedule: NoiseSchedule, config: Mapping[str, Any], request: GridRequest) -> tuple[Node, ...]:
     """The evaluation nodes and the final one. Raises ValueError on arguments that make no grid."""
     make = _flow_nodes if schedule.kind == "flow" else _vp_nodes
-    nodes = make(schedule, config, request)
+    discards = config.get("discard_next_to_last_sigma") and request.timesteps is None and request.sigmas is None
+    nodes = make(schedule, config, replace(request, steps=request.count + 1) if discards else request)
+    if discards and len(nodes) > 2:
+        nodes = (*nodes[:-2], nodes[-1])
     require_falling_noise(nodes)
     return nodes
 

@@ -9,6 +9,8 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin  # noqa: F401  
 
 from fastsample.schedulers.base import TableScheduler, configured
 from fastsample.schedulers.grid import grid_name
+from fastsample.solvers.names import parse_sampler_name
+from fastsample.solvers.registry import get_solver
 
 
 @configured(solver_name="dpmpp-2m", solver_options=None)
@@ -27,8 +29,33 @@ def create_scheduler(
     `grid` names a time grid (default: the config's own spacing); `dualfast` is the strength of DualFast's
     correction; `options` are the solver's, e.g. order=4, beta=0.8. Raises ValueError for unknown names and options.
     """
-    extra: dict[str, Any] = {"dualfast": dualfast} | ({"timestep_grid": grid} if grid is not None else {})
-    scheduler = SolverScheduler.from_config(config, solver_name=solver, solver_options=options, **extra)
+    return _create(solver, config, options, grid=grid, dualfast=dualfast)
+
+
+def scheduler_from_name(name: str, config: Mapping[str, Any], **options: Any) -> SolverScheduler:
+    """The scheduler that AUTOMATIC1111 or ComfyUI calls `name`, e.g. "DPM++ 2M SDE Karras", "dpmpp_2m karras".
+
+    Its time grid and last-step rule are those of the program; where the name has no schedule, its default one.
+    `options` of the solver override the name's. Raises ValueError, with the nearest names, for unknown ones.
+    """
+    named = parse_sampler_name(name)
+    return _create(
+        named.solver,
+        config,
+        {**named.options, **options},
+        grid=named.grid,
+        # k-diffusion takes order 1 onto sigma = 0 and no lower order before it; UniPC lowers
+        lower_order_final=get_solver(named.solver).always_lowers,
+        discard_next_to_last_sigma=named.discard_penultimate,
+    )
+
+
+def _create(
+    solver: str, config: Mapping[str, Any], options: Mapping[str, Any], grid: str | None, **extra: Any
+) -> SolverScheduler:
     if grid is not None:
-        grid_name(extra, grid)  # an unknown name dies here, not in set_timesteps
-    return scheduler  # type: ignore[no-any-return]
+        grid_name({"timestep_grid": grid}, grid)  # an unknown name dies here, not in set_timesteps
+        extra["timestep_grid"] = grid
+    return SolverScheduler.from_config(  # type: ignore[no-any-return]
+        config, solver_name=solver, solver_options=dict(options), **extra
+    )

@@ -1,7 +1,7 @@
 """UniPC: a predictor and a corrector that reuses the next evaluation (Zhao et al. 2023, arXiv:2302.04867).
 
-The corrected sample is never fed to the model: it is kept in the state "base", from which the next prediction
-starts. A step is then one row: correct the base with the output just made, predict from it.
+The corrected sample is never fed to the model, so correcting and predicting again are one row. It needs no copy of
+the sample before the prediction either: the corrected one differs from the predicted one by outputs alone.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from fastsample.tables.prediction import Space
 from fastsample.tables.row import Row, Weights, ddim_weights
 
 TYPES = ("bh1", "bh2")
-START = {"base": Weights(sample=1.0)}
 
 
 def difference_weights(step: ExponentialStep, ratios: Sequence[float], solver_type: str) -> tuple[float, ...]:
@@ -66,18 +65,23 @@ def unipc(
         raise ValueError(f"corrector = {corrector!r}: use True or False")
     source = nodes[-1]
     if source.alpha == 0:
-        return Row(source, target, ddim_weights(source, target), space, states=START)
+        return Row(source, target, ddim_weights(source, target), space)
     older = [node for node in reversed(nodes[:-1]) if node.alpha > 0]  # zero SNR is infinitely far away
     step = ExponentialStep(source, target, space)
     predicted = predict(step, older[: order - 1], solver_type)
-    if not corrector or not older or len(nodes) - 2 in disable_corrector:
-        return Row(source, target, Weights(step.sample, history=predicted), space, states=START)
-    back = ExponentialStep(older[0], source, space)
-    corrected = correct(back, older[1:previous_order], solver_type)
-    history = tuple(step.sample * c + p for c, p in itertools.zip_longest(corrected, predicted, fillvalue=0.0))
-    following = Weights(history=history, states={"base": step.sample * back.sample})
-    base = Weights(history=corrected, states={"base": back.sample})
-    return Row(source, target, following, space, states={"base": base}, base=older[0])
+    correction: tuple[float, ...] = ()
+    if corrector and older and len(nodes) - 2 not in disable_corrector:
+        back, before = ExponentialStep(older[0], source, space), older[1:previous_order]
+        # the sample is what the same weights but for the newest output predicted: X base cancels
+        differences = _sum(
+            correct(back, before, solver_type), (0.0, *(-k for k in predict(back, before, solver_type)))
+        )
+        correction = tuple(step.sample * weight for weight in differences)
+    return Row(source, target, Weights(step.sample, history=_sum(correction, predicted)), space)
+
+
+def _sum(one: Sequence[float], two: Sequence[float]) -> tuple[float, ...]:
+    return tuple(a + b for a, b in itertools.zip_longest(one, two, fillvalue=0.0))
 
 
 def _register(name: str, space: Space, form: str) -> None:
