@@ -26,7 +26,7 @@ def test_tolerance_bounds_the_error(order: int, space: str, schedule: fs.NoiseSc
     prediction = "epsilon" if schedule is VP else "flow_prediction"
     model = MIXTURE.model(schedule, prediction)
     x = start(schedule, 0.9)
-    exact = MIXTURE._integrate(schedule, x, 0.9, 0.05, 1e-11)
+    exact = MIXTURE.integrate(schedule, x, 0.9, 0.05, 1e-11)
     calls, errors, counts = [0], [], []
 
     def counted(x: torch.Tensor, t: float) -> torch.Tensor:

@@ -10,41 +10,15 @@ import torch
 
 import fastsample as fs
 from fastsample.sampling import compile_program, run_step
-from fastsample.solvers import Solver, available, build_table_on_nodes
+from fastsample.solvers import available, build_table_on_nodes
 from fastsample.solvers.adams import adams_weights
+from fastsample.testing import measured_order
 
 SOLVERS = available()
 DETERMINISTIC = {name: solver for name, solver in SOLVERS.items() if not solver.stochastic}
 MIXTURE = fs.GaussianMixture.random(components=3, dims=2, std=0.6, seed=1)
 VP = fs.NoiseSchedule.linear_vp()
 FLOW = fs.NoiseSchedule.flow()
-
-
-def uniform_grid(schedule: fs.NoiseSchedule, start: float, end: float, steps: int, fixed_weights: bool) -> np.ndarray:
-    """Uniform in sigma / alpha where the solver's weights assume that, else in log-SNR."""
-    lam = schedule.lam([start, end])
-    levels = np.linspace(*np.exp(-lam), steps + 1) if fixed_weights else np.exp(-np.linspace(*lam, steps + 1))
-    times = schedule.time(-np.log(levels))
-    times[[0, -1]] = start, end
-    return times
-
-
-def order_of(solver: Solver, schedule: fs.NoiseSchedule, **options: object) -> float:
-    """Slope of the global error over halved steps on the mixture, against DOP853."""
-    start, end = (0.5, 0.1) if schedule is VP else (0.7, 0.2)
-    prediction = "epsilon" if schedule is VP else "flow_prediction"
-    x = torch.randn(64, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    x = float(schedule.alpha(start)) * MIXTURE.sample(64) + float(schedule.sigma(start)) * x
-    exact = MIXTURE._integrate(schedule, x, start, end, 1e-12)
-    model = MIXTURE.model(schedule, prediction)
-    errors = []
-    for steps in (48, 96, 192):
-        times = uniform_grid(schedule, start, end, steps, fixed_weights=not solver.limits)
-        table = fs.build_table(solver.name, schedule, times, prediction_type=prediction, **options)
-        result = fs.integrate(table, model, x)
-        assert result.dtype == torch.float64
-        errors.append(float((result - exact).square().mean().sqrt()))
-    return float(np.log2(np.array(errors[:-1]) / np.array(errors[1:])).max())
 
 
 @pytest.mark.parametrize("schedule", [VP, FLOW], ids=["vp", "flow"])
@@ -54,7 +28,7 @@ def test_measured_order_reaches_the_claim(name: str, schedule: fs.NoiseSchedule)
     for order in solver.orders or (None,):
         options = {"order": order} if order else {}
         claimed = solver.claimed_order(order)
-        assert order_of(solver, schedule, **options) >= claimed - 0.2, (name, order)
+        assert measured_order(name, schedule, **options) >= claimed - 0.2, (name, order)
 
 
 @pytest.mark.parametrize(("variant", "order"), [("released", 2), ("exact", 3)])
@@ -83,8 +57,8 @@ def test_the_exact_third_order_rule_is_third_order(name: str, variant: str, orde
 
 
 def test_fixed_weights_reach_their_order_on_their_own_grid() -> None:
-    assert order_of(SOLVERS["plms"], VP, order=3) >= 2.8
-    assert order_of(SOLVERS["ghvb"], VP, order=3, beta=0.9) >= 2.8
+    assert measured_order("plms", VP, order=3) >= 2.8
+    assert measured_order("ghvb", VP, order=3, beta=0.9) >= 2.8
     assert sum(adams_weights(5, 0.7)) == pytest.approx(1)
     assert adams_weights(4) == pytest.approx([55 / 24, -59 / 24, 37 / 24, -9 / 24])
     assert adams_weights(5) == pytest.approx([1901 / 720, -2774 / 720, 2616 / 720, -1274 / 720, 251 / 720])
@@ -204,7 +178,7 @@ def test_stochastic_solvers_keep_the_marginal(name: str, bias: float) -> None:
     """Unit Gaussian data stay unit Gaussian: mean 0, variance 1 within five standard errors and the steps' bias."""
     count = 40000
     mixture = fs.GaussianMixture(*(torch.tensor(v, dtype=torch.float64) for v in ([[0.0]], [1.0], [1.0])))
-    times = uniform_grid(VP, 1.0, 0.01, 120, fixed_weights=False)
+    times = VP.time(np.linspace(VP.lam(1.0), VP.lam(0.01), 121))
     x = torch.randn(count, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     table = fs.build_table(name, VP, times)
     got = fs.integrate(table, mixture.model(VP), x, generator=torch.Generator().manual_seed(1))

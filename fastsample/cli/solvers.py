@@ -3,43 +3,56 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+if TYPE_CHECKING:
+    from fastsample.solvers import Solver
+
 
 def solvers(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """List the solvers (name, order, options) and the time grids."""
+    """List the solvers with their properties, and the time grids.
+
+    Order is that of convergence; predictions, what its history holds (any model's output is converted to it);
+    sigma = 0, how a step onto clean data is made.
+    """
     from fastsample.schedules import GRIDS
     from fastsample.solvers import available
 
     found = available()
     if as_json:
-        rows = [
-            {
-                "name": solver.name,
-                "order": solver.claimed_order(),
-                "evaluations_per_step": len(solver.stages) + 1,
-                "stochastic": solver.stochastic,
-                "options": solver.options,
-                "summary": solver.summary,
-                "references": solver.references,
-            }
-            for solver in found.values()
-        ]
+        rows = [{**properties(solver), "references": solver.references} for solver in found.values()]
         print(json.dumps({"solvers": rows, "grids": list(GRIDS)}, indent=2))
         return
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title="solvers")
-    for name in ("name", "order", "calls a step", "noise", "options", "what it is"):
-        table.add_column(name)
+    titles = ("name", "order", "calls a step", "predictions", "noise", "sigma = 0", "flow", "options", "what it is")
+    table = Table(*titles, title="solvers")
     for solver in found.values():
-        options = ", ".join(f"{key}={value}" for key, value in solver.options.items())
-        noise = "yes" if solver.stochastic else ""
-        calls = str(len(solver.stages) + 1)
-        table.add_row(solver.name, str(solver.claimed_order()), calls, noise, options, solver.summary)
+        table.add_row(*(_cell(value) for value in properties(solver).values()))
     console = Console()
     console.print(table)
     console.print(f"grids: {', '.join(GRIDS)}")
+
+
+def properties(solver: Solver) -> dict[str, Any]:
+    """What a solver declares, and what follows from its rule."""
+    return {
+        "name": solver.name,
+        "order": solver.claimed_order(),
+        "evaluations_per_step": solver.evaluations,
+        "predictions": solver.space,
+        "stochastic": solver.stochastic,
+        "onto_clean": solver.onto_clean,
+        "flow": solver.flow,
+        "options": solver.options,
+        "summary": solver.summary,
+    }
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key}={option}" for key, option in value.items())
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)

@@ -91,15 +91,17 @@ class GaussianMixture:
         path = _cache_path(self, schedule, x, start, end, tolerance)
         if path.exists():
             return torch.from_numpy(np.load(path))
-        result = self._integrate(schedule, x, start, end, tolerance)
+        result = self.integrate(schedule, x, start, end, tolerance)
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(f".{os.getpid()}.npy")
         np.save(partial, result.numpy())
         partial.replace(path)
         return result
 
-    def _integrate(self, schedule: NoiseSchedule, x: Tensor, start: float, end: float, tolerance: float) -> Tensor:
-        """In sigma, with x / (alpha + sigma) =: y: `dy/du = noise - data` where u = sigma / (alpha + sigma).
+    def integrate(self, schedule: NoiseSchedule, x: Tensor, start: float, end: float, tolerance: float) -> Tensor:
+        """As :meth:`reference`, without the cache on disk.
+
+        In sigma, with x / (alpha + sigma) =: y: `dy/du = noise - data` where u = sigma / (alpha + sigma).
 
         That variable runs over [0, 1] and is regular at zero SNR and on clean data.
         """

@@ -62,6 +62,11 @@ class Solver:
         return tuple(name for name in CONTEXT if name in inspect.signature(self.rule).parameters)
 
     @property
+    def onto_clean(self) -> str:
+        """How a step onto sigma = 0 is made: at the solver's "full" order, or at "order 1"."""
+        return "order 1" if self.limits and self.order > 1 else "full"
+
+    @property
     def lower_final(self) -> bool | int:
         """What diffusers' `lower_order_final` means here: never, always, or below that many evaluations."""
         return True if self.stages or self.always_lowers else 15 if self.limits else False

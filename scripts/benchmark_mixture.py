@@ -1,0 +1,105 @@
+"""Solver error on two analytic mixtures, ours and diffusers' side by side: JSON, and a Markdown table.
+
+    python scripts/benchmark_mixture.py --out benchmarks/mixture
+
+Each cell is the best of four time grids; families with options are the best of those too, and the JSON holds all.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from itertools import product
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from tqdm.auto import tqdm
+
+from fastsample import GaussianMixture, __version__
+from fastsample.bench.cases import Arm
+from fastsample.bench.mixture import MixtureProblem
+
+EVALUATIONS = (5, 6, 8, 10, 15, 20)
+MIXTURES = {
+    "5 components, 2 dimensions, std 0.25": {"components": 5, "dims": 2, "std": 0.25, "seed": 0},
+    "8 components, 16 dimensions, std 0.1": {"components": 8, "dims": 16, "std": 0.1, "seed": 0},
+}
+BETAS = (0.4, 0.6, 0.8, 0.9, 1.0)
+
+
+def arm(name: str, *, peer: bool = False, **options: object) -> Arm:
+    return Arm(name, tuple(options.items()), peer=peer)
+
+
+FAMILIES: dict[str, list[Arm]] = {
+    "DDIM": [arm("ddim")],
+    "DPM-Solver++ 2M": [arm("dpmpp-2m", solver_type=t) for t in ("midpoint", "heun")],
+    "DPM-Solver++ 3M, released": [arm("dpmpp-3m")],
+    "DPM-Solver++ 3M, exact": [arm("dpmpp-3m", variant="exact")],
+    "DPM-Solver-3 single-step": [arm("dpm-3s"), arm("dpmpp-3s")],
+    "Heun": [arm("heun")],
+    "UniPC-2": [arm(n, order=2, solver_type=t) for n, t in product(("unipc", "unipc-noise"), ("bh1", "bh2"))],
+    "UniPC-3": [arm(n, order=3, solver_type=t) for n, t in product(("unipc", "unipc-noise"), ("bh1", "bh2"))],
+    "DEIS-3": [arm("deis", order=3)],
+    "iPNDM": [arm("ipndm", order=order) for order in (2, 3, 4)],
+    "Adams, variable step": [arm("adams", order=order) for order in (2, 3, 4)],
+    "HB on 2M": [arm("hb-dpmpp-2m", beta=beta) for beta in BETAS],
+    "GHVB, fixed weights": [arm("ghvb", order=o, beta=b) for o, b in product((1, 2, 3, 4), BETAS)],
+    "GHVB, variable weights": [
+        arm("ghvb", order=o, beta=b, weights="variable") for o, b in product((2, 3, 4), BETAS)
+    ],
+    "accelerated ODE": [arm("accelerated")],
+    "DualFast on 2M": [arm("dpmpp-2m", dualfast=c) for c in (0.1, 0.2, 0.3)],
+    "diffusers DPM++ 2M": [arm("DPMSolverMultistep", peer=True)],
+    "diffusers DPM++ 3M": [arm("DPMSolverMultistep", peer=True, solver_order=3)],
+    "diffusers UniPC-3 bh2": [arm("UniPCMultistep", peer=True, solver_order=3)],
+    "diffusers DEIS-3": [arm("DEISMultistep", peer=True, solver_order=3)],
+}
+
+
+def main(out: Annotated[Path, typer.Option(help="Folder for mixture.json and mixture.md.")]) -> None:
+    """Run every family on every mixture."""
+    environment = {
+        "fastsample": __version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+    }
+    results = []
+    for name, parameters in MIXTURES.items():
+        problem = MixtureProblem(GaussianMixture.random(**parameters))  # type: ignore[arg-type]
+        for family, arms in tqdm(FAMILIES.items(), desc=name):
+            for count, own in product(EVALUATIONS, arms):
+                cells = [
+                    {"mixture": name, "family": family, "arm": own.label, "evaluations": count, "grid": g, "rms": e}
+                    for g, e in problem.errors(own, count)
+                ]
+                results += cells
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "mixture.json").write_text(json.dumps({"environment": environment, "results": results}, indent=1) + "\n")
+    (out / "mixture.md").write_text("\n\n".join(markdown(name, results) for name in MIXTURES) + "\n")
+
+
+def markdown(mixture: str, results: list[dict[str, object]]) -> str:
+    """Families by evaluations: the least error of any option and grid, the least of a column in bold."""
+    best: dict[tuple[str, int], float] = {}
+    for cell in results:
+        if cell["mixture"] == mixture:
+            key = (str(cell["family"]), int(str(cell["evaluations"])))
+            best[key] = min(best.get(key, float("inf")), float(str(cell["rms"])))
+    least = {count: min(value for (_, n), value in best.items() if n == count) for count in EVALUATIONS}
+    rows = [f"| {mixture} | " + " | ".join(map(str, EVALUATIONS)) + " |", "|---" * (len(EVALUATIONS) + 1) + "|"]
+    for family in FAMILIES:
+        values = [best.get((family, count)) for count in EVALUATIONS]
+        cells = [
+            "" if v is None else f"**{v:.4f}**" if v == least[n] else f"{v:.4f}"
+            for v, n in zip(values, EVALUATIONS, strict=True)
+        ]
+        rows.append(f"| {family} | " + " | ".join(cells) + " |")
+    return "\n".join(rows)
+
+
+if __name__ == "__main__":
+    typer.run(main)
