@@ -14,8 +14,10 @@ import torch
 
 from fastsample.bench import metrics, report
 from fastsample.bench.cases import Arm, make_cases, parse_arm, parse_value, peer_class
+from fastsample.bench.mixture import MixtureProblem
 from fastsample.bench.record import Record
 from fastsample.bench.runner import Bench
+from fastsample.demo.mixture import GaussianMixture
 
 PROMPTS = ["a small red circle", "a red circle"]
 
@@ -137,3 +139,14 @@ def test_arms_from_text() -> None:
     assert peer_class("DDIM") is diffusers.DDIMScheduler
     assert peer_class("DDIMScheduler") is diffusers.DDIMScheduler
     assert [parse_value(text) for text in ("1", "1.5", "true", "none", "heun")] == [1, 1.5, True, None, "heun"]
+
+
+def test_mixture_problem_counts_calls_and_runs_peers() -> None:
+    problem = MixtureProblem(GaussianMixture.random(components=2, std=0.5), points=8)
+    assert len(dict(problem.errors(Arm("dpmpp-2m"), 6))) == 4
+    assert list(problem.errors(Arm("heun"), 5)) == []  # two calls a step
+    assert len(dict(problem.errors(Arm("heun"), 6))) == 4
+    peers = dict(problem.errors(Arm("DPMSolverMultistep", peer=True), 12))
+    ours = dict(problem.errors(Arm("dpmpp-2m"), 12))
+    assert peers["linspace"] == pytest.approx(ours["linspace"], rel=0.2)  # theirs rounds the timesteps
+    assert ours["linspace"] > dict(problem.errors(Arm("dpmpp-2m"), 48))["linspace"]

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastsample.schedules import GRIDS, NoiseSchedule, time_grid
+from fastsample.schedules import GRIDS, EDMSchedule, NoiseSchedule, time_grid
 from fastsample.schedules.flow import dynamic_shift_sigmas, shift_sigmas
 
 SD = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", num_train_timesteps=1000)
@@ -20,6 +20,9 @@ SCHEDULES = {
     "vp": NoiseSchedule.linear_vp(),
     "flow": NoiseSchedule.flow(shift=3.0),
     "flow-config": NoiseSchedule.from_config({"shift": 3.0, "use_dynamic_shifting": False}),
+    "flow-inverted": NoiseSchedule.from_config({"shift": 1.0, "invert_sigmas": True}),
+    "edm": EDMSchedule(0.002, 80.0, 0.5),
+    "edm-atan": EDMSchedule(0.3, 500.0, 1.0, "atan"),
 }
 
 
@@ -35,7 +38,8 @@ def test_discrete_betas_are_those_of_diffusers(beta_schedule: str, zero_snr: boo
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_time_is_the_inverse_of_lam(name: str) -> None:
     schedule = SCHEDULES[name]
-    times = np.linspace(schedule.first_time + 1e-3 * schedule.noise_time, 0.999 * schedule.noise_time, 501)
+    first, last = schedule.first_time, schedule.noise_time
+    times = np.linspace(first + 1e-3 * (last - first), last - 1e-3 * (last - first), 501)
     np.testing.assert_allclose(schedule.time(schedule.lam(times)), times, rtol=1e-9, atol=1e-9 * schedule.noise_time)
 
 
@@ -44,11 +48,12 @@ def test_marginals_and_their_limits(name: str) -> None:
     schedule = SCHEDULES[name]
     times = np.linspace(schedule.clean_time, schedule.noise_time, 200)
     alpha, sigma = schedule.alpha(times), schedule.sigma(times)
-    total = alpha**2 + sigma**2 if schedule.kind == "vp" else alpha + sigma
+    total = {"vp": alpha**2 + sigma**2, "flow": alpha + sigma, "edm": alpha / schedule.data_scale}[schedule.kind]
     np.testing.assert_allclose(total, 1.0, atol=1e-12)
     assert np.all(np.diff(sigma) > 0)
     clean = schedule.node(schedule.clean_time)
-    assert (clean.alpha, clean.sigma, clean.lam) == (1.0, 0.0, np.inf)
+    assert (clean.alpha, clean.sigma, clean.lam) == (schedule.data_scale, 0.0, np.inf)
+    assert schedule.node_of(schedule.node(times[100]).time) == schedule.node(times[100])
     assert float(schedule.time(np.inf)) == schedule.clean_time
 
 
@@ -86,6 +91,53 @@ def test_every_grid_falls_strictly(name: str, grid: str, steps: int, final: str)
 
 
 @pytest.mark.parametrize(
+    ("grid", "config", "published"),
+    [
+        ("ays-sd15", SD, "StableDiffusion"),
+        ("ays-sdxl", SD, "StableDiffusionXL"),
+        ("ays-svd", {"sigma_min": 0.002, "sigma_max": 700.0, "sigma_data": 1.0}, "StableDiffusionVideo"),
+    ],
+)
+def test_align_your_steps_are_the_published_ones(grid: str, config: dict, published: str) -> None:
+    schedule = NoiseSchedule.from_config(config)
+    levels = diffusers.schedulers.AysSchedules[f"{published}Sigmas"]
+    times = time_grid(grid, schedule, 10)
+    np.testing.assert_allclose(schedule.sigma(times) / schedule.alpha(times), levels, rtol=2e-4)
+    if f"{published}Timesteps" in diffusers.schedulers.AysSchedules:
+        np.testing.assert_allclose(times[:-1], diffusers.schedulers.AysSchedules[f"{published}Timesteps"], atol=0.6)
+    # twice the steps: the same levels and the geometric means between them
+    lam = schedule.lam(time_grid(grid, schedule, 20)[:-1])
+    np.testing.assert_allclose(lam[1:-1:2], (lam[:-2:2] + lam[2::2]) / 2, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4, 7, 20])
+def test_comfyui_grids(steps: int) -> None:
+    """Against the definitions on ComfyUI's table of training levels, noisy ones last."""
+    for name in ("sd", "flow-config"):
+        schedule = SCHEDULES[name]
+        trained = schedule.noise_time - np.arange(999, -1, -1)
+        ends = np.linspace(trained[-1], trained[0], steps), np.linspace(trained[-1], trained[0], steps + 1)[:-1]
+        np.testing.assert_allclose(GRIDS["normal"](schedule, steps), ends[0])
+        np.testing.assert_allclose(GRIDS["sgm-uniform"](schedule, steps), ends[1])
+        simple = [trained[-(1 + int(i * 1000 / steps))] for i in range(steps)]
+        np.testing.assert_allclose(GRIDS["simple"](schedule, steps), simple)
+        uniform = trained[1 :: 1000 // steps][:steps][::-1]
+        np.testing.assert_allclose(GRIDS["ddim-uniform"](schedule, steps), uniform)
+    angles = np.arctan(np.exp(-SCHEDULES["sd"].lam(GRIDS["kl-optimal"](SCHEDULES["sd"], steps))))
+    np.testing.assert_allclose(np.diff(angles, 2), 0, atol=1e-9)
+
+
+@pytest.mark.parametrize("steps", [2, 3, 8, 64])
+def test_linear_quadratic_is_that_of_mochi(steps: int) -> None:
+    from diffusers.pipelines.mochi.pipeline_mochi import linear_quadratic_schedule
+
+    want = linear_quadratic_schedule(steps, 0.025)
+    np.testing.assert_allclose(GRIDS["linear-quadratic"](NoiseSchedule.flow(), steps), want, atol=1e-12)
+    level = np.exp(-SCHEDULES["sd"].lam(GRIDS["linear-quadratic"](SCHEDULES["sd"], steps)))
+    np.testing.assert_allclose(level / level[0], want, rtol=1e-9)
+
+
+@pytest.mark.parametrize(
     ("call", "words"),
     [
         (lambda s: time_grid("nope", s, 5), "grid = 'nope'"),
@@ -99,6 +151,10 @@ def test_every_grid_falls_strictly(name: str, grid: str, steps: int, final: str)
         (lambda s: NoiseSchedule.linear_vp(2.0, 1.0), "beta_min"),
         (lambda s: NoiseSchedule.flow(shift=-1.0), "shift = -1.0"),
         (lambda s: NoiseSchedule.from_config({"beta_schedule": "wavy"}), "beta_schedule = 'wavy'"),
+        (lambda s: EDMSchedule(0.0, 80.0, 0.5), "sigma_min, sigma_max = 0.0"),
+        (lambda s: EDMSchedule(0.1, 80.0, -1.0), "sigma_data = -1.0"),
+        (lambda s: EDMSchedule(0.1, 80.0, 1.0, "cos"), "edm_time = 'cos'"),
+        (lambda s: NoiseSchedule.from_config({"snr_shift_scale": -1.0}), "snr_shift_scale = -1.0"),
         (lambda s: NoiseSchedule.from_config({"trained_betas": [2.0, 0.1]}), "alphas_cumprod"),
         (lambda s: NoiseSchedule.from_config({"num_train_timesteps": 0}), "num_train_timesteps = 0"),
     ],

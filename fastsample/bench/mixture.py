@@ -70,6 +70,7 @@ class MixtureProblem:
             arm.name,
             self.schedule.nodes(times),
             schedule=self.schedule if solver.whole_steps else None,
+            lower_final=solver.lower_final,  # as our schedulers and diffusers' do
             **dict(arm.options),
         )
         assert table.nfe == evaluations

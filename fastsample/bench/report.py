@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rich.table import Table
 
@@ -67,43 +69,59 @@ def _columns(rows: Sequence[Summary]) -> list[str]:
     return [metric for metric in METRICS if any(metric in row.metrics for row in rows)]
 
 
-def _cells(rows: Sequence[Summary], spread_of: Sequence[str]) -> tuple[list[str], list[list[str]]]:
-    """Header and body; the spread is given of the metrics in `spread_of`."""
-    metrics = _columns(rows)
-    header = ["guidance", "steps", "NFE", "sampler", *(METRICS[metric][0] for metric in metrics)]
-    body = [
-        [
-            f"{row.guidance:g}",
-            str(row.steps),
-            f"{row.nfe:g}",
-            row.arm,
-            *(row.text(m, spread=m in spread_of) for m in metrics),
-        ]
-        for row in rows
-    ]
-    return header, body
-
-
 def rich_table(rows: Sequence[Summary], title: str) -> Table:
-    """For the terminal: the spread of the error alone, so that a row fits on a line."""
-    header, body = _cells(rows, ["latent_rms"])
+    """For the terminal: every metric, the spread of the error alone, so that a row fits on a line."""
+    metrics = _columns(rows)
     table = Table(title=title)
-    for index, name in enumerate(header):
-        table.add_column(name, justify="left" if index == 3 else "right", no_wrap=True)
+    for name in ("guidance", "steps", "NFE", "sampler", *(METRICS[metric][0] for metric in metrics)):
+        table.add_column(name, justify="left" if name == "sampler" else "right", no_wrap=True)
     previous = None
-    for cells in body:
-        if previous is not None and cells[:2] != previous:
+    for row in rows:
+        if previous is not None and (row.guidance, row.steps) != previous:
             table.add_section()
-        table.add_row(*cells)
-        previous = cells[:2]
+        previous = (row.guidance, row.steps)
+        values = (row.text(metric, spread=metric == "latent_rms") for metric in metrics)
+        table.add_row(f"{row.guidance:g}", str(row.steps), f"{row.nfe:g}", row.arm, *values)
     return table
 
 
 def markdown(rows: Sequence[Summary]) -> str:
-    """A GitHub table, with every spread."""
-    header, body = _cells(rows, list(METRICS))
+    """GitHub tables, one a guidance scale: samplers by steps, the error with its spread, the least in bold.
+
+    In brackets the share of images in which every attribute of the prompt was found, where that was judged.
+    """
+    return "\n".join(
+        _by_steps([row for row in rows if row.guidance == scale]) for scale in _distinct(rows, "guidance")
+    )
+
+
+def _by_steps(rows: Sequence[Summary]) -> str:
+    """The table of one guidance scale."""
+    steps, arms = _distinct(rows, "steps"), _distinct(rows, "arm")
+    found = {(row.arm, row.steps): row for row in rows}
+    least = {count: min(_error(row) for row in rows if row.steps == count) for count in steps}
+    header = [f"guidance {rows[0].guidance:g}", *(f"{count} steps" for count in steps)]
+    body = [[arm, *(_cell(found.get((arm, count)), least[count]) for count in steps)] for arm in arms]
     lines = [header, ["---"] * len(header), *body]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
+
+
+def _cell(row: Summary | None, least: float) -> str:
+    if row is None:
+        return ""
+    error, judged = row.text("latent_rms"), row.metrics.get("prompts")
+    share = f" ({judged[0]:.0%})" if judged else ""
+    return (f"**{error}**" if _error(row) == least else error) + share
+
+
+def _error(row: Summary) -> float:
+    value = row.metrics.get("latent_rms")
+    return value[0] if value else math.inf
+
+
+def _distinct(rows: Sequence[Summary], name: str) -> list[Any]:
+    """The values of a field in order of appearance."""
+    return list(dict.fromkeys(getattr(row, name) for row in rows))
 
 
 def csv_text(rows: Sequence[Summary]) -> str:

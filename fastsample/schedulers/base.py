@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -17,22 +18,17 @@ from fastsample.sampling.backend import accumulation_dtype, combine
 from fastsample.sampling.executor import run_step
 from fastsample.sampling.noise import Generators, draw_noise
 from fastsample.sampling.program import Instructions, compile_program
-from fastsample.schedulers.grid import GridRequest, make_nodes
+from fastsample.schedulers.edm import EDMInterface
+from fastsample.schedulers.families import MODEL_CONFIG, understood
+from fastsample.schedulers.grid import GridRequest, make_nodes, whole_timesteps
 from fastsample.schedulers.run import Run, RunPerThread
 from fastsample.schedulers.threshold import threshold
 from fastsample.schedules.base import Node, NoiseSchedule
-from fastsample.schedules.flow import is_flow
 from fastsample.solvers import build_table_on_nodes, get_solver
 from fastsample.tables.table import Step, Table
 
 COMMON_CONFIG: dict[str, Any] = {
-    "num_train_timesteps": 1000,
-    "beta_start": 0.0001,
-    "beta_end": 0.02,
-    "beta_schedule": "linear",
-    "trained_betas": None,
-    "rescale_betas_zero_snr": False,
-    "prediction_type": "epsilon",
+    **MODEL_CONFIG,
     "timestep_spacing": "linspace",
     "steps_offset": 0,
     "final_sigmas_type": "zero",
@@ -44,6 +40,8 @@ COMMON_CONFIG: dict[str, Any] = {
     "flow_shift": 1.0,
     "use_dynamic_shifting": False,
     "time_shift_type": "exponential",
+    "shift_terminal": None,
+    "lambda_min_clipped": -math.inf,
     "timestep_grid": None,
     "thresholding": False,
     "dynamic_thresholding_ratio": 0.995,
@@ -91,16 +89,15 @@ def configured(**own: Any) -> Callable[[type[Scheduler]], type[Scheduler]]:
     return decorate
 
 
-class TableScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
+class TableScheduler(EDMInterface, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     """A diffusers scheduler that applies a solver's coefficient table.
 
-    VP (discrete betas) and flow-matching configs are both understood. Subclasses say which solver the config
+    VP (discrete betas), flow-matching and EDM configs are understood. Subclasses say which solver the config
     means in :meth:`solver`. All state is of one run in one thread: `set_timesteps` starts it anew.
     """
 
     _compatibles = [e.name for e in KarrasDiffusionSchedulers] + ["FlowMatchEulerDiscreteScheduler"]
     order = 1
-    init_noise_sigma = 1.0
 
     def solver(self) -> tuple[str, dict[str, Any]]:
         """The registered solver and its options that the config means; ValueError when it means none."""
@@ -108,11 +105,10 @@ class TableScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
 
     @classmethod
     def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
-        """As diffusers, from any scheduler's config; a flow-matching config is recognised by its keys."""
-        if isinstance(config, Mapping) and is_flow(config):
-            # diffusers does not pass on untouched defaults; a flow config's are not ours, so keep them
-            config = {key: value for key, value in config.items() if key != "_use_default_values"}
-            kwargs = {"prediction_type": "flow_prediction", **kwargs}
+        """As diffusers, from any scheduler's config; what it says of its model is kept, defaults too."""
+        if isinstance(config, Mapping):
+            config, meant = understood(config)
+            kwargs = {**meant, **kwargs}
         return super().from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)
 
     def _prepare(self) -> None:
@@ -147,31 +143,27 @@ class TableScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     ) -> None:
         """Lay out the grid: `num_inference_steps` model evaluations, or explicit `timesteps` or `sigmas`.
 
-        `sigmas` are sigma on flow models and sigma / alpha on VP models; `mu` is the dynamic shift of flow
-        configs with `use_dynamic_shifting`. `timesteps` become float32 on flow, int64 on VP models.
+        `sigmas` are sigma on flow and EDM models and sigma / alpha on VP models; `mu` is the dynamic shift of flow
+        configs with `use_dynamic_shifting`. `timesteps` become int64 on VP models and with `use_flow_sigmas` (as
+        diffusers' DPM-Solver and UniPC), else float32.
         Raises ValueError on values that make no grid, before any model evaluation.
         """
         grid = make_nodes(self._schedule, self.config, GridRequest(num_inference_steps, timesteps, sigmas, mu))
         table = self._build_table(grid)
         nodes = (*(step.node for step in table.steps), grid[-1])
-        flow = self._schedule.kind == "flow"
         times = [node.time for node in nodes[:-1]]
-        dtype = torch.float32 if flow or any(time % 1 for time in times) else torch.int64
-        levels = [node.sigma if flow else min(node.sbar, 2.0**12) for node in nodes]
+        whole = whole_timesteps(self._schedule, self.config) and not any(time % 1 for time in times)
+        dtype = torch.int64 if whole else torch.float32
         self._runs.begin(
             Run(
                 timesteps=torch.tensor(times, dtype=dtype, device=device),
-                sigmas=torch.tensor(levels, dtype=torch.float32),
+                sigmas=torch.tensor([self._schedule.level(node) for node in nodes], dtype=torch.float32),
                 grid=grid,
                 nodes=nodes,
                 num_inference_steps=len(grid) - 1,
                 table=table,
             )
         )
-
-    def scale_model_input(self, sample: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """The sample as it is: these solvers work on the model's own scale."""
-        return sample
 
     def step(
         self,
@@ -181,25 +173,32 @@ class TableScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         generator: Generators = None,
         variance_noise: Tensor | None = None,
         return_dict: bool = True,
-    ) -> TableSchedulerOutput | tuple[Tensor]:
+        *,
+        pred_original_sample: Tensor | None = None,
+    ) -> TableSchedulerOutput | tuple[Tensor, ...]:
         """The next sample, in `sample`'s dtype, from the model's output at `timestep`.
 
         Noise of stochastic solvers comes from `generator` (a list: one an image), or is `variance_noise`.
+        `pred_original_sample`, a prediction of the clean sample, takes the place of the one in the output.
+        Without `return_dict` a tuple, which on EDM models also holds that prediction, as diffusers' does.
         Raises ValueError before `set_timesteps`, after the last step, and when shapes differ.
         """
         current, instructions = self._current_step(timestep)
         if model_output.shape != sample.shape:
             model_output = _without_variance(model_output, sample)
-        if self._clips_data():
-            model_output = self._clip(current, model_output, sample)
+        if pred_original_sample is not None or self._clips_data():
+            model_output = self._output_for(current, model_output, sample, pred_original_sample)
+        self._keep_for_retake(sample)
         noise = variance_noise
         if current.next.noise and noise is None:
             noise = draw_noise(sample, generator)
         prev_sample = run_step(instructions, sample, model_output, self._run.values, noise)
         self._run.advance()
-        if not return_dict:
+        if not return_dict and self._schedule.kind != "edm":
             return (prev_sample,)
-        data = combine(current.data, (sample, model_output), accumulation_dtype(sample.dtype)).to(sample.dtype)
+        data = self._data(current, model_output, sample).to(sample.dtype)
+        if not return_dict:
+            return prev_sample, data
         return TableSchedulerOutput(prev_sample=prev_sample, pred_original_sample=data)
 
     @property
@@ -265,7 +264,7 @@ class TableScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
             name,
             grid,
             schedule=self._schedule if solver.whole_steps else None,
-            prediction_type=self.config.prediction_type,
+            prediction_type=self._schedule.output_type(self.config.prediction_type),
             lower_final=self.config.lower_order_final and solver.lower_final,
             dualfast=self.config.dualfast,
             **options,
@@ -306,7 +305,7 @@ class TableScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         return distances.index(min(distances)) * self.order
 
     def _marginals(self, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        """alpha and sigma at `timesteps`, shaped to multiply `like`."""
+        """What multiplies the caller's clean sample and noise at `timesteps`, shaped to multiply `like`."""
         run = self._run
         if run.nodes and run.begin_index is not None:
             index = run.begin_index if run.step_index is None else run.step_index
@@ -314,21 +313,26 @@ class TableScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]
         else:
             scheduled = {node.time: node for node in run.nodes[:-1]}
             times = timesteps.reshape(-1).tolist()
-            nodes = [scheduled.get(float(time)) or self._schedule.node(float(time)) for time in times]
+            nodes = [scheduled.get(float(time)) or self._schedule.node_of(float(time)) for time in times]
         shape = (-1, *[1] * (like.ndim - 1))
         dtype = accumulation_dtype(like.dtype)
-        values = torch.tensor([[node.alpha, node.sigma] for node in nodes], dtype=dtype, device=like.device)
+        scale = self._schedule.data_scale
+        values = torch.tensor([[node.alpha / scale, node.sigma] for node in nodes], dtype=dtype, device=like.device)
         return values[:, 0].reshape(shape), values[:, 1].reshape(shape)
 
     def _clips_data(self) -> bool:
         return bool(self.config.thresholding)
 
-    def _clip(self, step: Step, output: Tensor, sample: Tensor) -> Tensor:
-        """The output that says the thresholded data prediction, so that any row can follow."""
-        a, b = step.data
-        dtype = accumulation_dtype(sample.dtype)
-        data = self._clip_data(combine((a, b), (sample, output), dtype))
-        return (data - a * sample.to(dtype)) / b
+    def _data(self, step: Step, output: Tensor, sample: Tensor) -> Tensor:
+        """The clean sample that `output` predicts, on the caller's scale."""
+        return combine(self._data_weights(step), (sample, output), accumulation_dtype(sample.dtype))
+
+    def _output_for(self, step: Step, output: Tensor, sample: Tensor, data: Tensor | None) -> Tensor:
+        """The output that says `data` (default: what `output` says), thresholded, so that any row can follow."""
+        a, b = self._data_weights(step)
+        data = self._data(step, output, sample) if data is None else data
+        data = self._clip_data(data) if self._clips_data() else data
+        return (data - a * sample.to(accumulation_dtype(sample.dtype))) / b
 
     def _clip_data(self, data: Tensor) -> Tensor:
         return threshold(data, self.config.dynamic_thresholding_ratio, self.config.sample_max_value)

@@ -32,12 +32,22 @@ class DDIMScheduler(TableScheduler):
         variance_noise: Tensor | None = None,
         return_dict: bool = True,
         eta: float = 0.0,
-    ) -> TableSchedulerOutput | tuple[Tensor]:
+        *,
+        pred_original_sample: Tensor | None = None,
+    ) -> TableSchedulerOutput | tuple[Tensor, ...]:
         """As the base class; `eta` 0 is deterministic, 1 ancestral (DDPM)."""
         if eta != self._run.eta:
             self._run.eta = eta
             self._run.restart()
-        return super().step(model_output, timestep, sample, generator, variance_noise, return_dict)
+        return super().step(
+            model_output,
+            timestep,
+            sample,
+            generator,
+            variance_noise,
+            return_dict,
+            pred_original_sample=pred_original_sample,
+        )
 
     def _clips_data(self) -> bool:
         return bool(self.config.thresholding or self.config.clip_sample)

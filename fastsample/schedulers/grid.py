@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -9,12 +11,14 @@ from typing import Any
 import numpy as np
 
 from fastsample.schedules.base import Array, Node, NoiseSchedule, require_falling_noise
+from fastsample.schedules.discrete import DiscreteSchedule
+from fastsample.schedules.edm import EDMSchedule, is_continuous
 from fastsample.schedules.flow import dynamic_shift_sigmas, shift_sigmas, stretch_to_terminal
-from fastsample.schedules.grids import GRIDS, check_steps, evaluation_times, min_time
+from fastsample.schedules.grids import GRIDS, TIME_GRIDS, check_steps, evaluation_times, min_time
 
 INTEGER_GRIDS = ("linspace", "leading", "trailing")
-# diffusers rounds the timesteps of these two and truncates those of the others; a peer must see the same ones.
-ROUNDED_GRIDS = ("karras", "lu")
+# diffusers truncates the timesteps of the last two and rounds those of karras and lu; a peer must see the same ones.
+TRUNCATED_GRIDS = ("quadratic", "log-snr", "uniform-sigma", "exponential", "beta")
 FLAGS = {
     "use_karras_sigmas": "karras",
     "use_exponential_sigmas": "exponential",
@@ -69,7 +73,7 @@ class GridRequest:
 
 def make_nodes(schedule: NoiseSchedule, config: Mapping[str, Any], request: GridRequest) -> tuple[Node, ...]:
     """The evaluation nodes and the final one. Raises ValueError on arguments that make no grid."""
-    make = _flow_nodes if schedule.kind == "flow" else _vp_nodes
+    make = {"vp": _vp_nodes, "flow": _flow_nodes, "edm": _edm_nodes}[schedule.kind]
     discards = config.get("discard_next_to_last_sigma") and request.timesteps is None and request.sigmas is None
     nodes = make(schedule, config, replace(request, steps=request.count + 1) if discards else request)
     if discards and len(nodes) > 2:
@@ -86,23 +90,58 @@ def _vp_nodes(schedule: NoiseSchedule, config: Mapping[str, Any], request: GridR
     if request.timesteps is not None:
         return (*(schedule.node(float(t)) for t in request.timesteps), final)
     name = grid_name(config, config.get("timestep_spacing", "linspace"))
-    times = evaluation_times(name, schedule, request.count)
     if name in INTEGER_GRIDS:
+        times = evaluation_times(name, _clipped(schedule, config), request.count)
         times = np.round(times) + (config.get("steps_offset", 0) if name == "leading" else 0)
         nodes = [schedule.node(t) for t in np.clip(times, 0, schedule.noise_time).tolist()]
     else:
-        nodes = _nodes_of_times(schedule, times, np.round if name in ROUNDED_GRIDS else np.floor)
+        times = evaluation_times(name, schedule, request.count)
+        nodes = _nodes_of_times(schedule, times, np.floor if name in TRUNCATED_GRIDS else np.round)
     return (*_without_repeats(nodes, final), final)
 
 
-def _flow_nodes(schedule: NoiseSchedule, config: Mapping[str, Any], request: GridRequest) -> tuple[Node, ...]:
-    if config.get("invert_sigmas"):
+def _clipped(schedule: NoiseSchedule, config: Mapping[str, Any]) -> NoiseSchedule:
+    """The schedule without its training times of a log-SNR below `lambda_min_clipped`, as diffusers' DPM-Solver."""
+    least = config.get("lambda_min_clipped")
+    if least is None or least == -math.inf or not schedule.train_steps:
+        return schedule
+    count = int(np.sum(schedule.lam(np.arange(schedule.train_steps)) >= least))
+    if count < 2:
         raise ValueError(
-            "invert_sigmas = True is not supported: its model runs from data to noise; keep its scheduler"
+            f"lambda_min_clipped = {least}: no training time is left; use -5.1 for cosine betas, or -inf"
         )
+    clipped = copy.copy(schedule)
+    clipped.noise_time, clipped.train_steps = count - 1.0, count
+    return clipped
+
+
+def _edm_nodes(schedule: NoiseSchedule, config: Mapping[str, Any], request: GridRequest) -> tuple[Node, ...]:
+    assert isinstance(schedule, EDMSchedule)
+    final = _final_node(schedule, config)
+    if request.sigmas is not None:
+        return (*(schedule.node_at(sigma) for sigma in request.sigmas if sigma > 0), final)
+    if request.timesteps is not None:
+        return (*(schedule.node(float(time)) for time in request.timesteps), final)
+    name = grid_name(config, _edm_spacing(config))
+    if is_continuous(config) and name in INTEGER_GRIDS and not config.get("timestep_grid"):
+        levels = [node.sbar for node in _vp_nodes(DiscreteSchedule.from_config(config), config, request)]
+        return (*(schedule.node_at(level) for level in levels[:-1]), final)
+    rho = {"rho": float(config.get("rho") or 7.0)} if name == "karras" else {}
+    times = GRIDS[name](schedule, request.count, **rho)
+    return (*_without_repeats([schedule.node(time) for time in times.tolist()], final), final)
+
+
+def _edm_spacing(config: Mapping[str, Any]) -> str:
+    if is_continuous(config):
+        return str(config.get("timestep_spacing", "linspace"))
+    return str(config.get("sigma_schedule") or "karras")
+
+
+def _flow_nodes(schedule: NoiseSchedule, config: Mapping[str, Any], request: GridRequest) -> tuple[Node, ...]:
     scale = schedule.noise_time
     sigmas = _flow_sigmas(schedule, config, request)
     times = sigmas * scale if request.timesteps is None else np.asarray(request.timesteps, dtype=np.float64)
+    times = np.floor(times) if whole_timesteps(schedule, config) else times
     nodes = [
         schedule.node(sigma * scale, model_time=time)
         for sigma, time in zip(sigmas.tolist(), times.tolist(), strict=True)
@@ -113,13 +152,14 @@ def _flow_nodes(schedule: NoiseSchedule, config: Mapping[str, Any], request: Gri
 
 def _flow_sigmas(schedule: NoiseSchedule, config: Mapping[str, Any], request: GridRequest) -> Array:
     """The sigmas of the evaluations, after shift, terminal stretch and karras / exponential / beta spacing."""
-    shift = float(config.get("flow_shift") or 1.0) * float(config.get("shift") or 1.0)
-    dynamic, mu = bool(config.get("use_dynamic_shifting")), request.mu
-    if dynamic and mu is None and "base_shift" in config:
+    own, mu = float(config.get("flow_shift") or 1.0), request.mu
+    shift = own if own != 1 else float(config.get("shift") or 1.0)  # not both: one is often copied from the other
+    dynamic, like_unipc = bool(config.get("use_dynamic_shifting")), is_multistep(config) and "predict_x0" in config
+    if dynamic and mu is None and ("base_shift" in config or like_unipc):
         raise ValueError("mu = None, but the config has use_dynamic_shifting = True: give set_timesteps a mu")
     name = config.get("timestep_grid")
     values = _unshifted_sigmas(schedule, config, request, 1.0 if dynamic else shift)
-    if name is not None and name not in (*INTEGER_GRIDS, "quadratic"):
+    if name is not None and name not in TIME_GRIDS:
         return values  # placed by noise level: a shift would move them away from it
     if dynamic and mu is not None:
         values = dynamic_shift_sigmas(values, mu, config.get("time_shift_type", "exponential"))
@@ -128,7 +168,12 @@ def _flow_sigmas(schedule: NoiseSchedule, config: Mapping[str, Any], request: Gr
     if config.get("shift_terminal"):
         values = stretch_to_terminal(values, float(config["shift_terminal"]))
     flagged = name is None and any(config.get(flag) for flag in FLAGS)
-    return _spaced(grid_name(config, "linspace"), values) if flagged else values
+    if flagged and like_unipc and config.get("use_karras_sigmas") and request.sigmas is None:
+        levels = _spaced("karras", *_ve_range(config), request.count)  # Cosmos 2.5
+        return np.asarray(levels / (1 + levels), dtype=np.float64)
+    if flagged:
+        return _spaced(grid_name(config, "linspace"), values[0], values[-1], len(values))
+    return np.minimum(values, 1 - 1e-6) if like_unipc else values
 
 
 def _unshifted_sigmas(
@@ -142,23 +187,41 @@ def _unshifted_sigmas(
     if config.get("timestep_grid") is not None:
         return evaluation_times(grid_name(config, "linspace"), schedule, request.count) / schedule.noise_time
     last = 1.0 / (schedule.train_steps or 1000)
-    if config.get("use_flow_sigmas") and "shift" not in config:  # as diffusers' DPM-Solver and UniPC
-        return np.linspace(1.0 - last, 0.0, request.count + 1)[:-1]
+    if is_multistep(config):  # UniPC begins at noise, DPM-Solver one training step below
+        ramp = np.linspace(1.0, last, request.count + 1)
+        return ramp[:-1] if "predict_x0" in config else (1.0 - ramp)[:0:-1]
     # FlowMatchEulerDiscreteScheduler ends at its smallest, already shifted sigma, and shifts again.
     return np.linspace(1.0, float(shift_sigmas(last, shift)), request.count)
 
 
-def _spaced(name: str, sigmas: Array) -> Array:
-    """Place as many sigmas between the first and the last by diffusers' rule `name`."""
-    first, last = sigmas[0], sigmas[-1]
-    ramp = np.linspace(0.0, 1.0, len(sigmas))
+def is_multistep(config: Mapping[str, Any]) -> bool:
+    """Whether a flow config is of diffusers' DPM-Solver or UniPC, which space and round their own way."""
+    return bool(config.get("use_flow_sigmas")) and "shift" not in config
+
+
+def whole_timesteps(schedule: NoiseSchedule, config: Mapping[str, Any]) -> bool:
+    """Whether models of this config are called with whole timesteps, as diffusers' class for it does."""
+    return schedule.kind == "vp" or (schedule.kind == "flow" and is_multistep(config))
+
+
+def _ve_range(config: Mapping[str, Any]) -> tuple[float, float]:
+    """The largest and smallest sigma / alpha: given, or those of the config's betas."""
+    betas = DiscreteSchedule.from_config(config)
+    low, high = config.get("sigma_min"), config.get("sigma_max")
+    low = betas.node(betas.first_time).sbar if low is None else low
+    return float(betas.level(betas.node(betas.noise_time)) if high is None else high), float(low)
+
+
+def _spaced(name: str, first: float, last: float, count: int) -> Array:
+    """`count` sigmas from the first to the last by diffusers' rule `name`."""
+    ramp = np.linspace(0.0, 1.0, count)
     if name == "karras":
         return np.asarray((first ** (1 / 7) + ramp * (last ** (1 / 7) - first ** (1 / 7))) ** 7)
     if name == "beta":
         from scipy.stats import beta
 
         return np.asarray(last + beta.ppf(1.0 - ramp, 0.6, 0.6) * (first - last))
-    return np.exp(np.linspace(np.log(first), np.log(last), len(sigmas)))
+    return np.exp(np.linspace(np.log(first), np.log(last), count))
 
 
 def _nodes_of_times(schedule: NoiseSchedule, times: Array, rounding: Any) -> list[Node]:

@@ -28,6 +28,7 @@ class Run:
     program: Program | None = None
     table_start: int = 0
     values: Values = field(default_factory=dict)
+    before: Values | None = None  # `values` before the last step, where it may be taken back
     step_index: int | None = None
     begin_index: int | None = None
     eta: float = 0.0  # DDIM's, an argument of its steps
@@ -36,9 +37,15 @@ class Run:
         """Count a step."""
         self.step_index = (self.step_index or 0) + 1
 
+    def go_to(self, step_index: int | None) -> None:
+        """Make `step_index` the coming step; the last step is taken back, with what it carried."""
+        if self.before is not None and self.step_index is not None and step_index == self.step_index - 1:
+            self.values, self.before = self.before, None
+        self.step_index = step_index
+
     def restart(self) -> None:
         """Forget the steps made; the table is built again."""
-        self.table, self.program, self.values = None, None, {}
+        self.table, self.program, self.values, self.before = None, None, {}, None
 
     def fresh(self) -> Run:
         """The same grid, with no step made."""

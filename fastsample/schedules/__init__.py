@@ -3,12 +3,14 @@
 from fastsample.schedules.base import Node, NoiseSchedule
 from fastsample.schedules.continuous import LinearVPSchedule
 from fastsample.schedules.discrete import DiscreteSchedule
+from fastsample.schedules.edm import EDMSchedule
 from fastsample.schedules.flow import FlowSchedule
 from fastsample.schedules.grids import GRIDS, time_grid
 
 __all__ = [
     "GRIDS",
     "DiscreteSchedule",
+    "EDMSchedule",
     "FlowSchedule",
     "LinearVPSchedule",
     "Node",

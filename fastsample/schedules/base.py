@@ -55,11 +55,12 @@ class NoiseSchedule(ABC):
     :meth:`linear_vp` or :meth:`flow` (times in [0, 1]).
     """
 
-    kind: str  # "vp" (alpha^2 + sigma^2 = 1) or "flow" (alpha + sigma = 1)
+    kind: str  # "vp" (alpha^2 + sigma^2 = 1), "flow" (alpha + sigma = 1) or "edm" (alpha = sigma_data)
     clean_time: float  # the time at which sigma = 0
     noise_time: float  # the noisiest time of training
     first_time: float  # the least noisy time of training (clean_time where that was trained)
     train_steps: int  # number of training timesteps; 0 for a continuous schedule
+    data_scale: float = 1.0  # the caller's clean sample is data_scale * data
 
     @abstractmethod
     def alpha(self, t: ArrayLike) -> Array:
@@ -82,6 +83,18 @@ class NoiseSchedule(ABC):
         """The marginal at time `t`, as a grid point that the model is called with `model_time` (or `t`)."""
         return Node(float(t if model_time is None else model_time), float(self.alpha(t)), float(self.sigma(t)))
 
+    def output_type(self, prediction_type: str) -> str:
+        """What a network outputs whose config says `prediction_type`, as a type of `fastsample.tables`."""
+        return prediction_type
+
+    def node_of(self, model_time: float) -> Node:
+        """The marginal where the model is called with `model_time`."""
+        return self.node(model_time)
+
+    def level(self, node: Node) -> float:
+        """The noise level of `node` that diffusers' `sigmas` would hold: on VP models sigma / alpha."""
+        return min(node.sbar, 2.0**12) if self.kind == "vp" else node.sigma
+
     def nodes(self, times: ArrayLike) -> tuple[Node, ...]:
         """Grid points for `times`. Raises ValueError unless the noise falls strictly along them."""
         values = np.asarray(times, dtype=np.float64)
@@ -95,11 +108,14 @@ class NoiseSchedule(ABC):
 
     @staticmethod
     def from_config(config: Mapping[str, Any]) -> NoiseSchedule:
-        """The schedule that a diffusers scheduler config describes: discrete betas, or flow matching."""
+        """The schedule that a diffusers scheduler config describes: flow matching, EDM, or discrete betas."""
         from fastsample.schedules.discrete import DiscreteSchedule
+        from fastsample.schedules.edm import EDMSchedule, is_edm
         from fastsample.schedules.flow import FlowSchedule, is_flow
 
-        return FlowSchedule.from_config(config) if is_flow(config) else DiscreteSchedule.from_config(config)
+        if is_flow(config):
+            return FlowSchedule.from_config(config)
+        return EDMSchedule.from_config(config) if is_edm(config) else DiscreteSchedule.from_config(config)
 
     @staticmethod
     def linear_vp(beta_min: float = 0.1, beta_max: float = 20.0) -> NoiseSchedule:

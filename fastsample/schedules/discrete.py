@@ -43,6 +43,10 @@ class DiscreteSchedule(NoiseSchedule):
         """Betas from a diffusers config; keys that are absent take diffusers' defaults (0.0001..0.02 linear)."""
         betas = betas_from_config(config)
         cumprod = np.cumprod(1.0 - betas)
+        shift = float(config.get("snr_shift_scale") or 1.0)
+        if not (math.isfinite(shift) and shift > 0):
+            raise ValueError(f"snr_shift_scale = {shift}: give a positive number (1 means none)")
+        cumprod = cumprod / (shift + (1 - shift) * cumprod)  # SNR / shift, CogVideoX
         if config.get("rescale_betas_zero_snr", False):
             root = np.sqrt(cumprod)
             root = (root - root[-1]) * root[0] / (root[0] - root[-1])  # Lin et al., arXiv:2305.08891, alg. 1
@@ -107,7 +111,9 @@ def betas_from_config(config: Mapping[str, Any]) -> Array:
         lam = -0.5 * np.sign(0.5 - edges) * np.log(1 - 2 * np.abs(0.5 - edges) + 1e-6)
         snr = np.exp(lam)
         return _betas_of_cumprod(np.sqrt(snr / (1 + snr)))
-    known = "linear, scaled_linear, squaredcos_cap_v2, sigmoid, laplace"
+    if name == "exp":  # Shap-E (arXiv:2305.02463)
+        return _betas_of_cumprod(np.exp(-12.0 * np.arange(steps + 1, dtype=np.float64) / steps))
+    known = "linear, scaled_linear, squaredcos_cap_v2, exp, sigmoid, laplace"
     raise ValueError(f"beta_schedule = {name!r} is unknown: use one of {known}, or give trained_betas")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fastsample.schedules.base import Array, NoiseSchedule
+from fastsample.schedules.base import Array, Node, NoiseSchedule
 
 
 class FlowSchedule(NoiseSchedule):
@@ -17,23 +17,26 @@ class FlowSchedule(NoiseSchedule):
 
     With `scale` = num_train_timesteps and shift 1 the time is what diffusers' flow models are called with
     (sigma * num_train_timesteps); there the shift acts on the grid instead, see :func:`shift_sigmas`.
+    An `inverted` model (Mochi) is called with `scale - t` instead and outputs data - noise.
     """
 
     kind = "flow"
     clean_time = 0.0
     first_time = 0.0
 
-    def __init__(self, shift: float = 1.0, scale: float = 1.0) -> None:
+    def __init__(self, shift: float = 1.0, scale: float = 1.0, inverted: bool = False) -> None:
         if not (math.isfinite(shift) and shift > 0):
             raise ValueError(f"shift = {shift}: give a positive number (1 means none)")
-        self.shift, self.scale = float(shift), float(scale)
+        self.shift, self.scale, self.inverted = float(shift), float(scale), inverted
         self.noise_time = self.scale
         self.train_steps = int(scale) if scale > 1 else 0
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> FlowSchedule:
         """Times are `sigma * num_train_timesteps`; the config's shift belongs to the grid, not to the marginal."""
-        return cls(scale=float(config.get("num_train_timesteps", 1000)))
+        return cls(
+            scale=float(config.get("num_train_timesteps", 1000)), inverted=bool(config.get("invert_sigmas", False))
+        )
 
     def sigma(self, t: ArrayLike) -> Array:
         return shift_sigmas(np.asarray(t, dtype=np.float64) / self.scale, self.shift)
@@ -41,6 +44,20 @@ class FlowSchedule(NoiseSchedule):
     def alpha(self, t: ArrayLike) -> Array:
         u = np.asarray(t, dtype=np.float64) / self.scale
         return np.asarray((1.0 - u) / (1.0 + (self.shift - 1.0) * u), dtype=np.float64)
+
+    def node(self, t: float, model_time: float | None = None) -> Node:
+        time = t if model_time is None else model_time
+        return super().node(t, self.scale - time if self.inverted else time)
+
+    def node_of(self, model_time: float) -> Node:
+        return self.node(self.scale - model_time if self.inverted else model_time)
+
+    def level(self, node: Node) -> float:
+        return node.alpha if self.inverted else node.sigma
+
+    def output_type(self, prediction_type: str) -> str:
+        """On an inverted model a flow prediction is data - noise."""
+        return "minus_flow" if self.inverted and prediction_type == "flow_prediction" else prediction_type
 
     def time(self, lam: ArrayLike) -> Array:
         lam = np.asarray(lam, dtype=np.float64)
@@ -76,4 +93,4 @@ def dynamic_shift_sigmas(sigmas: ArrayLike, mu: float, kind: str = "exponential"
 def stretch_to_terminal(sigmas: ArrayLike, terminal: float) -> Array:
     """Stretch so that the last sigma is `terminal` (LTX-Video): 1 - (1 - s) (1 - terminal) / (1 - s_last)."""
     rest = 1.0 - np.asarray(sigmas, dtype=np.float64)
-    return np.asarray(1.0 - rest * ((1.0 - terminal) / rest[-1]), dtype=np.float64)
+    return np.asarray(1.0 - rest / (rest[-1] / (1.0 - terminal)), dtype=np.float64)

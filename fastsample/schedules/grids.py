@@ -6,7 +6,8 @@ Adding a grid is adding one function to :data:`GRIDS`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -32,7 +33,7 @@ def trailing(schedule: NoiseSchedule, steps: int) -> Array:
     """Uniform in time, always from the noisiest time (arXiv:2305.08891, tab. 2)."""
     if schedule.kind == "vp" and schedule.train_steps:
         return schedule.train_steps * np.arange(steps, 0, -1, dtype=np.float64) / steps - 1.0
-    return np.linspace(schedule.noise_time, schedule.clean_time, steps + 1)[:-1]
+    return np.linspace(schedule.noise_time, schedule.first_time, steps + 1)[:-1]
 
 
 def quadratic(schedule: NoiseSchedule, steps: int) -> Array:
@@ -74,6 +75,75 @@ def uniform_sigma(schedule: NoiseSchedule, steps: int) -> Array:
     return _times_of_sbar(schedule, np.linspace(noisy, clean, steps + 1)[:-1])
 
 
+def normal(schedule: NoiseSchedule, steps: int) -> Array:
+    """Uniform in time over the training range, its end included (k-diffusion's `get_sigmas`, ComfyUI's "normal")."""
+    return np.linspace(schedule.noise_time, min_time(schedule), steps)
+
+
+def sgm_uniform(schedule: NoiseSchedule, steps: int) -> Array:
+    """As "normal" with one step more, whose last time is left out (Stability's sgm, ComfyUI's "sgm_uniform")."""
+    return normal(schedule, steps + 1)[:-1]
+
+
+def simple(schedule: NoiseSchedule, steps: int) -> Array:
+    """Every (train_steps / steps)-th training time, counted down from the noisiest (ComfyUI's "simple")."""
+    if not schedule.train_steps:
+        return linspace(schedule, steps)
+    skipped = np.floor(np.arange(steps) * (schedule.train_steps / steps))
+    return np.asarray(schedule.noise_time - skipped, dtype=np.float64)
+
+
+def ddim_uniform(schedule: NoiseSchedule, steps: int) -> Array:
+    """Every (train_steps // steps)-th training time, from the second up (LDM's DDIM, ComfyUI's "ddim_uniform").
+
+    Where `steps` does not divide `train_steps` those programs may make a step more; here there are `steps`.
+    """
+    if not schedule.train_steps:
+        return linspace(schedule, steps)
+    first, apart = schedule.noise_time - schedule.train_steps + 2, max(schedule.train_steps // steps, 1)
+    return np.asarray(np.minimum(first + np.arange(steps - 1, -1, -1) * apart, schedule.noise_time), dtype=np.float64)
+
+
+def kl_optimal(schedule: NoiseSchedule, steps: int) -> Array:
+    """Uniform in arctan(sigma / alpha), optimal for Gaussian data (Align Your Steps, arXiv:2404.14507, thm. 3.1)."""
+    noisy, clean = _sbar_range(schedule)
+    return _times_of_sbar(schedule, np.tan(np.linspace(np.arctan(noisy), np.arctan(clean), steps)))
+
+
+def linear_quadratic(schedule: NoiseSchedule, steps: int, threshold: float = 0.025) -> Array:
+    """The noise level falls by `threshold` over the first half of the steps, then quadratically (Movie Gen, Mochi).
+
+    The halves meet with one slope. On flow models the level is sigma, on others sigma / alpha (as ComfyUI's
+    "linear_quadratic").
+    """
+    half = max(steps // 2, 1)
+    slope, rest = threshold / half, max(steps - half, 1)
+    later = np.maximum(np.arange(steps) - half, 0)
+    fallen = slope * np.arange(steps) + (1 - threshold - slope * rest) * (later / rest) ** 2
+    if schedule.kind == "flow":
+        later = schedule.time(np.log(fallen[1:]) - np.log1p(-fallen[1:]))
+        return np.append(schedule.noise_time, later)
+    return _times_of_sbar(schedule, _sbar_range(schedule)[0] * (1 - fallen))
+
+
+def ays(levels: Sequence[float], schedule: NoiseSchedule, steps: int) -> Array:
+    """Align Your Steps (arXiv:2404.14507): ten steps optimised for one model, others log-linear between them.
+
+    The levels are stretched in log(sigma / alpha) to the schedule's range, which on that model changes nothing.
+    """
+    noisy, clean = np.log(_sbar_range(schedule))
+    points = np.log(levels)
+    points = clean + (points - points[-1]) * (noisy - clean) / (points[0] - points[-1])
+    where = np.linspace(0, len(points) - 1, steps + 1)[:-1]
+    return _times_of_sbar(schedule, np.exp(np.interp(where, np.arange(len(points)), points)))
+
+
+# sigma / alpha, the last at the end of the training range, which https://research.nvidia.com/labs/toronto-ai/AlignYourSteps
+# prints as 0.029
+AYS_SD15 = (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.02917)
+AYS_SDXL = (14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.113, 0.02917)
+AYS_SVD = (700.0, 54.5, 15.886, 7.977, 4.248, 1.789, 0.981, 0.403, 0.173, 0.034, 0.002)
+
 GRIDS: dict[str, Grid] = {
     "linspace": linspace,
     "leading": leading,
@@ -85,7 +155,18 @@ GRIDS: dict[str, Grid] = {
     "log-snr": log_snr,
     "beta": beta,
     "uniform-sigma": uniform_sigma,
+    "normal": normal,
+    "sgm-uniform": sgm_uniform,
+    "simple": simple,
+    "ddim-uniform": ddim_uniform,
+    "kl-optimal": kl_optimal,
+    "linear-quadratic": linear_quadratic,
+    "ays-sd15": partial(ays, AYS_SD15),
+    "ays-sdxl": partial(ays, AYS_SDXL),
+    "ays-svd": partial(ays, AYS_SVD),
 }
+TIME_GRIDS = ("linspace", "leading", "trailing", "quadratic", "normal", "sgm-uniform", "simple", "ddim-uniform")
+"""Those laid out in time, which a flow model's shift moves; the others are placed by noise level."""
 
 
 def time_grid(name: str, schedule: NoiseSchedule, steps: int, *, final: str = "zero") -> Array:

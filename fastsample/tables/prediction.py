@@ -1,16 +1,19 @@
 """What a model output says, written once: data and noise predictions as `a sample + b output`.
 
-`v = alpha noise - sigma data` (arXiv:2202.00512) and `flow = noise - data`. None of the forms subtracts
-nearly equal numbers, and each is finite wherever the prediction type says anything.
+`v = (alpha noise - sigma data) / n` with `n = sqrt(alpha^2 + sigma^2)`, which is 1 on VP models (arXiv:2202.00512),
+and `flow = noise - data`. Two families of models are trained on their negatives: "minus_v" is the network F of EDM
+(arXiv:2206.00364, eq. 7: data = c_skip x + c_out F), "minus_flow" that of Mochi. None of the forms subtracts nearly
+equal numbers, and each is finite wherever the prediction type says anything.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Literal, get_args
 
 from fastsample.schedules.base import Node
 
-PredictionType = Literal["epsilon", "sample", "v_prediction", "flow_prediction"]
+PredictionType = Literal["epsilon", "sample", "v_prediction", "flow_prediction", "minus_v", "minus_flow"]
 Space = Literal["data", "noise"]
 PREDICTION_TYPES: tuple[str, ...] = get_args(PredictionType)
 
@@ -23,6 +26,15 @@ def check_prediction_type(prediction_type: str) -> None:
         )
 
 
+def output_axes(node: Node, prediction_type: str) -> tuple[float, float]:
+    """`(p, q)` such that an exact output of a v or flow model at `node` is `p noise - q data`."""
+    sign = -1.0 if prediction_type.startswith("minus_") else 1.0
+    if prediction_type in ("flow_prediction", "minus_flow"):
+        return sign, sign
+    norm = math.sqrt(node.alpha**2 + node.sigma**2)
+    return sign * node.alpha / norm, sign * node.sigma / norm
+
+
 def prediction_weights(node: Node, prediction_type: str, space: Space) -> tuple[float, float]:
     """`(a, b)` such that the prediction of data (or noise) at `node` is `a * sample + b * output`.
 
@@ -31,9 +43,9 @@ def prediction_weights(node: Node, prediction_type: str, space: Space) -> tuple[
     """
     check_prediction_type(prediction_type)
     alpha, sigma = node.alpha, node.sigma
-    if prediction_type in ("v_prediction", "flow_prediction"):
+    if prediction_type not in ("epsilon", "sample"):
         # Solve sample = alpha data + sigma noise, output = p noise - q data.
-        p, q = (alpha, sigma) if prediction_type == "v_prediction" else (1.0, 1.0)
+        p, q = output_axes(node, prediction_type)
         norm = alpha * p + sigma * q
         return (p / norm, -sigma / norm) if space == "data" else (q / norm, alpha / norm)
     if (prediction_type == "sample") == (space == "data"):

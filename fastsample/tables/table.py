@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastsample.schedules.base import Node
-from fastsample.tables.prediction import Space, prediction_weights
+from fastsample.tables.prediction import Space, output_axes, prediction_weights
 from fastsample.tables.row import Row, Weights
 
 
@@ -166,12 +166,10 @@ class Table:
 
 def output_of(node: Node, prediction_type: str, data: Any, noise: Any) -> Any:
     """What an exact model of `prediction_type` outputs at `node` for known data and noise."""
-    return {
-        "epsilon": noise,
-        "sample": data,
-        "v_prediction": node.alpha * noise - node.sigma * data,
-        "flow_prediction": noise - data,
-    }[prediction_type]
+    if prediction_type in ("epsilon", "sample"):
+        return noise if prediction_type == "epsilon" else data
+    p, q = output_axes(node, prediction_type)
+    return p * noise - q * data
 
 
 def compile_rows(solver: str, rows: Sequence[Row], space: Space, prediction_type: str, exact: bool = True) -> Table:
