@@ -10,8 +10,10 @@ from unittest import mock
 
 import diffusers
 import numpy as np
+import pipelines
 import pytest
 import torch
+from transformers import T5Config, T5EncoderModel
 
 import fastsample as fs
 from fastsample.schedules import EDMSchedule, NoiseSchedule
@@ -371,3 +373,53 @@ def test_a_flow_shift_set_by_hand_is_not_applied_twice() -> None:
     one.set_timesteps(6)
     two.set_timesteps(6)
     torch.testing.assert_close(one.sigmas, two.sigmas)
+
+
+class NoSafetyChecker(torch.nn.Module):
+    """Cosmos' pipelines do not run without one."""
+
+    device, dtype = torch.device("cpu"), torch.float32
+
+    def check_text_safety(self, *_: object) -> bool:
+        return True
+
+
+def test_cosmos_pipeline_gives_diffusers_latents() -> None:
+    """Guided, so with its step taken back; Euler is Euler, and a multistep solver keeps one history."""
+    torch.manual_seed(0)
+    transformer = diffusers.CosmosTransformer3DModel(
+        in_channels=4,
+        out_channels=4,
+        num_attention_heads=2,
+        attention_head_dim=16,
+        num_layers=1,
+        text_embed_dim=32,
+        adaln_lora_dim=4,
+        max_size=(4, 32, 32),
+        concat_padding_mask=False,
+        extra_pos_embed_type=None,
+    )
+    pipe = diffusers.CosmosTextToWorldPipeline(
+        text_encoder=T5EncoderModel(T5Config(d_model=32, d_kv=8, d_ff=8, num_layers=1, num_heads=2, vocab_size=6)),
+        tokenizer=pipelines.tokenizer(),
+        transformer=transformer,
+        vae=diffusers.AutoencoderKLCosmos(
+            latent_channels=4, encoder_block_out_channels=(8, 8, 8), decode_block_out_channels=(8, 8, 8), num_layers=1
+        ),
+        scheduler=diffusers.EDMEulerScheduler(sigma_data=0.5, final_sigmas_type="sigma_min"),
+        safety_checker=NoSafetyChecker(),
+    )
+    pipe.set_progress_bar_config(disable=True)
+    inputs = {"height": 32, "width": 32, "num_frames": 9, "num_inference_steps": 5, "guidance_scale": 3.0}
+    inputs |= {"prompt_embeds": torch.randn(1, 8, 32), "negative_prompt_embeds": torch.randn(1, 8, 32)}
+    config, results = pipe.scheduler.config, []
+    for scheduler in (
+        pipe.scheduler,
+        fs.DDIMScheduler.from_config(config),
+        fs.DPMSolverScheduler.from_config(config),
+    ):
+        pipe.scheduler = scheduler
+        generator = torch.Generator().manual_seed(0)
+        results.append(pipe(**inputs, generator=generator, output_type="latent").frames)
+    torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-4)
+    assert torch.isfinite(results[2]).all()

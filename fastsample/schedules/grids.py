@@ -121,8 +121,8 @@ def linear_quadratic(schedule: NoiseSchedule, steps: int, threshold: float = 0.0
     later = np.maximum(np.arange(steps) - half, 0)
     fallen = slope * np.arange(steps) + (1 - threshold - slope * rest) * (later / rest) ** 2
     if schedule.kind == "flow":
-        later = schedule.time(np.log(fallen[1:]) - np.log1p(-fallen[1:]))
-        return np.append(schedule.noise_time, later)
+        falling = schedule.time(np.log(fallen[1:]) - np.log1p(-fallen[1:]))
+        return np.append(schedule.noise_time, falling)
     return _times_of_sbar(schedule, _sbar_range(schedule)[0] * (1 - fallen))
 
 
