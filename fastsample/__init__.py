@@ -34,12 +34,14 @@ _HOME = {
     "DPMSolverScheduler": "fastsample.schedulers",
     "GHVBScheduler": "fastsample.schedulers",
     "HeavyBallScheduler": "fastsample.schedulers",
+    "TGate": "fastsample.caching",
     "GaussianMixture": "fastsample.demo.mixture",
 }
 
 __all__ = ["__version__", *_HOME]
 
 if TYPE_CHECKING:
+    from fastsample.caching import TGate as TGate
     from fastsample.demo.mixture import GaussianMixture as GaussianMixture
     from fastsample.sampling import Ledger as Ledger
     from fastsample.sampling import integrate as integrate

@@ -1,0 +1,79 @@
+"""Which attention is computed, stored or reused at a step: the plan of T-GATE, without tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+class Action(Enum):
+    """What an attention module does with its output."""
+
+    COMPUTE = "compute"
+    STORE = "store"  # compute, and keep the output
+    REUSE = "reuse"  # return the kept output
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """Of one step: cross- and self-attention, and whether guidance is dropped (one branch runs).
+
+    With `merge` what is stored is the mean of the two guidance branches.
+    """
+
+    cross: Action
+    self_attention: Action
+    drop_guidance: bool
+    merge: bool
+
+
+@dataclass(frozen=True)
+class TGatePolicy:
+    """The step plan of T-GATE (arXiv:2404.02747, v1 cross-attention alone, v2 with self-attention).
+
+    Steps count from 0; the gate lies before step `gate_step`. Cross-attention is computed before it and reused
+    after. Self-attention is computed every `sp_interval` steps before the gate (always in the first `warm_up`) and
+    every `fi_interval` steps after it. Raises ValueError on values out of range.
+    """
+
+    gate_step: int
+    sp_interval: int = 1
+    fi_interval: int = 1
+    warm_up: int = 0
+    drop_guidance: bool = True
+    cache: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("gate_step", "sp_interval", "fi_interval", "warm_up"):
+            value, least = getattr(self, name), 0 if name == "warm_up" else 1
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ValueError(f"{name} = {value!r}: give an integer of at least {least}")
+        for name in ("drop_guidance", "cache"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} = {getattr(self, name)!r}: use True or False")
+        if not (self.cache or self.drop_guidance):
+            raise ValueError("cache = False and drop_guidance = False leave nothing to do: set one of them")
+
+    def check_steps(self, steps: int) -> None:
+        """Raise ValueError unless the gate lies within `steps` steps."""
+        if self.gate_step > steps:
+            raise ValueError(f"gate_step = {self.gate_step} with {steps} steps: the gate would never close; lower it")
+
+    def plan(self, step: int) -> StepPlan:
+        """What happens at `step`."""
+        gated, last = step >= self.gate_step, step == self.gate_step - 1
+        dropped = gated and self.drop_guidance
+        if not self.cache:
+            return StepPlan(Action.COMPUTE, Action.COMPUTE, dropped, merge=False)
+        cross = Action.REUSE if gated else Action.STORE if last else Action.COMPUTE
+        return StepPlan(cross, self._self_attention(step, gated, last), dropped, merge=last and self.drop_guidance)
+
+    def _self_attention(self, step: int, gated: bool, last: bool) -> Action:
+        """Stored only where a later step reads it."""
+        if last:
+            return Action.STORE if self.fi_interval > 1 else Action.COMPUTE
+        interval = self.fi_interval if gated else self.sp_interval
+        if interval == 1 or (not gated and step < self.warm_up):
+            return Action.COMPUTE
+        due = step % interval == 0 or (not gated and step == self.warm_up)
+        return Action.STORE if due else Action.REUSE
