@@ -19,7 +19,7 @@ BELOW = {  # what each part may import of fastsample at module level
     "caching": {"sampling", "caching"},
     "schedulers": {"schedules", "tables", "solvers", "sampling", "schedulers"},
     "demo": {"schedules", "tables", "solvers", "sampling", "demo"},
-    "bench": {"schedules", "tables", "solvers", "sampling", "schedulers", "demo", "bench", "version"},
+    "bench": {"schedules", "tables", "solvers", "sampling", "caching", "schedulers", "demo", "bench", "version"},
 }
 TORCH = {"sampling", "parallel", "caching", "decoding"}  # diffusers only inside functions
 HOOKS = {("caching", "hooks.py")}  # but for subclasses of its hooks, imported inside functions in turn

@@ -10,11 +10,14 @@ import diffusers
 import pipelines
 import pytest
 import torch
+import torch._dynamo.testing
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import fastsample as fs
-from fastsample.caching import PRESETS, Action, TGate, TGatePolicy
+from fastsample.caching import PRESETS, Action, Convergence, TGate, TGatePolicy
 from fastsample.demo.bundled import load_pipeline
+from fastsample.sampling import count
 
 PROMPTS = ["a small red circle", "a red circle"]
 
@@ -377,3 +380,146 @@ def test_nothing_is_stored_that_is_never_read() -> None:
         Action.REUSE,
         Action.REUSE,
     ]
+
+
+def test_the_ledger_counts_what_ran() -> None:
+    pipe = pipelines.stable_diffusion()
+    with TGate(2).apply(pipe), count(pipe, images=2) as ledger:
+        sample(pipe, text_inputs(2))
+    assert ledger.model_evaluations == 2 * 2 + 4
+    assert ledger.forward_calls == 6
+
+
+def test_macs_are_torchs_count() -> None:
+    """Of the tiny UNet without and with its attention replaced by zeros."""
+    pipe = pipelines.stable_diffusion()
+    with TGate(2, fi_interval=100).apply(pipe) as handle:
+        sample(pipe, text_inputs(1))
+        summary = handle.summary()
+    x, text = torch.zeros(1, 4, 8, 8), torch.zeros(1, 8, 16)
+
+    def macs() -> float:
+        with FlopCounterMode(display=False) as counter:
+            pipe.unet(x, 1, encoder_hidden_states=text)
+        return counter.get_total_flops() / 2
+
+    whole = macs()
+    for name, module in pipe.unet.named_modules():
+        if name.endswith(("attn1", "attn2")):
+            module.forward = lambda hidden_states, **kwargs: torch.zeros_like(hidden_states)
+    attention = whole - macs()
+    assert summary.macs == 12 * whole
+    assert summary.macs_saved_by_guidance == 4 * whole
+    assert summary.macs_saved_by_caching == pytest.approx(4 * attention)
+    assert summary.saved == pytest.approx((4 * whole + 4 * attention) / (12 * whole))
+
+
+def test_convergence_is_the_distance_to_the_last_step() -> None:
+    pipe = pipelines.stable_diffusion()
+    outputs: list[Tensor] = []
+    attention = pipe.unet.down_blocks[1].attentions[0].transformer_blocks[0].attn2
+    handle = attention.register_forward_hook(lambda _, args, output: outputs.append(output.detach()))
+    found = TGate.suggest(pipe, PROMPTS, tolerance=0.5, num_inference_steps=5, output_type="latent")
+    handle.remove()
+    place = found.layers.index("unet.down_blocks.1.attentions.0.transformer_blocks.0.attn2")
+    want = [float((o - outputs[-1]).norm() / outputs[-1].norm()) for o in outputs]
+    torch.testing.assert_close(found.distances[:, place], torch.tensor(want), rtol=1e-4, atol=1e-6)
+    assert not attention._forward_hooks
+
+
+@pytest.mark.parametrize(("means", "gate"), [([9, 9, 0, 0, 0], 3), ([0, 0, 0, 0], 1), ([9, 9, 9, 0], None)])
+def test_suggested_gates(means: list[float], gate: int | None) -> None:
+    """The gate reuses the outputs of the step before it."""
+    assert Convergence(("a",), torch.tensor(means).float()[:, None], 0.1).gate_step == gate
+
+
+def test_suggestions_need_cross_attention() -> None:
+    with pytest.raises(ValueError, match="joint attention"):
+        TGate.suggest(pipelines.flux(), PROMPTS)
+    with pytest.raises(ValueError, match="tolerance = 0"):
+        TGate.suggest(pipelines.stable_diffusion(), PROMPTS, tolerance=0)
+
+
+def test_compiled_denoisers_settle() -> None:
+    """Graphs are stable from the second run, and the result is that of the plain module."""
+    pipe = pipelines.stable_diffusion()
+    with TGate(2).apply(pipe):
+        want = sample(pipe, text_inputs(1))
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.CompileCounter()
+    with TGate(2).apply(pipe):
+        for block in (*pipe.unet.down_blocks, pipe.unet.mid_block, *pipe.unet.up_blocks):
+            block.compile(backend=counter)
+        torch.testing.assert_close(sample(pipe, text_inputs(1)), want, rtol=1e-4, atol=1e-5)
+        sample(pipe, text_inputs(1))
+        settled = counter.frame_count
+        torch.testing.assert_close(sample(pipe, text_inputs(1)), want, rtol=1e-4, atol=1e-5)
+    assert counter.frame_count == settled > 0
+
+
+def test_another_cache_is_refused() -> None:
+    pipe = wan()
+    pipe.transformer.enable_cache(diffusers.FirstBlockCacheConfig(threshold=0.1))
+    with pytest.raises(ValueError, match="another cache"):
+        TGate(2).apply(pipe)
+
+
+def wan() -> Any:
+    """Text to video with two-call guidance inside cache_context."""
+    torch.manual_seed(0)
+    transformer = diffusers.WanTransformer3DModel(
+        patch_size=(1, 2, 2),
+        num_attention_heads=2,
+        attention_head_dim=12,
+        in_channels=4,
+        out_channels=4,
+        text_dim=16,
+        freq_dim=16,
+        ffn_dim=16,
+        num_layers=2,
+        cross_attn_norm=True,
+        rope_max_seq_len=32,
+    )
+    vae = diffusers.AutoencoderKLWan(base_dim=3, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1)
+    pipe = diffusers.WanPipeline(
+        tokenizer=None,
+        text_encoder=None,
+        vae=vae,
+        transformer=transformer,
+        scheduler=diffusers.UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True),
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def wan_inputs() -> dict[str, Any]:
+    embeds = torch.randn(2, 1, 6, 16, generator=torch.Generator().manual_seed(1))
+    sizes = {"height": 16, "width": 16, "num_frames": 5}
+    return {"prompt_embeds": embeds[0], "negative_prompt_embeds": embeds[1], **sizes}
+
+
+@torch.no_grad()
+def test_two_call_guidance_drops_the_second_call() -> None:
+    """Wan: after the gate one call runs, with the mean of both calls' cross-attention at the last step before it."""
+    pipe = wan()
+    plain = sample(pipe, wan_inputs())
+    outputs: dict[int, list[Tensor]] = {}
+    block = pipe.transformer.blocks[0].attn2
+    rows: list[int] = []
+    pipe.transformer.patch_embedding.register_forward_pre_hook(lambda *_: rows.append(1))
+    block.to_out[0].register_forward_hook(lambda _, args, out: outputs.setdefault(len(rows), []).append(out))
+    seen: dict[int, Tensor] = {}
+    block.register_forward_hook(lambda _, args, out: seen.__setitem__(len(rows), out))
+    with TGate(2).apply(pipe) as handle:
+        gated = sample(pipe, wan_inputs())
+        summary = handle.summary()
+    assert len(rows) == 2 * 2 + 4
+    assert (summary.evaluations, summary.dropped) == (8, 4)
+    assert summary.cross_modules == 2
+    mean = (outputs[3][0] + outputs[4][0]) / 2
+    torch.testing.assert_close(seen[5], mean)
+    torch.testing.assert_close(seen[8], mean)
+    assert not torch.equal(gated, plain)
+    with TGate(6).apply(pipe):
+        assert torch.equal(sample(pipe, wan_inputs()), plain)
+    assert torch.equal(sample(pipe, wan_inputs()), plain)

@@ -9,7 +9,33 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fastsample.caching import TGate
+
 OPTION_ALIASES = {"true": True, "false": False, "none": None}
+
+
+@dataclass(frozen=True)
+class Gate:
+    """T-GATE at step `step`; without `cache` guidance is dropped there, and nothing else."""
+
+    step: int
+    cache: bool = True
+
+    def __post_init__(self) -> None:
+        self.tgate(2.0)  # a wrong step dies here
+
+    @property
+    def label(self) -> str:
+        """What tables call it."""
+        return f"gate {self.step}" if self.cache else f"guidance cut {self.step}"
+
+    def tgate(self, guidance: float) -> TGate:
+        """For a run at `guidance`, which is dropped where there is any."""
+        return TGate(self.step, drop_guidance=guidance > 1, cache=self.cache)
+
+    def fits(self, steps: int, guidance: float) -> bool:
+        """Whether it does anything in such a run."""
+        return self.step < steps and (self.cache or guidance > 1)
 
 
 @dataclass(frozen=True)
@@ -20,6 +46,7 @@ class Arm:
     options: tuple[tuple[str, Any], ...] = ()
     grid: str | None = None
     peer: bool = False
+    gate: Gate | None = None
 
     @property
     def label(self) -> str:
@@ -27,6 +54,7 @@ class Arm:
         options = ",".join(f"{key}={value}" for key, value in self.options)
         text = f"{self.name}({options})" if options else self.name
         text = f"{text} {self.grid}" if self.grid else text
+        text = f"{text} {self.gate.label}" if self.gate else text
         return f"diffusers {text}" if self.peer else text
 
     def scheduler(self, config: Mapping[str, Any]) -> Any:
@@ -105,7 +133,10 @@ def parse_value(text: str) -> Any:
 def make_cases(
     arms: Sequence[Arm], steps: Sequence[int], guidances: Sequence[float], seeds: Sequence[int]
 ) -> list[Case]:
-    """All combinations, arms innermost, so that a comparison is complete as early as possible."""
+    """All combinations, arms innermost, so that a comparison is complete as early as possible.
+
+    A gate that a run does not reach makes no case.
+    """
     for value in steps:
         if value < 1:
             raise ValueError(f"steps = {value}: give integers of at least 1")
@@ -115,4 +146,11 @@ def make_cases(
     for seed in seeds:
         if seed < 0:
             raise ValueError(f"seed = {seed}: give integers of at least 0")
-    return [Case(a, n, g, s) for g in guidances for n in steps for s in seeds for a in arms]
+    return [
+        Case(a, n, g, s)
+        for g in guidances
+        for n in steps
+        for s in seeds
+        for a in arms
+        if a.gate is None or a.gate.fits(n, g)
+    ]

@@ -20,6 +20,10 @@ METRICS = {
     "attributes": ("attributes", 3),
     "prompts": ("prompts", 3),
     "frechet": ("Frechet", 2),
+    "ungated_rms": ("to ungated", 3),
+    "gmacs": ("GMACs", 1),
+    "saved_by_guidance": ("saved: guidance", 3),
+    "saved_by_caching": ("saved: caching", 3),
     "seconds": ("seconds", 2),
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import statistics
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
@@ -16,6 +16,7 @@ from fastsample.bench.cases import Arm, Case
 from fastsample.bench.metrics import decode, frechet_distance, psnr, rms
 from fastsample.bench.record import Record, Result, environment
 from fastsample.bench.reference import converged
+from fastsample.caching import TGateSummary
 from fastsample.sampling import count
 
 
@@ -51,21 +52,27 @@ class Bench:
         """Run what the record does not hold yet, yielding each result once it is on disk."""
         todo = [case for case in cases if self.result(case) is None]
         if todo:
-            self._sample(todo[0].arm, 1, todo[0].guidance, 0)  # warm-up
+            self._sample(replace(todo[0].arm, gate=None), 1, todo[0].guidance, 0)  # warm-up
         for (guidance, steps, seed), group in groupby(todo, lambda case: (case.guidance, case.steps, case.seed)):
             arms = [case.arm for case in group]
             seconds: dict[Arm, list[float]] = {arm: [] for arm in arms}
             results: dict[Arm, Result] = {}
             for repeat in range(self.repeats):
                 for arm in arms:
-                    latents, ledger = self._sample(arm, steps, guidance, seed)
+                    latents, ledger, cost = self._sample(arm, steps, guidance, seed)
                     seconds[arm].append(ledger.seconds)
                     if repeat == 0:
-                        results[arm] = self._judge(latents, guidance, seed) | {
-                            "nfe": ledger.model_evaluations,
-                            "forward_calls": ledger.forward_calls,
-                            "peak_memory": ledger.peak_memory,
-                        }
+                        results[arm] = (
+                            self._judge(latents, guidance, seed)
+                            | cost
+                            | {
+                                "nfe": ledger.model_evaluations,
+                                "forward_calls": ledger.forward_calls,
+                                "peak_memory": ledger.peak_memory,
+                            }
+                        )
+                        if arm.gate:
+                            results[arm]["ungated_rms"] = self._from_ungated(latents, arm, steps, guidance, seed)
                     if repeat == self.repeats - 1:
                         case = Case(arm, steps, guidance, seed)
                         result = self._describe(case) | results[arm] | {"seconds": statistics.median(seconds[arm])}
@@ -89,6 +96,7 @@ class Bench:
             "solver": case.arm.name,
             "grid": case.arm.grid,
             "options": dict(case.arm.options),
+            "gate": case.arm.gate and case.arm.gate.label,
             "source": "diffusers" if case.arm.peer else "fastsample",
             "steps": case.steps,
             "guidance": case.guidance,
@@ -127,11 +135,22 @@ class Bench:
             self._converged[guidance, seed] = latents, decode(self.pipe, latents)
         return self._converged[guidance, seed]
 
-    def _sample(self, arm: Arm, steps: int, guidance: float, seed: int) -> tuple[Tensor, Any]:
+    def _from_ungated(self, latents: Tensor, arm: Arm, steps: int, guidance: float, seed: int) -> float:
+        """RMS to the latents that the same arm makes without its gate, relative to their spread."""
+        plain = self._sample(replace(arm, gate=None), steps, guidance, seed)[0]
+        return rms(latents, plain) / float(plain.std())
+
+    def _sample(self, arm: Arm, steps: int, guidance: float, seed: int) -> tuple[Tensor, Any, Result]:
+        """Latents, the ledger, and what a gate saved."""
         scheduler = arm.scheduler(self._own.config)
-        with count(self.pipe, len(self.prompts)) as ledger:
-            latents = self._run(scheduler, steps, guidance, seed)
-        return latents, ledger
+        handle = arm.gate.tgate(guidance).apply(self.pipe) if arm.gate else None
+        try:
+            with count(self.pipe, len(self.prompts)) as ledger:
+                latents = self._run(scheduler, steps, guidance, seed)
+        finally:
+            if handle:
+                handle.remove()
+        return latents, ledger, _savings(handle.summary()) if handle else {}
 
     def _run(self, scheduler: Any, steps: int, guidance: float, seed: int) -> Tensor:
         """Latents of all prompts. Each image has a generator of its own, so that all arms start from its noise."""
@@ -156,3 +175,12 @@ class Bench:
             shape = tuple(latents.shape)
             raise ValueError(f"model = {type(self.pipe).__name__} has latents of shape {shape}: need [n, c, h, w]")
         return latents
+
+
+def _savings(summary: TGateSummary) -> Result:
+    """Multiply-accumulates of a gated run, and the shares saved by dropping guidance and by caching."""
+    return {
+        "gmacs": (summary.macs - summary.macs_saved_by_guidance - summary.macs_saved_by_caching) / 1e9,
+        "saved_by_guidance": summary.macs_saved_by_guidance / summary.macs,
+        "saved_by_caching": summary.macs_saved_by_caching / summary.macs,
+    }

@@ -11,6 +11,7 @@ from diffusers.hooks import ModelHook
 from diffusers.hooks.hooks import BaseState, StateManager
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
+from torch.utils.flop_counter import FlopCounterMode
 
 from fastsample.caching.policy import Action, StepPlan, TGatePolicy
 
@@ -29,6 +30,17 @@ class Counts:
     cross_reused: int = 0
     self_computed: int = 0
     self_reused: int = 0
+    rows_without_cross: int = 0  # evaluations whose cross-attention was reused
+    rows_without_self: int = 0
+
+
+@dataclass
+class Macs:
+    """Multiply-accumulates of one branch of one image: the whole denoiser, its cross- and its self-attention."""
+
+    denoiser: float = 0.0
+    cross: float = 0.0
+    self_attention: float = 0.0
 
 
 @dataclass
@@ -42,6 +54,9 @@ class Gate:
     pipe: Any
     keep: str
     counts: Counts = field(default_factory=Counts)
+    macs: dict[str, Macs] = field(default_factory=dict)  # by group, from the first evaluation
+    flops: FlopCounterMode | None = None  # during that evaluation
+    measuring: Macs = field(default_factory=Macs)
     attention: list[AttentionHook] = field(default_factory=list)
     plan: StepPlan | None = None
     context: str = ""
@@ -85,10 +100,17 @@ class Gate:
         assert self.plan is not None
         self.counts.evaluations += rows
         self.counts.dropped += dropped
+        self.counts.rows_without_cross += rows * (self.plan.cross is Action.REUSE)
+        self.counts.rows_without_self += rows * (self.plan.self_attention is Action.REUSE)
         for cross, action in ((True, self.plan.cross), (False, self.plan.self_attention)):
             number = sum(hook.cross is cross for hook in hooks)
             name = f"{'cross' if cross else 'self'}_{'reused' if action is Action.REUSE else 'computed'}"
             setattr(self.counts, name, getattr(self.counts, name) + number)
+
+    def measured(self, cross: bool, flops: int) -> None:
+        """Add an attention module's share of the evaluation being measured."""
+        name = "cross" if cross else "self_attention"
+        setattr(self.measuring, name, getattr(self.measuring, name) + flops)
 
     def _is_guided(self, sample: Tensor) -> bool:
         """As the pipeline says; where it does not, whether the batch is two equal halves."""
@@ -126,29 +148,52 @@ class DenoiserHook(ModelHook):  # type: ignore[misc]
         step = gate.step(self.group)
         gate.plan = gate.policy.plan(step)
         if not (gate.plan.drop_guidance and gate.guided):
-            return self._evaluate(len(sample), 0, args, kwargs)
+            return self._evaluate(module, len(sample), 0, args, kwargs)
         if gate.two_calls:
-            return self._one_of_two_calls(step, len(sample), args, kwargs)
-        return self._one_of_two_halves(len(sample) // 2, args, kwargs)
+            return self._one_of_two_calls(module, step, len(sample), args, kwargs)
+        return self._one_of_two_halves(module, len(sample) // 2, args, kwargs)
 
-    def _evaluate(self, rows: int, dropped: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        output = self.fn_ref.original_forward(*args, **kwargs)
+    def _compiled(self, module: nn.Module) -> bool:
+        """Whether any of it is: torch.compile gives up on what it first sees under a counter."""
+        whole = any(hasattr(component, "_orig_mod") for component in self.gate.pipe.components.values())
+        return whole or any(part._compiled_call_impl is not None for part in module.modules())
+
+    def _evaluate(
+        self, module: nn.Module, rows: int, dropped: int, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        measure = self.group not in self.gate.macs and not self._compiled(module)
+        output = self._measured(rows, args, kwargs) if measure else self.fn_ref.original_forward(*args, **kwargs)
         self.rows = rows
         self.gate.count(self.attention, rows, dropped)
         return output
 
-    def _one_of_two_calls(self, step: int, rows: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _measured(self, rows: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The first evaluation, under torch's FLOP counter; the attention hooks read it."""
+        gate = self.gate
+        macs = gate.macs[self.group] = Macs()
+        gate.measuring = macs
+        with FlopCounterMode(display=False) as gate.flops:
+            output = self.fn_ref.original_forward(*args, **kwargs)
+        macs.denoiser = gate.flops.get_total_flops()
+        for name, flops in vars(macs).items():
+            setattr(macs, name, flops / 2 / rows)
+        gate.flops = None
+        return output
+
+    def _one_of_two_calls(
+        self, module: nn.Module, step: int, rows: int, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         """The first call of a step runs; the second returns its output, so that the guidance formula does nothing."""
         context = self.gate.context
         if self.other is not None and self.other[0] == step and self.other[1] != context:
             self.rows = 0
             self.gate.counts.dropped += rows
             return self.other[2]
-        output = self._evaluate(rows, 0, args, kwargs)
+        output = self._evaluate(module, rows, 0, args, kwargs)
         self.other = (step, context, output)
         return output
 
-    def _one_of_two_halves(self, half: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _one_of_two_halves(self, module: nn.Module, half: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The network runs on one half of everything that has the guided batch size; its output is doubled."""
         branch = slice(0, half) if self.gate.keep == "negative" else slice(half, 2 * half)
 
@@ -159,7 +204,7 @@ class DenoiserHook(ModelHook):  # type: ignore[misc]
             return torch.cat([value, value]) if isinstance(value, Tensor) and value.ndim else value
 
         args, kwargs = tree_map(cut, args), tree_map(cut, kwargs)
-        return tree_map(double, self._evaluate(half, half, args, kwargs))
+        return tree_map(double, self._evaluate(module, half, half, args, kwargs))
 
     def _context(self) -> str:
         try:
@@ -195,7 +240,10 @@ class AttentionHook(ModelHook):  # type: ignore[misc]
         action = gate.plan.cross if self.cross else gate.plan.self_attention
         if action is Action.REUSE and self.kept:
             return self._reused()
+        before = gate.flops.get_total_flops() if gate.flops else 0
         output = self.fn_ref.original_forward(*args, **kwargs)
+        if gate.flops:
+            gate.measured(self.cross, gate.flops.get_total_flops() - before)
         if self.cross and not isinstance(output, Tensor):
             raise ValueError(
                 f"{type(module).__name__} returns a {type(output).__name__}: joint attention, which cannot be cached"

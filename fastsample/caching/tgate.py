@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from fastsample.caching.convergence import Convergence, measure_convergence
 from fastsample.caching.policy import TGatePolicy
 from fastsample.caching.targets import attention_modules, find_denoisers, inner
 
@@ -59,6 +61,14 @@ class TGate:
             raise ValueError(f"preset = {name!r} is unknown: use one of {', '.join(PRESETS)}")
         return cls(**{**PRESETS[name], **changes})
 
+    @staticmethod
+    def suggest(pipe: Any, prompts: Sequence[str], *, tolerance: float = 0.1, **call: Any) -> Convergence:
+        """Where the gate may lie on this pipeline: `.gate_step`, the earliest whose outputs are within `tolerance`.
+
+        One ungated run; see :func:`fastsample.caching.convergence.measure_convergence`.
+        """
+        return measure_convergence(pipe, prompts, tolerance=tolerance, **call)
+
     @property
     def policy(self) -> TGatePolicy:
         """The step plan."""
@@ -86,8 +96,12 @@ class TGate:
 
 @dataclass(frozen=True)
 class TGateSummary:
-    """What a handle's hooks have done: modules hooked, evaluations (branches of images) made and dropped, attention
-    modules computed and reused, bytes that the kept outputs take now.
+    """What a handle's hooks have done since it was made or reset.
+
+    Modules hooked; calls of the pipeline; evaluations (of one branch of one image) made and dropped; attention
+    modules computed and reused; multiply-accumulates that all evaluations would have taken, and those saved by
+    dropping guidance and by reusing attention (torch's count, attention's own products included; 0 where the
+    denoiser is compiled); bytes that the kept outputs take now.
     """
 
     cross_modules: int
@@ -99,7 +113,15 @@ class TGateSummary:
     cross_reused: int
     self_computed: int
     self_reused: int
+    macs: float
+    macs_saved_by_guidance: float
+    macs_saved_by_caching: float
     cache_bytes: int
+
+    @property
+    def saved(self) -> float:
+        """The share of multiply-accumulates saved."""
+        return (self.macs_saved_by_guidance + self.macs_saved_by_caching) / self.macs if self.macs else 0.0
 
 
 class TGateHandle:
@@ -140,10 +162,23 @@ class TGateHandle:
 
     def summary(self) -> TGateSummary:
         """Counts since the handle was made or reset."""
-        hooks = self.gate.attention
-        size = sum(value.nbytes for hook in hooks for value in hook.kept.values())
+        from fastsample.caching.hooks import Macs
+
+        hooks, counts = self.gate.attention, asdict(self.gate.counts)
+        macs = self.gate.macs.get("denoiser", Macs())
+        caching = (
+            counts.pop("rows_without_cross") * macs.cross + counts.pop("rows_without_self") * macs.self_attention
+        )
         kinds = [hook.cross for hook in hooks]
-        return TGateSummary(kinds.count(True), kinds.count(False), **asdict(self.gate.counts), cache_bytes=size)
+        return TGateSummary(
+            kinds.count(True),
+            kinds.count(False),
+            **counts,
+            macs=(counts["evaluations"] + counts["dropped"]) * macs.denoiser,
+            macs_saved_by_guidance=counts["dropped"] * macs.denoiser,
+            macs_saved_by_caching=caching,
+            cache_bytes=sum(value.nbytes for hook in hooks for value in hook.kept.values()),
+        )
 
     def __enter__(self) -> TGateHandle:
         return self

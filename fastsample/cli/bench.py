@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,6 +23,10 @@ def bench(
     peer: Annotated[list[str] | None, typer.Option(help="A diffusers scheduler class (or 'none'); repeat.")] = None,
     steps: Annotated[str, typer.Option(help="Comma-separated step counts.")] = "5,8,10,20",
     grid: Annotated[list[str] | None, typer.Option(help="Time grid for our solvers; repeat to compare.")] = None,
+    tgate: Annotated[
+        str | None,
+        typer.Option(help="Comma-separated gate steps: each solver also with T-GATE, and with guidance cut."),
+    ] = None,
     guidance: Annotated[str, typer.Option(help="Comma-separated guidance scales; 1 means none.")] = "2,7.5",
     prompts: Annotated[str, typer.Option(help="A file of prompts, or how many held-out bundled ones.")] = "64",
     seeds: Annotated[int, typer.Option(help="Repetitions with other noise; their spread is reported.")] = 2,
@@ -42,7 +47,8 @@ def bench(
     """
     from fastsample.bench.cases import make_cases
 
-    arms = read_arms(solver or SOLVERS, PEERS if peer is None else peer, grid or [None])
+    gates = common.numbers(tgate, "tgate", int) if tgate else []
+    arms = read_arms(solver or SOLVERS, PEERS if peer is None else peer, grid or [None], gates)
     scales = common.numbers(guidance, "guidance", float)
     for name, value in (("seeds", seeds), ("batch", batch), ("repeats", repeats)):
         if value < 1:
@@ -60,11 +66,13 @@ def bench(
         draw(runner, results, arms, cases, folder)
 
 
-def read_arms(solvers: list[str], peers: list[str], grids: list[Any]) -> list[Any]:
-    """Our solvers on each grid, then the peers."""
-    from fastsample.bench.cases import parse_arm
+def read_arms(solvers: list[str], peers: list[str], grids: list[Any], gates: list[int]) -> list[Any]:
+    """Our solvers on each grid, plain and at each gate with and without caching, then the peers."""
+    from fastsample.bench.cases import Gate, parse_arm
 
-    ours = [parse_arm(text, grid=grid) for grid in grids for text in solvers]
+    plain = [parse_arm(text, grid=grid) for grid in grids for text in solvers]
+    kinds = [None, *(Gate(step, cache) for step in gates for cache in (False, True))]
+    ours = [replace(arm, gate=gate) for arm in plain for gate in kinds]
     return ours + [parse_arm(text, peer=True) for text in peers if text != "none"]
 
 
@@ -111,7 +119,8 @@ def write(results: list[dict[str, Any]], folder: Path, *, as_json: bool, csv: bo
 
     rows = report.summarise(results)
     title = "error: RMS of the latents to the converged solution, relative to their spread"
-    Console(width=max(Console().width, 122)).print(report.rich_table(rows, title))
+    gated = any("gmacs" in row.metrics for row in rows)
+    Console(width=max(Console().width, 190 if gated else 122)).print(report.rich_table(rows, title))
     if csv:
         (folder / "results.csv").write_text(report.csv_text(rows))
     if markdown:

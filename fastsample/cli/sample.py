@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,6 +21,7 @@ def sample(
     steps: Annotated[int, typer.Option(help="Steps: calls of the network.")] = 20,
     grid: Annotated[str | None, typer.Option(help="Time grid; default: the model's own spacing.")] = None,
     guidance: Annotated[float, typer.Option(help="Guidance scale; 1 means none.")] = 5.0,
+    tgate: Annotated[int | None, typer.Option(help="T-GATE's gate step; default: no gate.")] = None,
     seed: Annotated[list[int] | None, typer.Option(help="A seed; repeat for several images a prompt.")] = None,
     dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:0, mps.")] = "cpu",
@@ -32,6 +34,7 @@ def sample(
     """
     seeds = seed or [0]
     arm = check(solver, option or [], grid, steps, guidance, seeds)
+    gate = check_gate(tgate, steps, guidance)
     common.check_device(device, dtype)
     common.check_model(model)
     texts = read_texts(prompt, prompts, model)
@@ -39,7 +42,8 @@ def sample(
     common.quiet()
     pipe = common.load_model(model, device, dtype)
     pipe.scheduler = arm.scheduler(pipe.scheduler.config)
-    report(generate(pipe, texts, seeds, steps, guidance, folder), folder, as_json)
+    with gate.apply(pipe) if gate else nullcontext():
+        report(generate(pipe, texts, seeds, steps, guidance, folder), folder, as_json)
 
 
 def read_texts(prompt: list[str] | None, file: Path | None, model: str | None) -> list[str]:
@@ -57,6 +61,17 @@ def check(solver: str, options: list[str], grid: str | None, steps: int, guidanc
     arm = parse_arm(text, grid=grid)
     make_cases([arm], [steps], [guidance], seeds)
     return arm
+
+
+def check_gate(step: int | None, steps: int, guidance: float) -> Any:
+    """The T-GATE of a run, or None; ValueError where the gate would not close."""
+    if step is None:
+        return None
+    from fastsample.caching import TGate
+
+    gate = TGate(step, drop_guidance=guidance > 1)
+    gate.policy.check_steps(steps)
+    return gate
 
 
 def generate(

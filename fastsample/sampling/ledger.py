@@ -64,18 +64,27 @@ def count(pipe: Any, images: int) -> Iterator[Ledger]:
         )
     ledger = Ledger(images)
 
-    def counted(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        sample = args[0] if args else kwargs.get("sample", kwargs.get("hidden_states"))
-        ledger.forward_calls += 1
-        ledger.rows += sample.shape[0] if isinstance(sample, Tensor) else images
+    def counted(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        rows = _rows_evaluated(module)
+        if rows is None:
+            sample = args[0] if args else kwargs.get("sample", kwargs.get("hidden_states"))
+            rows = sample.shape[0] if isinstance(sample, Tensor) else images
+        ledger.forward_calls += rows > 0
+        ledger.rows += rows
 
-    handles = [module.register_forward_pre_hook(counted, with_kwargs=True) for module in modules]
+    handles = [module.register_forward_hook(counted, with_kwargs=True) for module in modules]
     try:
         with ledger.running():
             yield ledger
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _rows_evaluated(module: nn.Module) -> int | None:
+    """What a hook that drops part of the batch says of the last call; None where there is no such hook."""
+    hooks = getattr(getattr(module, "_diffusers_hook", None), "hooks", {})
+    return next((hook.rows for hook in hooks.values() if hasattr(hook, "rows")), None)
 
 
 def _resident_peak() -> int:
