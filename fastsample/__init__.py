@@ -35,6 +35,7 @@ _HOME = {
     "GHVBScheduler": "fastsample.schedulers",
     "HeavyBallScheduler": "fastsample.schedulers",
     "TGate": "fastsample.caching",
+    "TGateGuider": "fastsample.caching.guider",
     "GaussianMixture": "fastsample.demo.mixture",
 }
 
@@ -42,6 +43,7 @@ __all__ = ["__version__", *_HOME]
 
 if TYPE_CHECKING:
     from fastsample.caching import TGate as TGate
+    from fastsample.caching.guider import TGateGuider as TGateGuider
     from fastsample.demo.mixture import GaussianMixture as GaussianMixture
     from fastsample.sampling import Ledger as Ledger
     from fastsample.sampling import integrate as integrate

@@ -22,7 +22,7 @@ BELOW = {  # what each part may import of fastsample at module level
     "bench": {"schedules", "tables", "solvers", "sampling", "caching", "schedulers", "demo", "bench", "version"},
 }
 TORCH = {"sampling", "parallel", "caching", "decoding"}  # diffusers only inside functions
-HOOKS = {("caching", "hooks.py")}  # but for subclasses of its hooks, imported inside functions in turn
+HOOKS = {("caching", "hooks.py"), ("caching", "guider.py")}  # but for subclasses of its hooks, imported inside functions in turn
 KERNEL_DOORS = {("sampling", "backend.py"), ("decoding", "statistics.py")}
 HEAVY = {"torch", "diffusers", "transformers", "accelerate", "matplotlib"}
 

@@ -523,3 +523,61 @@ def test_two_call_guidance_drops_the_second_call() -> None:
     with TGate(6).apply(pipe):
         assert torch.equal(sample(pipe, wan_inputs()), plain)
     assert torch.equal(sample(pipe, wan_inputs()), plain)
+
+
+@torch.no_grad()
+def test_the_guider_does_in_modular_loops_what_the_hooks_do_in_pipelines() -> None:
+    """The loop of a modular pipeline's denoising block, against the same pipeline gated with keep="positive"."""
+    pipe = pipelines.stable_diffusion()
+    before = {name: set(vars(module)) for name, module in pipe.unet.named_modules()}
+    for sp, fi in ((1, 1), (2, 2)):
+        with TGate(3, sp, fi, keep="positive").apply(pipe):
+            want = sample(pipe, text_inputs(1))
+        guider = fs.TGateGuider(guidance_scale=4.0, gate_step=3, sp_interval=sp, fi_interval=fi)
+        positive, negative = pipe.encode_prompt(PROMPTS[:1], "cpu", 1, True)
+        for _ in range(2):
+            pipe.scheduler.set_timesteps(6)
+            x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+            calls = 0
+            for i, t in enumerate(pipe.scheduler.timesteps):
+                guider.set_state(step=i, num_inference_steps=6, timestep=t)
+                batches = guider.prepare_inputs({"text": (positive, negative)})
+                for batch in batches:
+                    guider.prepare_models(pipe.unet)
+                    batch.noise_pred = pipe.unet(x, t, encoder_hidden_states=batch.text).sample
+                    guider.cleanup_models(pipe.unet)
+                    calls += 1
+                x = pipe.scheduler.step(guider(batches)[0], t, x).prev_sample
+            torch.testing.assert_close(x, want, rtol=1e-4, atol=1e-5)
+            assert calls == 3 * 2 + 3
+            assert {name: set(vars(module)) for name, module in pipe.unet.named_modules()} == before
+
+
+def test_the_guider_checks_its_steps() -> None:
+    guider = fs.TGateGuider(gate_step=9)
+    with pytest.raises(ValueError, match="gate_step = 9 with 6 steps"):
+        guider.set_state(step=0, num_inference_steps=6, timestep=torch.tensor(999))
+    with pytest.raises(ValueError, match="joint attention"):
+        fs.TGateGuider().prepare_models(pipelines.flux().transformer)
+
+
+def test_layerwise_casting_and_gating_go_together() -> None:
+    """Hooks of diffusers' own on the same modules, registered before ours and gone on after them."""
+    pipe = pipelines.stable_diffusion()
+    pipe.unet.enable_layerwise_casting(storage_dtype=torch.float16, compute_dtype=torch.float32)
+    plain = sample(pipe, text_inputs(1))
+    with TGate(6).apply(pipe):
+        assert torch.equal(sample(pipe, text_inputs(1)), plain)
+    with TGate(3).apply(pipe) as handle:
+        assert torch.isfinite(sample(pipe, text_inputs(1))).all()
+        assert handle.summary().dropped == 3
+    assert torch.equal(sample(pipe, text_inputs(1)), plain)
+
+
+def test_attention_backends_and_gating_go_together() -> None:
+    pipe = pipelines.pixart()
+    with TGate(3).apply(pipe):
+        want = sample(pipe, pipelines.pixart_inputs())
+    pipe.transformer.set_attn_processor(diffusers.models.attention_processor.AttnProcessor())
+    with TGate(3).apply(pipe):
+        torch.testing.assert_close(sample(pipe, pipelines.pixart_inputs()), want, rtol=1e-4, atol=1e-5)

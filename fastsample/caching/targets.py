@@ -21,7 +21,7 @@ def find_denoisers(pipe: Any) -> dict[str, nn.Module]:
     if not found:
         raise ValueError(f"pipe = {type(pipe).__name__} has none of the components {', '.join(DENOISERS)}")
     for module in found.values():
-        _check_class(type(inner(module)).__name__)
+        check_class(type(inner(module)).__name__)
     if hasattr(pipe, "image_guidance_scale") or getattr(pipe, "do_perturbed_attention_guidance", False):
         raise ValueError(
             f"pipe = {type(pipe).__name__} guides with three branches, of which T-GATE would drop the wrong one"
@@ -29,7 +29,8 @@ def find_denoisers(pipe: Any) -> dict[str, nn.Module]:
     return found
 
 
-def _check_class(name: str) -> None:
+def check_class(name: str) -> None:
+    """Raise ValueError, with the reason, for a denoiser class whose attention cannot be cached."""
     if name.startswith(JOINT) or ("ControlNet" in name and name.startswith(JOINT)):
         raise ValueError(
             f"{name} has joint attention: text and image tokens attend to each other in one softmax, so there is no "

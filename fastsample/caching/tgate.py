@@ -148,7 +148,7 @@ class TGateHandle:
     def remove(self) -> None:
         """Take every hook off; the pipeline is what it was."""
         for module, had_registry in reversed(self._hooked):
-            _remove(module, had_registry)
+            remove_hook(module, keep_registry=had_registry)
             module.__dict__.pop("_reset_stateful_cache", None)
         self._hooked.clear()
         self.gate.forget()
@@ -204,8 +204,11 @@ def _parameters(module: nn.Module) -> list[str]:
     return list(inspect.signature(type(module).forward).parameters)
 
 
-def _remove(module: nn.Module, had_registry: bool) -> None:
-    """Remove our hook; hooks that were registered after it stay, which diffusers 0.42's remove_hook gets wrong."""
+def remove_hook(module: nn.Module, *, keep_registry: bool = False) -> None:
+    """Remove our hook; hooks that were registered after it stay, which diffusers 0.42's remove_hook gets wrong.
+
+    A registry left empty goes too, but for `keep_registry`.
+    """
     registry: Any = module._diffusers_hook
     place = registry._hook_order.index(NAME)
     later = registry._fn_refs[place + 1] if place + 1 < len(registry._fn_refs) else None
@@ -214,6 +217,6 @@ def _remove(module: nn.Module, had_registry: bool) -> None:
     registry.remove_hook(NAME, recurse=False)
     if later is not None and forward is not None:
         later.forward, later.original_forward = forward, below
-    if not registry.hooks and not had_registry:
+    if not registry.hooks and not keep_registry:
         del module._diffusers_hook
         module.__dict__.pop("forward", None)
