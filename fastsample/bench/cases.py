@@ -16,7 +16,7 @@ OPTION_ALIASES = {"true": True, "false": False, "none": None}
 
 @dataclass(frozen=True)
 class Gate:
-    """T-GATE at step `step`; without `cache` guidance is dropped there, and nothing else."""
+    """T-GATE at `step`; without `cache` guidance is dropped there, the conditional branch kept, and no more."""
 
     step: int
     cache: bool = True
@@ -31,7 +31,8 @@ class Gate:
 
     def tgate(self, guidance: float) -> TGate:
         """For a run at `guidance`, which is dropped where there is any."""
-        return TGate(self.step, drop_guidance=guidance > 1, cache=self.cache)
+        keep = "negative" if self.cache else "positive"
+        return TGate(self.step, keep=keep, drop_guidance=guidance > 1, cache=self.cache)
 
     def fits(self, steps: int, guidance: float) -> bool:
         """Whether it does anything in such a run."""
