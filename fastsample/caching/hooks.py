@@ -71,11 +71,15 @@ class Gate:
         if scheduler.timesteps is self.timesteps:
             return
         self.forget()
-        self.policy.check_steps(_steps(scheduler))
+        begin = int(getattr(scheduler, "begin_index", None) or 0) // int(getattr(scheduler, "order", 1))
+        self.policy.check_steps(_steps(scheduler) - begin)
         self.two_calls = context not in BATCHED
         self.guided = self._is_guided(sample)
         if self.policy.drop_guidance and not self.guided:
-            raise ValueError("drop_guidance = True, but this call has no guidance to drop: set it to False")
+            raise ValueError(
+                "drop_guidance = True, but this call has no guidance to drop (neither a doubled batch nor two calls "
+                "inside cache_context): set it to False"
+            )
         self.timesteps = scheduler.timesteps
         self.counts.calls += 1
 

@@ -12,6 +12,8 @@ JOINT = (
     "HiDream", "ZImage", "Lumina2", "OmniGen", "Bria", "LongCatImage",
 )  # fmt: skip
 DISGUISED = ("PRX", "StableCascade")
+TEXTLESS = ("DiTTransformer2DModel", "UNet2DModel")
+CONCATENATED = "concatenates text to the keys of self-attention, so neither can be cached alone"
 
 
 def find_denoisers(pipe: Any) -> dict[str, nn.Module]:
@@ -22,7 +24,7 @@ def find_denoisers(pipe: Any) -> dict[str, nn.Module]:
         raise ValueError(f"pipe = {type(pipe).__name__} has none of the components {', '.join(DENOISERS)}")
     for module in found.values():
         check_class(type(inner(module)).__name__)
-    if hasattr(pipe, "image_guidance_scale") or getattr(pipe, "do_perturbed_attention_guidance", False):
+    if hasattr(type(pipe), "image_guidance_scale") or getattr(pipe, "do_perturbed_attention_guidance", False):
         raise ValueError(
             f"pipe = {type(pipe).__name__} guides with three branches, of which T-GATE would drop the wrong one"
         )
@@ -37,21 +39,27 @@ def check_class(name: str) -> None:
             "cross-attention to gate. Use a solver with fewer steps, or diffusers' FirstBlockCacheConfig"
         )
     if name.startswith(DISGUISED):
-        raise ValueError(f"{name} concatenates text to the keys of self-attention, so neither can be cached alone")
+        raise ValueError(f"{name} {CONCATENATED}")
+    if name in TEXTLESS:
+        raise ValueError(f"{name} reads no text: it has no cross-attention to gate")
 
 
 def attention_modules(denoiser: nn.Module) -> dict[str, nn.Module]:
-    """Its attention modules that return what a block adds to its input, by name."""
+    """Its attention modules that return what a block adds to its input, by name.
+
+    Raises ValueError where text is concatenated to their keys (Kandinsky 2, DeepFloyd IF).
+    """
     from diffusers.models.attention import AttentionModuleMixin
     from diffusers.models.attention_processor import Attention
 
-    return {
-        name: module
-        for name, module in inner(denoiser).named_modules()
-        if isinstance(module, (Attention, AttentionModuleMixin))
-        and not getattr(module, "residual_connection", False)
-        and getattr(module, "rescale_output_factor", 1) == 1
-    }
+    found = {}
+    for name, module in inner(denoiser).named_modules():
+        if isinstance(module, Attention) and module.added_kv_proj_dim is not None:
+            raise ValueError(f"{type(inner(denoiser)).__name__} {CONCATENATED}")
+        adds = not getattr(module, "residual_connection", False) and getattr(module, "rescale_output_factor", 1) == 1
+        if isinstance(module, (Attention, AttentionModuleMixin)) and adds:
+            found[name] = module
+    return found
 
 
 def inner(module: nn.Module) -> nn.Module:

@@ -132,10 +132,11 @@ class TGateHandle:
 
         self.gate: Gate = Gate(tgate.policy, pipe, tgate.keep)
         self._hooked: list[tuple[nn.Module, bool]] = []  # and whether it had a registry
+        modules = {name: attention_modules(module) for name, module in denoisers.items()}  # may raise
         for name, module in denoisers.items():
             group = "controlnet" if name == "controlnet" else "denoiser"
             own = []
-            for attention in attention_modules(module).values():
+            for attention in modules[name].values():
                 own.append(AttentionHook(self.gate, attention))
                 self._register(attention, own[-1])
             self.gate.attention += own
