@@ -2,7 +2,7 @@
 
 from fastsample.sampling.adaptive import AdaptiveResult, integrate_adaptive
 from fastsample.sampling.backend import combine
-from fastsample.sampling.executor import integrate, run_step
+from fastsample.sampling.executor import Runner, integrate, run_step
 from fastsample.sampling.ledger import Ledger, count
 from fastsample.sampling.noise import draw_noise
 from fastsample.sampling.program import compile_program
@@ -10,6 +10,7 @@ from fastsample.sampling.program import compile_program
 __all__ = [
     "AdaptiveResult",
     "Ledger",
+    "Runner",
     "combine",
     "compile_program",
     "count",

@@ -1,11 +1,30 @@
-"""The torch backend: a linear combination in as few operations as eager torch allows."""
+"""The one door to the kernels, and the torch backend: linear combinations in as few operations as may be."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import torch
+from fastsample_kernels import choose_backend, linear_step
 from torch import Tensor
+
+MOST_INPUTS, MOST_OUTPUTS = 10, 3
+"""Of one launch of the fused step."""
+
+
+def fuses(device: torch.device) -> bool:
+    """Whether steps on `device` run as single Triton launches: on a GPU with Triton, or where it is forced.
+
+    `FASTSAMPLE_KERNELS` and `fastsample_kernels.use_backend` force either.
+    """
+    return choose_backend(device) == "triton"
+
+
+def combine_fused(
+    inputs: Sequence[Tensor], table: Tensor, index: Tensor, dtypes: Sequence[torch.dtype]
+) -> tuple[Tensor, ...]:
+    """All of a step's combinations in one launch: `table` [1, m, k] and `index` are on the inputs' device."""
+    return linear_step(inputs, table, index, dtypes=dtypes)
 
 
 def accumulation_dtype(*dtypes: torch.dtype) -> torch.dtype:

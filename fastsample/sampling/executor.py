@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from fastsample.sampling.backend import accumulation_dtype, combine
+from fastsample.sampling.backend import accumulation_dtype, combine, combine_fused, fuses
+from fastsample.sampling.fused import FusedProgram
 from fastsample.sampling.noise import Generators, draw_noise
-from fastsample.sampling.program import NEXT, NOISE, OUTPUT, SAMPLE, Instructions, compile_program
+from fastsample.sampling.program import NEXT, NOISE, OUTPUT, SAMPLE, Instructions, Program, compile_program
 from fastsample.tables.table import Table
 
 Model = Callable[[Tensor, float], Tensor]
@@ -18,28 +20,65 @@ Values = dict[str, Tensor]
 """What a sampler carries from step to step, by the program's names, in float32 or wider."""
 
 
+@dataclass
+class Runner:
+    """Runs a program step by step, and carries its values: in one launch a step where kernels are used."""
+
+    program: Program
+    values: Values = field(default_factory=dict)
+    _fused: FusedProgram | None = None
+
+    def step(self, index: int, sample: Tensor, output: Tensor, noise: Tensor | None = None) -> Tensor:
+        """The next sample, in `sample`'s dtype. `noise` is needed where step `index` reads it."""
+        instructions = self.program.steps[index]
+        if not fuses(sample.device):
+            return run_step(instructions, sample, output, self.values, noise)
+        dtype = accumulation_dtype(sample.dtype, output.dtype)
+        if self._fused is None or (self._fused.device, self._fused.dtype) != (sample.device, dtype):
+            self._fused = FusedProgram(self.program, sample.device, dtype)
+        fused = self._fused.steps[index]
+        if fused is None:
+            return run_step(instructions, sample, output, self.values, noise)
+        known = _known(self.values, sample, output, noise)
+        if NOISE in fused.inputs and noise is None:
+            raise ValueError(MISSING_NOISE.format(tuple(sample.shape)))
+        dtypes = [sample.dtype, *[dtype] * (len(fused.targets) - 1)]
+        made = combine_fused([known[name] for name in fused.inputs], fused.table, fused.index, dtypes)
+        _keep(self.values, dict(zip(fused.targets, made, strict=True)), instructions)
+        return made[0]
+
+
 def run_step(
     instructions: Instructions, sample: Tensor, output: Tensor, values: Values, noise: Tensor | None = None
 ) -> Tensor:
-    """The next sample, in `sample`'s dtype; `values` is advanced. `noise` is needed where it is read."""
+    """The next sample by torch, in `sample`'s dtype; `values` is advanced. `noise` is needed where it is read."""
     dtype = accumulation_dtype(sample.dtype, output.dtype)
-    known = {**values, SAMPLE: sample, OUTPUT: output}
-    if noise is not None:
-        known[NOISE] = noise
+    known = _known(values, sample, output, noise)
+    made: Values = {}
     for assignment in instructions.assignments:
         weights = [weight for _, weight in assignment.terms]
         if noise is None and NOISE in dict(assignment.terms):
-            raise ValueError(
-                f"noise = None: this step adds noise to a sample of shape {tuple(sample.shape)}; give it"
-            )
+            raise ValueError(MISSING_NOISE.format(tuple(sample.shape)))
         tensors = [known[name] for name, _ in assignment.terms] or [sample]
-        known[assignment.target] = combine(weights or [0.0], tensors, dtype)
-    following = known.pop(NEXT)
-    for name in (SAMPLE, OUTPUT, NOISE, *instructions.frees):
-        known.pop(name, None)
-    values.clear()
-    values.update(known)
-    return following.to(sample.dtype)
+        made[assignment.target] = known[assignment.target] = combine(weights or [0.0], tensors, dtype)
+    _keep(values, made, instructions)
+    return made[NEXT].to(sample.dtype)
+
+
+MISSING_NOISE = "noise = None: this step adds noise to a sample of shape {}; give it"
+
+
+def _known(values: Values, sample: Tensor, output: Tensor, noise: Tensor | None) -> Values:
+    """What a step can read."""
+    known = {**values, SAMPLE: sample, OUTPUT: output}
+    return known if noise is None else {**known, NOISE: noise}
+
+
+def _keep(values: Values, made: Values, instructions: Instructions) -> None:
+    """Store what a step made, and drop what nobody reads again."""
+    values.update((name, value) for name, value in made.items() if name != NEXT)
+    for name in instructions.frees:
+        values.pop(name, None)
 
 
 def integrate(
@@ -53,10 +92,8 @@ def integrate(
     """
     from tqdm.auto import tqdm
 
-    values: Values = {}
-    program = compile_program(table)
-    pairs = list(zip(table.steps, program.steps, strict=True))
-    for step, instructions in tqdm(pairs, disable=not progress, desc=table.solver):
+    runner = Runner(compile_program(table))
+    for index, step in enumerate(tqdm(table.steps, disable=not progress, desc=table.solver)):
         output = model(x, step.node.time)
         if output.shape != x.shape:
             raise ValueError(
@@ -64,5 +101,5 @@ def integrate(
                 f"{step.node.time:g}: they must be equal"
             )
         noise = draw_noise(x, generator) if step.next.noise else None
-        x = run_step(instructions, x, output, values, noise)
+        x = runner.step(index, x, output, noise)
     return x

@@ -15,9 +15,9 @@ from diffusers.utils import BaseOutput
 from torch import Tensor
 
 from fastsample.sampling.backend import accumulation_dtype, combine
-from fastsample.sampling.executor import run_step
+from fastsample.sampling.executor import Runner
 from fastsample.sampling.noise import Generators, draw_noise
-from fastsample.sampling.program import Instructions, compile_program
+from fastsample.sampling.program import compile_program
 from fastsample.schedulers.edm import EDMInterface
 from fastsample.schedulers.families import MODEL_CONFIG, understood
 from fastsample.schedulers.grid import GridRequest, make_nodes, whole_timesteps
@@ -183,7 +183,7 @@ class TableScheduler(EDMInterface, SchedulerMixin, ConfigMixin):  # type: ignore
         Without `return_dict` a tuple, which on EDM models also holds that prediction, as diffusers' does.
         Raises ValueError before `set_timesteps`, after the last step, and when shapes differ.
         """
-        current, instructions = self._current_step(timestep)
+        current, index, runner = self._current_step(timestep)
         if model_output.shape != sample.shape:
             model_output = _without_variance(model_output, sample)
         if pred_original_sample is not None or self._clips_data():
@@ -192,7 +192,7 @@ class TableScheduler(EDMInterface, SchedulerMixin, ConfigMixin):  # type: ignore
         noise = variance_noise
         if current.next.noise and noise is None:
             noise = draw_noise(sample, generator)
-        prev_sample = run_step(instructions, sample, model_output, self._run.values, noise)
+        prev_sample = runner.step(index, sample, model_output, noise)
         self._run.advance()
         if not return_dict and self._schedule.kind != "edm":
             return (prev_sample,)
@@ -270,7 +270,8 @@ class TableScheduler(EDMInterface, SchedulerMixin, ConfigMixin):  # type: ignore
             **options,
         )
 
-    def _current_step(self, timestep: float | Tensor) -> tuple[Step, Instructions]:
+    def _current_step(self, timestep: float | Tensor) -> tuple[Step, int, Runner]:
+        """The coming step, its place in the run's table, and what runs it."""
         run = self._run
         if not run.nodes:
             raise ValueError("num_inference_steps = None: call set_timesteps before step")
@@ -281,13 +282,13 @@ class TableScheduler(EDMInterface, SchedulerMixin, ConfigMixin):  # type: ignore
             raise ValueError(
                 f"timestep = {timestep}: all {len(run.nodes) - 1} steps are done; call set_timesteps again"
             )
-        if run.program is None:  # a start inside the grid warms up there, so the table begins there
+        if run.runner is None:  # a start inside the grid warms up there, so the table begins there
             if run.table is None or run.table_start:
                 run.table = self._build_table(run.grid[self._first_step() :])
-            run.program = compile_program(run.table)
+            run.runner = Runner(compile_program(run.table))
         assert run.table is not None
         index = run.step_index - run.table_start
-        return run.table.steps[index], run.program.steps[index]
+        return run.table.steps[index], index, run.runner
 
     def _first_step(self) -> int:
         """The step of the grid at whose start the first evaluation is."""

@@ -63,8 +63,10 @@ class EDMInterface:
         if self._schedule.kind != "edm":
             return
         run = self._runs.current
-        run.before = dict(run.values)
+        assert run.runner is not None
+        values = run.runner.values
+        run.before = dict(values)
         for name, value in run.before.items():
             repeats, rest = divmod(len(sample), len(value))
             if repeats > 1 and not rest:
-                run.values[name] = torch.cat([value] * repeats)
+                values[name] = torch.cat([value] * repeats)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import copy
 import threading
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
-from fastsample.sampling.executor import Values
-from fastsample.sampling.program import Program
+from fastsample.sampling.executor import Runner, Values
 from fastsample.schedules.base import Node
 from fastsample.tables.table import Table
 
@@ -25,10 +24,9 @@ class Run:
     nodes: tuple[Node, ...] = ()  # the evaluations and the final point
     num_inference_steps: int | None = None
     table: Table | None = None
-    program: Program | None = None
+    runner: Runner | None = None
     table_start: int = 0
-    values: Values = field(default_factory=dict)
-    before: Values | None = None  # `values` before the last step, where it may be taken back
+    before: Values | None = None  # the runner's values before the last step, where it may be taken back
     step_index: int | None = None
     begin_index: int | None = None
     eta: float = 0.0  # DDIM's, an argument of its steps
@@ -40,12 +38,13 @@ class Run:
     def go_to(self, step_index: int | None) -> None:
         """Make `step_index` the coming step; the last step is taken back, with what it carried."""
         if self.before is not None and self.step_index is not None and step_index == self.step_index - 1:
-            self.values, self.before = self.before, None
+            assert self.runner is not None
+            self.runner.values, self.before = self.before, None
         self.step_index = step_index
 
     def restart(self) -> None:
         """Forget the steps made; the table is built again."""
-        self.table, self.program, self.values, self.before = None, None, {}, None
+        self.table, self.runner, self.before = None, None, None
 
     def fresh(self) -> Run:
         """The same grid, with no step made."""
