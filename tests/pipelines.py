@@ -22,7 +22,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 SD_CONFIG = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False}
 
 
-def vae() -> AutoencoderKL:
+def vae(**extra: object) -> AutoencoderKL:
     return AutoencoderKL(
         block_out_channels=[8, 8],
         down_block_types=["DownEncoderBlock2D"] * 2,
@@ -30,6 +30,7 @@ def vae() -> AutoencoderKL:
         latent_channels=4,
         norm_num_groups=4,
         sample_size=32,
+        **extra,
     )
 
 
@@ -73,7 +74,7 @@ def text_config(**extra: object) -> CLIPTextConfig:
 
 def stable_diffusion(kind: type = StableDiffusionPipeline) -> StableDiffusionPipeline:
     torch.manual_seed(0)
-    return _quiet(
+    return quiet(
         kind(
             vae=vae(),
             text_encoder=CLIPTextModel(text_config()),
@@ -99,7 +100,7 @@ def stable_diffusion_xl() -> StableDiffusionXLPipeline:
         "projection_class_embeddings_input_dim": 8 * 6 + 16,
     }
     second = CLIPTextModelWithProjection(text_config(projection_dim=16))
-    return _quiet(
+    return quiet(
         StableDiffusionXLPipeline(
             vae=vae(),
             text_encoder=None,
@@ -128,7 +129,7 @@ def pixart() -> PixArtAlphaPipeline:
         cross_attention_dim=16,
         use_additional_conditions=False,
     )
-    return _quiet(
+    return quiet(
         PixArtAlphaPipeline(
             tokenizer=None,
             text_encoder=None,
@@ -172,7 +173,7 @@ def flux(dynamic: bool = True):  # type: ignore[no-untyped-def]
         guidance_embeds=False,
     )
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=dynamic)
-    return _quiet(
+    return quiet(
         FluxPipeline(
             scheduler=scheduler,
             vae=vae(),
@@ -211,7 +212,7 @@ def sd3():  # type: ignore[no-untyped-def]
         pooled_projection_dim=16,
         out_channels=4,
     )
-    return _quiet(
+    return quiet(
         StableDiffusion3Pipeline(
             scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
             vae=vae(),
@@ -243,6 +244,6 @@ def bundled_folder() -> Path:
     return Path(__file__).parents[1] / "fastsample" / "demo" / "text_to_image"
 
 
-def _quiet(pipe):  # type: ignore[no-untyped-def]
+def quiet(pipe):  # type: ignore[no-untyped-def]
     pipe.set_progress_bar_config(disable=True)
     return pipe

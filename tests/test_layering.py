@@ -22,7 +22,8 @@ BELOW = {  # what each part may import of fastsample at module level
     "bench": {"schedules", "tables", "solvers", "sampling", "caching", "schedulers", "demo", "bench", "version"},
 }
 TORCH = {"sampling", "parallel", "caching", "decoding"}  # diffusers only inside functions
-HOOKS = {("caching", "hooks.py"), ("caching", "guider.py")}  # but for subclasses of its hooks, imported inside functions in turn
+# but for subclasses of diffusers' hooks, in modules that are imported inside functions
+HOOKS = {("caching", "hooks.py"), ("caching", "guider.py")}
 KERNEL_DOORS = {("sampling", "backend.py"), ("decoding", "statistics.py")}
 HEAVY = {"torch", "diffusers", "transformers", "accelerate", "matplotlib"}
 

@@ -462,6 +462,19 @@ def test_another_cache_is_refused() -> None:
     pipe.transformer.enable_cache(diffusers.FirstBlockCacheConfig(threshold=0.1))
     with pytest.raises(ValueError, match="another cache"):
         TGate(2).apply(pipe)
+    pipe = pipelines.stable_diffusion()  # no CacheMixin: applied as a function
+    config = diffusers.PyramidAttentionBroadcastConfig(
+        cross_attention_block_skip_range=2,
+        cross_attention_block_identifiers=("transformer_blocks",),
+        current_timestep_callback=lambda: 500,
+    )
+    diffusers.apply_pyramid_attention_broadcast(pipe.unet, config)
+    with pytest.raises(ValueError, match="another cache"):
+        TGate(2).apply(pipe)
+    pipe = pipelines.stable_diffusion()
+    pipe.unet.forward = pipe.unet.forward  # as DeepCache does, with a function of its own
+    with pytest.raises(ValueError, match="replaced by another package"):
+        TGate(2).apply(pipe)
 
 
 def wan() -> Any:

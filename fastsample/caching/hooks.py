@@ -207,7 +207,9 @@ class DenoiserHook(ModelHook):  # type: ignore[misc]
         def double(value: Any) -> Any:
             return torch.cat([value, value]) if isinstance(value, Tensor) and value.ndim else value
 
-        args, kwargs = tree_map(cut, args), tree_map(cut, kwargs)
+        args = tree_map(cut, args)
+        # positions have no batch, but may be as many
+        kwargs = {name: value if "rotary" in name else tree_map(cut, value) for name, value in kwargs.items()}
         return tree_map(double, self._evaluate(module, half, half, args, kwargs))
 
     def _context(self) -> str:

@@ -44,6 +44,20 @@ def check_class(name: str) -> None:
         raise ValueError(f"{name} reads no text: it has no cross-attention to gate")
 
 
+def check_caches(name: str, denoiser: nn.Module) -> None:
+    """Raise ValueError where another cache is on the denoiser: each would count and skip the other's steps."""
+    model = inner(denoiser)
+    hooks = [
+        hook for module in model.modules() for hook in getattr(getattr(module, "_diffusers_hook", None), "hooks", ())
+    ]
+    if getattr(model, "is_cache_enabled", False) or any("cache" in hook or "broadcast" in hook for hook in hooks):
+        raise ValueError(f"pipe.{name} has another cache, which would count other steps: disable_cache() first")
+    if "forward" in vars(model) and not (hasattr(model, "_diffusers_hook") or hasattr(model, "_hf_hook")):
+        raise ValueError(
+            f"pipe.{name}.forward was replaced by another package (DeepCache, cache-dit, ..): disable that first"
+        )
+
+
 def attention_modules(denoiser: nn.Module) -> dict[str, nn.Module]:
     """Its attention modules that return what a block adds to its input, by name.
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from fastsample.caching.convergence import Convergence, measure_convergence
 from fastsample.caching.policy import TGatePolicy
-from fastsample.caching.targets import attention_modules, find_denoisers, inner
+from fastsample.caching.targets import attention_modules, check_caches, find_denoisers, inner
 
 if TYPE_CHECKING:
     from fastsample.caching.hooks import Gate
@@ -87,10 +87,7 @@ class TGate:
             registry: Any = getattr(inner(module), "_diffusers_hook", None)
             if registry is not None and registry.get_hook(NAME) is not None:
                 raise ValueError(f"pipe.{name} is gated already: remove that handle first")
-            if getattr(inner(module), "is_cache_enabled", False):
-                raise ValueError(
-                    f"pipe.{name} has another cache, which would count other steps: disable_cache() first"
-                )
+            check_caches(name, module)
         return TGateHandle(self, pipe, denoisers)
 
 

@@ -175,15 +175,20 @@ class TableScheduler(EDMInterface, SchedulerMixin, ConfigMixin):  # type: ignore
         return_dict: bool = True,
         *,
         pred_original_sample: Tensor | None = None,
+        per_token_timesteps: Tensor | None = None,
     ) -> TableSchedulerOutput | tuple[Tensor, ...]:
         """The next sample, in `sample`'s dtype, from the model's output at `timestep`.
 
         Noise of stochastic solvers comes from `generator` (a list: one an image), or is `variance_noise`.
         `pred_original_sample`, a prediction of the clean sample, takes the place of the one in the output.
-        Without `return_dict` a tuple, which on EDM models also holds that prediction, as diffusers' does.
+        With `per_token_timesteps` (LTX's conditioning) the output is data - noise, as diffusers has it there; all
+        tokens step as `timestep` says. Without `return_dict` a tuple, which on EDM models also holds that
+        prediction, as diffusers' does.
         Raises ValueError before `set_timesteps`, after the last step, and when shapes differ.
         """
         current, index, runner = self._current_step(timestep)
+        if per_token_timesteps is not None:
+            model_output = -model_output
         if model_output.shape != sample.shape:
             model_output = _without_variance(model_output, sample)
         if pred_original_sample is not None or self._clips_data():

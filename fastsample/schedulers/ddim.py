@@ -34,6 +34,7 @@ class DDIMScheduler(TableScheduler):
         eta: float = 0.0,
         *,
         pred_original_sample: Tensor | None = None,
+        per_token_timesteps: Tensor | None = None,
     ) -> TableSchedulerOutput | tuple[Tensor, ...]:
         """As the base class; `eta` 0 is deterministic, 1 ancestral (DDPM)."""
         if eta != self._run.eta:
@@ -47,6 +48,7 @@ class DDIMScheduler(TableScheduler):
             variance_noise,
             return_dict,
             pred_original_sample=pred_original_sample,
+            per_token_timesteps=per_token_timesteps,
         )
 
     def _clips_data(self) -> bool:

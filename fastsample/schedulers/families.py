@@ -38,12 +38,17 @@ def understood(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any
     diffusers does not pass on a config's untouched defaults. Ours differ from those of some of its classes
     (CogVideoX, LCM, Heun, flow matching, EDM ..), and a model does not change with the class that samples it, so
     the keys that describe the model are kept: on flow matching and EDM models all of them.
-    Raises ValueError for a consistency model's.
+    Raises ValueError for a consistency model's and for Cosmos 2's.
     """
     if is_consistency(config):
         raise ValueError(
             "config has s_noise and clip_denoised, so its model is a consistency model, which jumps to the data "
             "instead of following an ODE: keep its scheduler"
+        )
+    if is_flow(config) and config.get("sigma_data") is not None and float(config.get("sigma_max") or 0) > 1:
+        raise ValueError(
+            f"sigma_max = {config['sigma_max']} on a flow-matching config: its model (Cosmos 2) is variance exploding, "
+            "and its pipeline rewrites the scheduler; keep its own"
         )
     defaults = config.get("_use_default_values", ())
     if is_flow(config) or is_edm(config):

@@ -36,6 +36,11 @@ class Node:
             raise ValueError(f"node at time {self.time}: alpha and sigma are both 0; one must be positive")
 
     @property
+    def has_signal(self) -> bool:
+        """Whether there is more than an 8192th of signal; below, as at zero SNR, noise-form steps lose all digits."""
+        return self.alpha > self.sigma * 2.0**-13
+
+    @property
     def lam(self) -> float:
         """log(alpha / sigma): -inf at zero SNR, +inf on clean data."""
         if self.sigma == 0:

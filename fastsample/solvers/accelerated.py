@@ -22,7 +22,7 @@ def signal_power(node: Node) -> float:
 def accelerated(nodes: Sequence[Node], target: Node, *, order: int = 2) -> Row:
     """Accelerated ODE sampler: the noise prediction extrapolated linearly in abar = alpha^2, integrated exactly."""
     source = nodes[-1]
-    if order == 1 or source.alpha == 0:
+    if order == 1 or not nodes[-2].has_signal:
         return sigma_row(source, target, (1.0,))
     now, before = signal_power(source), signal_power(nodes[-2])
 
@@ -53,7 +53,7 @@ def accelerated_sde(nodes: Sequence[Node], target: Node, *, order: int = 1, foll
     after = _half_variance(source, target)
     before = _half_variance(target, following) if following else 0.0
     noise = math.sqrt(after + before) if following else 0.0
-    if source.alpha == 0:
+    if not source.has_signal:
         return Row(
             source,
             target,

@@ -53,7 +53,7 @@ def variable_adams_weights(nodes: Sequence[Node], target: Node, order: int, beta
 
 def sigma_row(source: Node, target: Node, slopes: Sequence[float]) -> Row:
     """The step `x / alpha += (change of sigma / alpha) * sum_i slopes[i] history[i]`, slopes summing to 1."""
-    if source.alpha == 0:  # only a first step starts at zero SNR, where every slope is the newest one
+    if not source.has_signal:  # only a first step starts at zero SNR, where every slope is the newest one
         return Row(source, target, ddim_weights(source, target), "noise")
     factor = target.sigma - target.alpha * source.sbar
     weights = Weights(target.alpha / source.alpha, history=tuple(factor * slope for slope in slopes))
@@ -95,7 +95,7 @@ def plms(nodes: Sequence[Node], target: Node, *, order: int = 4) -> Row:
 )
 def adams(nodes: Sequence[Node], target: Node, *, order: int = 3) -> Row:
     """Adams-Bashforth with the weights of the actual grid (DEIS in sigma / alpha, rho-AB), orders 1-5."""
-    known = [node for node in nodes if node.alpha > 0]
+    known = [node for node in nodes if node.has_signal]
     if not known:
         return sigma_row(nodes[-1], target, (1.0,))
     return sigma_row(nodes[-1], target, variable_adams_weights(known, target, order))

@@ -126,7 +126,7 @@ def _grid_stages(solver: Solver, nodes: Sequence[Node], order: int, lower_final:
     """Each node's position in its step, where the stages are nodes of the grid."""
     if solver.whole_steps:
         raise ValueError(f"schedule = None: solver {solver.name!r} places its stages on a schedule; give one")
-    count, head = len(nodes) - 1, int(nodes[0].alpha == 0)
+    count, head = len(nodes) - 1, int(not nodes[0].has_signal)
     orders = [1] * head + singlestep_orders(count - head, order, lower_final)
     if nodes[-1].sigma == 0:  # onto sigma = 0 the last evaluation stands alone
         orders[-1] = 1
@@ -139,7 +139,7 @@ def _step_orders(solver: Solver, nodes: Sequence[Node], order: int, lower_final:
     lowers = lower_final if isinstance(lower_final, bool) else steps * order < lower_final
     orders = [solver.evaluations] * steps
     if not solver.whole_steps:
-        orders[0] = orders[0] if nodes[0].alpha > 0 else 1
+        orders[0] = orders[0] if nodes[0].has_signal else 1
         orders[-1] = 1 if lowers else orders[-1]
     return orders
 
@@ -172,10 +172,11 @@ def _stage(schedule: NoiseSchedule, source: Node, target: Node, fraction: float)
     """The point at `fraction` of a step in log-SNR; from zero SNR, in sigma / (alpha + sigma)."""
     if fraction == 1:
         return target
-    if source.alpha > 0:
+    if source.has_signal:
         lam = source.lam + fraction * (target.lam - source.lam)
     else:
-        level = 1 - fraction * target.alpha / (target.alpha + target.sigma)
+        start, end = (node.sigma / (node.alpha + node.sigma) for node in (source, target))
+        level = start + fraction * (end - start)
         lam = math.log((1 - level) / level)
     return schedule.node(float(schedule.time(lam)))
 

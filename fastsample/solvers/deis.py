@@ -21,7 +21,7 @@ from fastsample.tables.row import Row, Weights, ddim_weights
 def deis(nodes: Sequence[Node], target: Node, *, order: int = 3) -> Row:
     """DEIS in log(sigma / alpha): exponential Adams on noise predictions, orders 1-4, one model call a step."""
     source = nodes[-1]
-    history = [node for node in nodes[-order:] if node.alpha > 0]
+    history = [node for node in nodes[-order:] if node.has_signal]
     if order == 1 or not history:
         return Row(source, target, ddim_weights(source, target), "noise")
     step = ExponentialStep(source, target, "noise")

@@ -28,7 +28,7 @@ def sde_step(
     step = ExponentialStep(source, target, space, eta)
     if space == "noise" and target.sigma == 0:
         return Row(source, target, ddim_weights(source, target), space)
-    if space == "noise" and source.alpha == 0:
+    if space == "noise" and not source.has_signal:
         # nothing of the sample is signal: draw the target's marginal around the data prediction
         return Row(source, target, Weights(data=target.alpha, noise=target.sigma), space)
     history = multistep_weights(step, nodes[-order:], solver_type, variant)

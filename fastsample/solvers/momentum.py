@@ -94,7 +94,7 @@ def ghvb(nodes: Sequence[Node], target: Node, *, order: int = 4, beta: float = 0
         return sigma_row(nodes[-1], target, (1.0,))
     if weights == "fixed":
         newest, *older = adams_weights(order, beta)
-    elif nodes[0].alpha > 0:
+    elif nodes[0].has_signal:
         newest, *older = variable_adams_weights(nodes, target, order, beta)
     else:  # the velocity starts one evaluation later
         newest, *older = variable_adams_weights(nodes[1:], target, order, beta)

@@ -34,7 +34,7 @@ def heun(nodes: Sequence[Node], target: Node, *, order: int = 2) -> Row:
     if order == 1:
         return to_stage(source, target)
     base = nodes[-2]
-    if base.alpha > 0 and abs(base.alpha + base.sigma - 1) > 1e-9:
+    if base.has_signal and abs(base.alpha + base.sigma - 1) > 1e-9:
         # d(x / alpha) / d(sigma / alpha) = noise
         scales, on_data, width = (base.alpha, target.alpha), 0.0, target.sbar - base.sbar
     else:  # d(x / (alpha + sigma)) / d(sigma / (alpha + sigma)) = noise - data, regular at zero SNR
@@ -65,7 +65,7 @@ def dpm2(nodes: Sequence[Node], target: Node, *, order: int = 2, eta: float = 0.
         return to_stage(source, target)
 
     def midpoint(base: Node, down: Node) -> Weights:
-        if base.alpha == 0:
+        if not base.has_signal:
             return _with_stage_data(base, down)
         factor = (down.sigma - down.alpha * base.sbar) / source.sigma  # times the noise at the stage
         return Weights(factor, history=(-factor * source.alpha,), states={"base": down.alpha / base.alpha})
@@ -81,7 +81,7 @@ def dpmpp_2s_ancestral(nodes: Sequence[Node], target: Node, *, order: int = 2, e
         return to_stage(source, target)
 
     def second_order(base: Node, down: Node) -> Weights:
-        if base.alpha == 0:
+        if not base.has_signal:
             return _with_stage_data(base, down)
         step = ExponentialStep(base, down, "data")
         k = step.constant * step.h / (2 * log_step(base, source))

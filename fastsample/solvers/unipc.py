@@ -64,9 +64,13 @@ def unipc(
     if not isinstance(corrector, bool):
         raise ValueError(f"corrector = {corrector!r}: use True or False")
     source = nodes[-1]
-    if source.alpha == 0:
+
+    def usable(node: Node) -> bool:  # zero SNR is infinitely far away
+        return node.alpha > 0 if space == "data" else node.has_signal
+
+    if not usable(source):
         return Row(source, target, ddim_weights(source, target), space)
-    older = [node for node in reversed(nodes[:-1]) if node.alpha > 0]  # zero SNR is infinitely far away
+    older = [node for node in reversed(nodes[:-1]) if usable(node)]
     step = ExponentialStep(source, target, space)
     predicted = predict(step, older[: order - 1], solver_type)
     correction: tuple[float, ...] = ()

@@ -1,0 +1,63 @@
+"""Block sizes, fixed per architecture: nothing is tuned while sampling.
+
+Why these. The kernels are bound by memory, so a thread should have a few 16-byte loads in flight, and no more
+registers than let several programs share a multiprocessor:
+
+- linear_step: 1024 elements over 8 warps are 4 a thread whatever the dtype: one 16-byte float32 load or one 8-byte
+  half an input. More for the halves would need float32 sums moved between threads wherever dtypes are mixed.
+- triangular_mix: 16 rows by 256 columns over 4 warps are 32 sums a thread, and each value of M, once read, serves 16
+  of them (512 columns need 216 registers). M is read once for 16 rows, again for each further 16, mostly from L2.
+- token_statistics: 1024 logits over 4 warps are 8 a thread, one 16-byte bfloat16 load and one ahead, with five
+  running values each: 90 registers, five programs a multiprocessor (16 a thread would be 160 and one). `chunk` is the
+  least a program reads when a row is split: below it the second stage costs more than it saves.
+- guidance_factor: 4096 elements of two inputs over 8 warps, for the same reason.
+
+`scripts/gpu_kernels.py --tune FILE` measures others and writes them by architecture in the form of blocks.json,
+which is read once; the file named by FASTSAMPLE_KERNEL_BLOCKS is read on top of it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+from fastsample_kernels._device import architecture
+
+VARIABLE = "FASTSAMPLE_KERNEL_BLOCKS"
+Config = dict[str, int]
+
+DEFAULTS: dict[str, Config] = {
+    "linear_step": {"block": 1024, "warps": 8},
+    "guidance_factor": {"block": 4096, "warps": 8},
+    "triangular_mix": {"rows": 16, "columns": 256, "warps": 4},
+    "token_statistics": {"block": 1024, "warps": 4, "chunk": 8192},
+}
+
+
+@lru_cache
+def block_config(operation: str, device: torch.device) -> Config:
+    """The sizes for `operation` on `device`. Raises ValueError for a file that names an unknown operation or size."""
+    return {**DEFAULTS[operation], **_tuned().get(architecture(device), {}).get(operation, {})}
+
+
+def forget() -> None:
+    """Read the files again at the next call: for tuning."""
+    _tuned.cache_clear()
+    block_config.cache_clear()
+
+
+@lru_cache(maxsize=1)
+def _tuned() -> dict[str, dict[str, Config]]:
+    """By architecture and operation, what blocks.json and the user's file say."""
+    tuned: dict[str, dict[str, Config]] = {}
+    for path in (Path(__file__).with_name("blocks.json"), os.environ.get(VARIABLE)):
+        for name, operations in json.loads(Path(path).read_text()).items() if path else ():
+            for operation, sizes in operations.items():
+                if operation not in DEFAULTS or not set(sizes) <= set(DEFAULTS[operation]):
+                    raise ValueError(f"{path}: {operation} {sizes} for {name} is not one of {DEFAULTS}")
+                tuned.setdefault(name, {}).setdefault(operation, {}).update(sizes)
+    return tuned

@@ -1,0 +1,79 @@
+"""T-GATE on every pipeline of the zoo: gated and undone, or refused with the reason."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from zoo import ZOO, Entry
+
+from fastsample.caching import TGate
+
+JOINT = {
+    *("aura_flow", "bria", "chroma", "cogview_3", "cogview_4", "cogvideox", "cogvideox_image_to_video", "flux"),
+    *("flux_2", "flux_control", "flux_fill", "flux_img2img", "flux_inpaint", "flux_kontext", "hidream", "lumina_2"),
+    *("hunyuan_video", "hunyuan_video_15", "mochi", "qwen_image", "stable_diffusion_3", "stable_diffusion_3_img2img"),
+    "z_image",
+}
+OTHERS = {
+    "stable_diffusion_instruct_pix2pix": "three branches",
+    "stable_diffusion_xl_refiner": "has none of the components",
+    "shap_e": "has none of the components",
+    "kandinsky_2_2": "concatenates text",
+    "deepfloyd_if": "concatenates text",
+    "prx": "concatenates text",
+    "dit": "reads no text",
+}
+TWO_CALLS = {"kandinsky_5", "cosmos", "cosmos_2", "cosmos_2_5", "cosmos_video_to_world"}  # outside cache_context
+UNGUIDED = {"easy_animate"}
+GATED = sorted(set(ZOO) - JOINT - set(OTHERS) - TWO_CALLS - UNGUIDED)
+
+
+def sample(pipe: Any, entry: Entry) -> Tensor:
+    steps = {"num_inference_steps": entry.steps, "output_type": "latent"}
+    result = pipe(**{**entry.inputs(), **steps}, generator=torch.Generator().manual_seed(0))[0]
+    return result if isinstance(result, Tensor) else torch.stack(list(result))
+
+
+@pytest.mark.parametrize("name", GATED)
+@torch.no_grad()
+def test_gates_and_undoes(name: str) -> None:
+    entry = ZOO[name]
+    pipe = entry.build()
+    plain = sample(pipe, entry)
+    with TGate(1).apply(pipe) as handle:
+        gated = sample(pipe, entry)
+        again = sample(pipe, entry)
+        summary = handle.summary()
+    assert summary.cross_modules > 0
+    assert summary.cross_reused > 0
+    assert summary.dropped > 0
+    assert not torch.equal(gated, plain)
+    assert torch.equal(gated, again)
+    assert torch.equal(sample(pipe, entry), plain)
+
+
+def test_at_least_twenty_classes() -> None:
+    assert len(GATED) >= 20
+
+
+@pytest.mark.parametrize("name", sorted(JOINT))
+def test_joint_attention_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="joint attention"):
+        TGate(1).apply(ZOO[name].build())
+
+
+@pytest.mark.parametrize("name", sorted(OTHERS))
+def test_others_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=OTHERS[name]):
+        TGate(1).apply(ZOO[name].build())
+
+
+@pytest.mark.parametrize("name", sorted(TWO_CALLS))
+def test_two_calls_without_a_context_are_refused(name: str) -> None:
+    """Their branches could not be told apart."""
+    pipe = ZOO[name].build()
+    with TGate(1).apply(pipe), pytest.raises(ValueError, match="inside cache_context"):
+        sample(pipe, ZOO[name])
