@@ -47,7 +47,7 @@ def understood(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any
         )
     if is_flow(config) and config.get("sigma_data") is not None and float(config.get("sigma_max") or 0) > 1:
         raise ValueError(
-            f"sigma_max = {config['sigma_max']} on a flow-matching config: its model (Cosmos 2) is variance exploding, "
+            f"sigma_max = {config['sigma_max']} on a flow-matching config: its model (Cosmos 2) explodes variance, "
             "and its pipeline rewrites the scheduler; keep its own"
         )
     defaults = config.get("_use_default_values", ())
