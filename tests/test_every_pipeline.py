@@ -99,8 +99,6 @@ def test_it_gives_what_the_own_scheduler_gives(name: str) -> None:
     own = own_scheduler(name)
     if type(own) not in COUNTERPARTS:
         pytest.skip(f"{type(own).__name__} is stochastic, or has a solver or a grid that none of ours has")
-    if own.config.get("timestep_spacing") == "leading" and not own.config.get("use_karras_sigmas"):
-        pytest.skip("ours lay out one timestep more and leave out the last, as DPMSolverMultistepScheduler does")
     want = sample_with(name, own)
     got = sample_with(name, COUNTERPARTS[type(own)].from_config(own_scheduler(name).config))
     torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-3 * float(want.abs().max()))

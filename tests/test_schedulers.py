@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import itertools
 import pickle
 import threading
 import warnings
@@ -120,12 +121,14 @@ def test_singlestep_parity_with_diffusers(algorithm: str, order: int, solver_typ
 
 
 def test_ddim_parity_with_diffusers() -> None:
-    for prediction_type in ("epsilon", "v_prediction", "sample"):
-        theirs = peer(
-            "DDIMScheduler", prediction_type=prediction_type, clip_sample=False, timestep_spacing="trailing"
-        )
+    grids = ({"timestep_spacing": "trailing"}, {"timestep_spacing": "leading", "steps_offset": 1})
+    for prediction_type, grid in itertools.product(("epsilon", "v_prediction", "sample"), grids):
+        theirs = peer("DDIMScheduler", prediction_type=prediction_type, clip_sample=False, **grid)
         ours = fs.DDIMScheduler.from_config(theirs.config)
-        torch.testing.assert_close(run(ours, 10), run(theirs, 10), rtol=5e-5, atol=5e-5)
+        for steps in (7, 10) if grid["timestep_spacing"] == "leading" else (10,):  # theirs steps by N // n
+            torch.testing.assert_close(run(ours, steps), run(theirs, steps), rtol=5e-5, atol=5e-5)
+            if grid["timestep_spacing"] == "leading":
+                assert torch.equal(ours.timesteps, theirs.timesteps)
 
 
 def test_ddim_eta_is_diffusers_ancestral_step() -> None:

@@ -98,6 +98,7 @@ class TableScheduler(EDMInterface, SchedulerMixin, ConfigMixin):  # type: ignore
 
     _compatibles = [e.name for e in KarrasDiffusionSchedulers] + ["FlowMatchEulerDiscreteScheduler"]
     order = 1
+    _leading_from_zero = False
 
     def solver(self) -> tuple[str, dict[str, Any]]:
         """The registered solver and its options that the config means; ValueError when it means none."""
@@ -148,7 +149,8 @@ class TableScheduler(EDMInterface, SchedulerMixin, ConfigMixin):  # type: ignore
         diffusers' DPM-Solver and UniPC), else float32.
         Raises ValueError on values that make no grid, before any model evaluation.
         """
-        grid = make_nodes(self._schedule, self.config, GridRequest(num_inference_steps, timesteps, sigmas, mu))
+        request = GridRequest(num_inference_steps, timesteps, sigmas, mu, self._leading_from_zero)
+        grid = make_nodes(self._schedule, self.config, request)
         table = self._build_table(grid)
         nodes = (*(step.node for step in table.steps), grid[-1])
         times = [node.time for node in nodes[:-1]]

@@ -20,6 +20,8 @@ class DDIMScheduler(TableScheduler):
     config says so: a latent model's config that does not mention it must not be clipped.
     """
 
+    _leading_from_zero = True  # as diffusers' DDIM and Euler, unlike its multistep classes
+
     def solver(self) -> tuple[str, dict[str, Any]]:
         return "ddim", {"eta": self._run.eta if hasattr(self, "_runs") else 0.0}
 

@@ -48,6 +48,7 @@ class GridRequest:
     timesteps: Sequence[float] | None = None
     sigmas: Sequence[float] | None = None
     mu: float | None = None
+    leading_from_zero: bool = False  # "leading" as diffusers' single-step classes have it, from timestep 0 up
 
     def __post_init__(self) -> None:
         if self.steps is not None:
@@ -92,6 +93,8 @@ def _vp_nodes(schedule: NoiseSchedule, config: Mapping[str, Any], request: GridR
     name = grid_name(config, config.get("timestep_spacing", "linspace"))
     if name in INTEGER_GRIDS:
         times = evaluation_times(name, _clipped(schedule, config), request.count)
+        if name == "leading" and request.leading_from_zero:
+            times = np.arange(request.count - 1.0, -1.0, -1.0) * (schedule.train_steps // request.count)
         times = np.round(times) + (config.get("steps_offset", 0) if name == "leading" else 0)
         nodes = [schedule.node(t) for t in np.clip(times, 0, schedule.noise_time).tolist()]
     else:
