@@ -313,6 +313,17 @@ def test_a_saved_pipeline_loads(tmp_path) -> None:  # type: ignore[no-untyped-de
     assert again.scheduler.order == 1
 
 
+@pytest.mark.parametrize("scheduler", OURS, ids=lambda cls: cls.__name__)
+def test_every_class_is_found_again_in_a_saved_pipeline(scheduler: type, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    """By the module that is written into model_index.json, which must be final and hold the name SchedulerMixin."""
+    pipe = pipelines.stable_diffusion()
+    pipe.scheduler = scheduler.from_config(pipe.scheduler.config, timestep_grid="quadratic")
+    pipe.save_pretrained(tmp_path)
+    again = fs.load_pipeline(str(tmp_path))
+    assert type(again.scheduler) is scheduler
+    assert again.scheduler.config.timestep_grid == "quadratic"
+
+
 def test_set_scheduler() -> None:
     pipe = pipelines.stable_diffusion()
     assert fs.set_scheduler(pipe, fs.GHVBScheduler.from_config(pipe.scheduler.config)) == 1

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.configuration_utils import ConfigMixin
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
 from diffusers.utils import BaseOutput
 from torch import Tensor
@@ -19,45 +17,14 @@ from fastsample.sampling.executor import Runner
 from fastsample.sampling.noise import Generators, draw_noise
 from fastsample.sampling.program import compile_program
 from fastsample.schedulers.edm import EDMInterface
-from fastsample.schedulers.families import MODEL_CONFIG, understood
+from fastsample.schedulers.families import understood
 from fastsample.schedulers.grid import GridRequest, make_nodes, whole_timesteps
+from fastsample.schedulers.noising import Noising
 from fastsample.schedulers.run import Run, RunPerThread
 from fastsample.schedulers.threshold import threshold
 from fastsample.schedules.base import Node, NoiseSchedule
 from fastsample.solvers import build_table_on_nodes, get_solver
 from fastsample.tables.table import Step, Table
-
-COMMON_CONFIG: dict[str, Any] = {
-    **MODEL_CONFIG,
-    "timestep_spacing": "linspace",
-    "steps_offset": 0,
-    "final_sigmas_type": "zero",
-    "use_karras_sigmas": False,
-    "use_exponential_sigmas": False,
-    "use_beta_sigmas": False,
-    "use_lu_lambdas": False,
-    "use_flow_sigmas": False,
-    "flow_shift": 1.0,
-    "use_dynamic_shifting": False,
-    "time_shift_type": "exponential",
-    "shift_terminal": None,
-    "lambda_min_clipped": -math.inf,
-    "timestep_grid": None,
-    "thresholding": False,
-    "dynamic_thresholding_ratio": 0.995,
-    "sample_max_value": 1.0,
-    "lower_order_final": True,
-    "discard_next_to_last_sigma": False,
-    "dualfast": 0.0,
-}
-"""Config keys of every scheduler here, named and meant as in diffusers, and with its defaults.
-
-Ours: `timestep_grid`, a grid by name; `discard_next_to_last_sigma`, which lays out one more step and leaves out
-the one before the end, as AUTOMATIC1111 does for some samplers; `dualfast`, see
-:func:`fastsample.tables.transforms.dualfast`.
-"""
-
-Scheduler = TypeVar("Scheduler", bound="TableScheduler")
 
 
 @dataclass
@@ -68,28 +35,7 @@ class TableSchedulerOutput(BaseOutput):  # type: ignore[misc]
     pred_original_sample: Tensor | None = None
 
 
-def configured(**own: Any) -> Callable[[type[Scheduler]], type[Scheduler]]:
-    """Give a scheduler class an `__init__` with the common config keys and its `own` (key=default)."""
-
-    def decorate(cls: type[Scheduler]) -> type[Scheduler]:
-        defaults = {**COMMON_CONFIG, **own}
-        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-        parameters = [inspect.Parameter("self", kind)]
-        parameters += [inspect.Parameter(key, kind, default=value) for key, value in defaults.items()]
-        signature = inspect.Signature(parameters)
-
-        def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
-            signature.bind(self, *args, **kwargs)  # a TypeError that names an unknown key
-            self._prepare()
-
-        __init__.__signature__ = signature  # type: ignore[attr-defined]
-        cls.__init__ = register_to_config(__init__)  # type: ignore[method-assign]
-        return cls
-
-    return decorate
-
-
-class TableScheduler(EDMInterface, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
+class TableScheduler(EDMInterface, Noising, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     """A diffusers scheduler that applies a solver's coefficient table.
 
     VP (discrete betas), flow-matching and EDM configs are understood. Subclasses say which solver the config
@@ -245,20 +191,6 @@ class TableScheduler(EDMInterface, SchedulerMixin, ConfigMixin):  # type: ignore
         """Start from step `begin_index` (image-to-image)."""
         self._run.begin_index = int(begin_index)
 
-    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """`alpha data + sigma noise` at `timesteps` (one a batch item, or one for all)."""
-        alpha, sigma = self._marginals(timesteps, original_samples)
-        return (alpha * original_samples + sigma * noise).to(original_samples.dtype)
-
-    def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
-        """As :meth:`add_noise`, in the argument order of flow-matching pipelines."""
-        return self.add_noise(sample, noise, timestep)
-
-    def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """`alpha noise - sigma data` (VP), the target of v prediction."""
-        alpha, sigma = self._marginals(timesteps, sample)
-        return (alpha * noise - sigma * sample).to(sample.dtype)
-
     def __len__(self) -> int:
         return int(self.config.num_train_timesteps)
 
@@ -311,22 +243,6 @@ class TableScheduler(EDMInterface, SchedulerMixin, ConfigMixin):  # type: ignore
         value = float(timestep)
         distances = [abs(node.time - value) for node in self._run.nodes[: -1 : self.order]]
         return distances.index(min(distances)) * self.order
-
-    def _marginals(self, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        """What multiplies the caller's clean sample and noise at `timesteps`, shaped to multiply `like`."""
-        run = self._run
-        if run.nodes and run.begin_index is not None:
-            index = run.begin_index if run.step_index is None else run.step_index
-            nodes = [run.nodes[index]] * len(timesteps.reshape(-1))
-        else:
-            scheduled = {node.time: node for node in run.nodes[:-1]}
-            times = timesteps.reshape(-1).tolist()
-            nodes = [scheduled.get(float(time)) or self._schedule.node_of(float(time)) for time in times]
-        shape = (-1, *[1] * (like.ndim - 1))
-        dtype = accumulation_dtype(like.dtype)
-        scale = self._schedule.data_scale
-        values = torch.tensor([[node.alpha / scale, node.sigma] for node in nodes], dtype=dtype, device=like.device)
-        return values[:, 0].reshape(shape), values[:, 1].reshape(shape)
 
     def _clips_data(self) -> bool:
         return bool(self.config.thresholding)

@@ -9,7 +9,8 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin  # noqa: F401  
 from torch import Tensor
 
 from fastsample.sampling.noise import Generators
-from fastsample.schedulers.base import TableScheduler, TableSchedulerOutput, configured
+from fastsample.schedulers.base import TableScheduler, TableSchedulerOutput
+from fastsample.schedulers.config import configured
 
 
 @configured(clip_sample=False, clip_sample_range=1.0)

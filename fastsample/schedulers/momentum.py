@@ -6,7 +6,8 @@ from typing import Any
 
 from diffusers.schedulers.scheduling_utils import SchedulerMixin  # noqa: F401  diffusers looks it up in this module
 
-from fastsample.schedulers.base import TableScheduler, configured
+from fastsample.schedulers.base import TableScheduler
+from fastsample.schedulers.config import configured
 from fastsample.solvers.registry import check_choice
 
 
