@@ -21,6 +21,7 @@ _HOME = {
     "Table": "fastsample.tables",
     "integrate": "fastsample.sampling",
     "integrate_adaptive": "fastsample.sampling",
+    "GraphedLoop": "fastsample.sampling",
     "Ledger": "fastsample.sampling",
     "create_scheduler": "fastsample.schedulers",
     "load_pipeline": "fastsample.schedulers",
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from fastsample.caching import TGate as TGate
     from fastsample.caching.guider import TGateGuider as TGateGuider
     from fastsample.demo.mixture import GaussianMixture as GaussianMixture
+    from fastsample.sampling import GraphedLoop as GraphedLoop
     from fastsample.sampling import Ledger as Ledger
     from fastsample.sampling import integrate as integrate
     from fastsample.sampling import integrate_adaptive as integrate_adaptive

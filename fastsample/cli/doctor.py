@@ -34,6 +34,7 @@ def gather() -> dict[str, Any]:
     from fastsample.bench.record import environment
     from fastsample.demo.bundled import model_path
     from fastsample.demo.mixture import cache_folder
+    from fastsample.sampling.backend import fuses
 
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
@@ -41,7 +42,7 @@ def gather() -> dict[str, Any]:
         **{name: version(name) for name in PACKAGES},
         "cuda devices": gpus or "none",
         "mps": torch.backends.mps.is_available(),
-        "step backend": "torch",
+        "step backend": "triton" if fuses(torch.device("cuda" if gpus else "cpu")) else "torch",
         "offline (HF_HUB_OFFLINE)": os.environ.get("HF_HUB_OFFLINE", "0"),
         "bundled model": "present" if (model_path() / "model_index.json").is_file() else f"missing at {model_path()}",
         "cache": str(cache_folder()),

@@ -3,12 +3,14 @@
 from fastsample.sampling.adaptive import AdaptiveResult, integrate_adaptive
 from fastsample.sampling.backend import combine
 from fastsample.sampling.executor import Runner, integrate, run_step
+from fastsample.sampling.graphs import GraphedLoop
 from fastsample.sampling.ledger import Ledger, count
 from fastsample.sampling.noise import draw_noise
 from fastsample.sampling.program import compile_program
 
 __all__ = [
     "AdaptiveResult",
+    "GraphedLoop",
     "Ledger",
     "Runner",
     "combine",

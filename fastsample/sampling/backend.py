@@ -27,6 +27,11 @@ def combine_fused(
     return linear_step(inputs, table, index, dtypes=dtypes)
 
 
+def combine_into(out: Sequence[Tensor], inputs: Sequence[Tensor], table: Tensor, index: Tensor) -> None:
+    """As :func:`combine_fused` with row `index` of `table` [steps, m, k], written to `out`; on any device."""
+    linear_step(inputs, table, index, out=out)
+
+
 def accumulation_dtype(*dtypes: torch.dtype) -> torch.dtype:
     """float64 where any is float64, float32 for everything narrower."""
     return torch.float64 if torch.float64 in dtypes else torch.float32
