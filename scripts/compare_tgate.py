@@ -18,17 +18,8 @@ from fastsample import TGate
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import pipelines
+from test_tgate import PLANS
 
-PLANS = (
-    (1, 1, 1, 0),
-    (3, 1, 1, 0),
-    (6, 1, 1, 0),
-    (4, 2, 1, 0),
-    (4, 2, 2, 1),
-    (5, 3, 1, 2),
-    (2, 1, 3, 0),
-    (3, 2, 2, 2),
-)
 STEPS = 8
 
 
