@@ -459,16 +459,16 @@ def test_compiled_denoisers_settle() -> None:
 
 
 def test_another_cache_is_refused() -> None:
+    config = diffusers.PyramidAttentionBroadcastConfig(
+        cross_attention_block_skip_range=2,
+        cross_attention_block_identifiers=("blocks",),
+        current_timestep_callback=lambda: 500,
+    )
     pipe = ZOO["wan"].build()
-    pipe.transformer.enable_cache(diffusers.FirstBlockCacheConfig(threshold=0.1))
+    pipe.transformer.enable_cache(config)
     with pytest.raises(ValueError, match="another cache"):
         TGate(2).apply(pipe)
     pipe = pipelines.stable_diffusion()  # no CacheMixin: applied as a function
-    config = diffusers.PyramidAttentionBroadcastConfig(
-        cross_attention_block_skip_range=2,
-        cross_attention_block_identifiers=("transformer_blocks",),
-        current_timestep_callback=lambda: 500,
-    )
     diffusers.apply_pyramid_attention_broadcast(pipe.unet, config)
     with pytest.raises(ValueError, match="another cache"):
         TGate(2).apply(pipe)
