@@ -54,6 +54,10 @@ WRONG = {
     "unwritable out": (["sample", "--out", "/proc/nope"], "--out = '/proc/nope'"),
     "out is a file": (["sample", "--out", "/etc/hostname"], "--out = '/etc/hostname'"),
     "unknown grid": (["sample", "--grid", "karas"], "'karas'"),
+    "gate beyond the steps": (["sample", "--tgate", "9", "--steps", "5"], "gate_step = 9 with 5 steps"),
+    "gate 0": (["sample", "--tgate", "0"], "gate_step = 0"),
+    "gate 0 in bench": (["bench", "--tgate", "0,5"], "gate_step = 0"),
+    "gate no number": (["bench", "--tgate", "five"], "--tgate = 'five'"),
     "unknown option": (["sample", "--solver", "ghvb", "--option", "gamma=1"], "option gamma = 1"),
     "option without value": (["sample", "--option", "order"], "write key=value"),
     "option out of range": (["sample", "--solver", "ghvb", "--option", "order=7"], "order = 7"),
@@ -163,3 +167,30 @@ def test_help_is_complete_and_loads_no_torch() -> None:
     assert done.returncode == 0, done.stderr
     for flag in ("--solver", "--peer", "--steps", "--guidance", "--resume", "--plot"):
         assert flag in done.stdout
+
+
+def test_sample_and_bench_gate(run, folder: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    model = ["--model", str(folder), "--steps", "4"]
+    prompt = ["--prompt", "a red circle", "--json", "--out", str(tmp_path / "gated")]
+    status, out, _ = run("sample", *model, *prompt, "--tgate", "2")
+    assert status == 0
+    assert json.loads(out)["images"][0]["nfe"] == 2 * 2 + 2
+    (tmp_path / "prompts.txt").write_text("a red circle\na small circle\n")
+    bench = ["--prompts", str(tmp_path / "prompts.txt"), "--solver", "ddim", "--peer", "none", "--seeds", "1"]
+    status, _, _ = run(
+        "bench", *model, *bench, "--guidance", "1,3", "--tgate", "2,4", "--out", str(tmp_path / "bench")
+    )
+    assert status == 0
+    rows = [json.loads(line) for line in (tmp_path / "bench" / "results.jsonl").read_text().splitlines()]
+    # the gate at 4 of 4 steps makes no case, nor does cutting a guidance that is not there
+    assert [(row["guidance"], row["gate"]) for row in rows] == [
+        (1.0, None),
+        (1.0, "gate 2"),
+        (3.0, None),
+        (3.0, "guidance cut 2"),
+        (3.0, "gate 2"),
+    ]
+    assert [row["nfe"] for row in rows] == [4, 4, 8, 6, 6]
+    assert rows[3]["saved_by_caching"] == 0 < rows[4]["saved_by_caching"]
+    assert rows[4]["saved_by_guidance"] == pytest.approx(0.25)
+    assert rows[4]["ungated_rms"] > 0

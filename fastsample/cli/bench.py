@@ -11,14 +11,14 @@ import typer
 
 from fastsample.cli import common
 
-SOLVERS = ["ddim", "dpmpp-2m", "ghvb", "hb-dpmpp-2m"]
+SOLVERS = ["ddim", "dpmpp-2m", "hb-dpmpp-2m", "unipc", "ghvb:order=1,beta=0.8"]
 PEERS = ["DDIM", "DPMSolverMultistep", "UniPCMultistep", "DEISMultistep"]
 
 
 def bench(
     model: Annotated[str | None, typer.Option(help="Diffusers folder or hub id; default: the bundled model.")] = None,
     solver: Annotated[
-        list[str] | None, typer.Option(help="name or name:key=value,..; repeat. Default: four.")
+        list[str] | None, typer.Option(help="name or name:key=value,..; repeat. Default: five.")
     ] = None,
     peer: Annotated[list[str] | None, typer.Option(help="A diffusers scheduler class (or 'none'); repeat.")] = None,
     steps: Annotated[str, typer.Option(help="Comma-separated step counts.")] = "5,8,10,20",
