@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import accelerate
 import diffusers
 import pipelines
 import pytest
@@ -561,3 +562,21 @@ def test_attention_backends_and_gating_go_together() -> None:
     pipe.transformer.set_attn_processor(diffusers.models.attention_processor.AttnProcessor())
     with TGate(3).apply(pipe):
         torch.testing.assert_close(sample(pipe, pipelines.pixart_inputs()), want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["group", "accelerate"])
+def test_offloading_and_gating_go_together(kind: str) -> None:
+    """Their hooks move weights around the same forwards; here from the CPU to the CPU."""
+    cpu = torch.device("cpu")
+    plain = sample(pipelines.stable_diffusion(), text_inputs(1))
+    pipe = pipelines.stable_diffusion()
+    with TGate(3).apply(pipe):
+        want = sample(pipe, text_inputs(1))
+    pipe = pipelines.stable_diffusion()
+    if kind == "group":
+        pipe.unet.enable_group_offload(onload_device=cpu, offload_device=cpu, offload_type="leaf_level")
+    else:
+        accelerate.cpu_offload(pipe.unet, execution_device=cpu)
+    with TGate(3).apply(pipe):
+        assert torch.equal(sample(pipe, text_inputs(1)), want)
+    assert torch.equal(sample(pipe, text_inputs(1)), plain)
