@@ -121,3 +121,12 @@ def test_others_say_so_in_one_line(name: str) -> None:
     with pytest.raises(ValueError, match=KEEP_THEIRS[name]) as caught:
         sample_with(name, fs.DPMSolverScheduler.from_config(own_scheduler(name).config))
     assert "\n" not in str(caught.value)
+
+
+def test_bria_runs_with_a_static_shift() -> None:
+    """As the error above advises; its sigmas are those of the shift."""
+    scheduler = fs.HeavyBallScheduler.from_config(own_scheduler("bria").config, use_dynamic_shifting=False, shift=3.0)
+    assert torch.isfinite(sample_with("bria", scheduler)).all()
+    steps = ZOO["bria"].steps
+    given = torch.linspace(1.0, 1 / steps, steps)
+    torch.testing.assert_close(scheduler.sigmas[:-1], 3 * given / (1 + 2 * given))

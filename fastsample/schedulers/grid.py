@@ -159,7 +159,10 @@ def _flow_sigmas(schedule: NoiseSchedule, config: Mapping[str, Any], request: Gr
     shift = own if own != 1 else float(config.get("shift") or 1.0)  # not both: one is often copied from the other
     dynamic, like_unipc = bool(config.get("use_dynamic_shifting")), is_multistep(config) and "predict_x0" in config
     if dynamic and mu is None and ("base_shift" in config or like_unipc):
-        raise ValueError("mu = None, but the config has use_dynamic_shifting = True: give set_timesteps a mu")
+        raise ValueError(
+            "mu = None, but the config has use_dynamic_shifting = True: give set_timesteps a mu, or from_config "
+            "use_dynamic_shifting=False and a shift"
+        )
     name = config.get("timestep_grid")
     values = _unshifted_sigmas(schedule, config, request, 1.0 if dynamic else shift)
     if name is not None and name not in TIME_GRIDS:
