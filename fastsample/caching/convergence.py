@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastsample.caching.targets import attention_modules, find_denoisers
+from fastsample.caching.targets import TextReader, attention_modules, find_denoisers
 
 MOST_ELEMENTS = 65536
 """Of a layer's output that are kept a step; a fixed random choice beyond that."""
@@ -37,13 +37,12 @@ class Convergence:
 class _Recorder:
     """Keeps a layer's cross-attention outputs, one tensor a call."""
 
-    def __init__(self) -> None:
+    def __init__(self, module: nn.Module) -> None:
         self.outputs: list[Tensor] = []
+        self._reads_text = TextReader(module)
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        text = kwargs.get("encoder_hidden_states", kwargs.get("context"))
-        hidden = args[0] if args else kwargs.get("hidden_states")
-        if text is None or text is hidden or not isinstance(output, Tensor):
+        if not (self._reads_text(args, kwargs) and isinstance(output, Tensor)):
             return
         flat = output.detach().flatten().float()
         if len(flat) > MOST_ELEMENTS:
@@ -68,7 +67,7 @@ def measure_convergence(
         if part != "controlnet"
         for name, module in attention_modules(denoiser).items()
     }
-    recorders = {name: _Recorder() for name in modules}
+    recorders = {name: _Recorder(module) for name, module in modules.items()}
     handles = [module.register_forward_hook(recorders[name], with_kwargs=True) for name, module in modules.items()]
     try:
         pipe(prompt=list(prompts), generator=generator or torch.Generator().manual_seed(0), **call)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
 from fastsample.caching.policy import Action, StepPlan, TGatePolicy
+from fastsample.caching.targets import TextReader
 
 BATCHED = ("", "cond_uncond")
 """Contexts of calls that hold both guidance branches in one batch; others ("cond", "uncond") hold one."""
@@ -165,16 +165,19 @@ class DenoiserHook(ModelHook):  # type: ignore[misc]
     def _evaluate(
         self, module: nn.Module, rows: int, dropped: int, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        measure = self.group not in self.gate.macs and not self._compiled(module)
-        output = self._measured(rows, args, kwargs) if measure else self.fn_ref.original_forward(*args, **kwargs)
+        first = self.group not in self.gate.macs
+        macs = self.gate.macs.setdefault(self.group, Macs())
+        measure = first and not self._compiled(module)
+        output = (
+            self._measured(macs, rows, args, kwargs) if measure else self.fn_ref.original_forward(*args, **kwargs)
+        )
         self.rows = rows
         self.gate.count(self.attention, rows, dropped)
         return output
 
-    def _measured(self, rows: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _measured(self, macs: Macs, rows: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The first evaluation, under torch's FLOP counter; the attention hooks read it."""
         gate = self.gate
-        macs = gate.macs[self.group] = Macs()
         gate.measuring = macs
         with FlopCounterMode(display=False) as gate.flops:
             output = self.fn_ref.original_forward(*args, **kwargs)
@@ -234,9 +237,7 @@ class AttentionHook(ModelHook):  # type: ignore[misc]
         self.gate = gate
         self.kept: dict[str, Tensor] = {}  # by context
         self.cross: bool | None = None  # unknown before the first call
-        names = list(inspect.signature(type(module).forward).parameters)[1:]
-        self._text = next((name for name in ("encoder_hidden_states", "context") if name in names), None)
-        self._place = names.index(self._text) if self._text else -1
+        self._reads_text = TextReader(module)
 
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         gate = self.gate
@@ -266,13 +267,6 @@ class AttentionHook(ModelHook):  # type: ignore[misc]
         if gate.plan.drop_guidance and gate.two_calls and len(self.kept) > 1:
             self.kept = {gate.context: torch.stack(list(self.kept.values())).mean(0)}
         return self.kept.get(gate.context, next(iter(self.kept.values())))
-
-    def _reads_text(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        if self._text is None:
-            return False
-        text = kwargs.get(self._text, args[self._place] if len(args) > self._place else None)
-        hidden = args[0] if args else kwargs.get("hidden_states")
-        return text is not None and text is not hidden
 
 
 def _steps(scheduler: Any) -> int:

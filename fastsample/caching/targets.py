@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from torch import nn
+
+from fastsample.sampling.hooked import hooks_of
 
 DENOISERS = ("unet", "transformer", "transformer_2", "dit", "controlnet")
 JOINT = (
@@ -47,9 +50,7 @@ def check_class(name: str) -> None:
 def check_caches(name: str, denoiser: nn.Module) -> None:
     """Raise ValueError where another cache is on the denoiser: each would count and skip the other's steps."""
     model = inner(denoiser)
-    hooks = [
-        hook for module in model.modules() for hook in getattr(getattr(module, "_diffusers_hook", None), "hooks", ())
-    ]
+    hooks = [hook for module in model.modules() for hook in hooks_of(module)]
     if getattr(model, "is_cache_enabled", False) or any("cache" in hook or "broadcast" in hook for hook in hooks):
         raise ValueError(f"pipe.{name} has another cache, which would count other steps: disable_cache() first")
     if "forward" in vars(model) and not (hasattr(model, "_diffusers_hook") or hasattr(model, "_hf_hook")):
@@ -74,6 +75,29 @@ def attention_modules(denoiser: nn.Module) -> dict[str, nn.Module]:
         if isinstance(module, (Attention, AttentionModuleMixin)) and adds:
             found[name] = module
     return found
+
+
+TEXT_ARGUMENTS = ("encoder_hidden_states", "context")
+
+
+class TextReader:
+    """Whether calls of an attention module read text: it is given, by name or by place, and not the latents again.
+
+    `possible`: the module's forward has an argument for it.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        names = list(inspect.signature(type(module).forward).parameters)[1:]
+        self._name = next((name for name in TEXT_ARGUMENTS if name in names), None)
+        self._place = names.index(self._name) if self._name else -1
+        self.possible = self._name is not None
+
+    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        if self._name is None:
+            return False
+        text = kwargs.get(self._name, args[self._place] if len(args) > self._place else None)
+        hidden = args[0] if args else kwargs.get("hidden_states")
+        return text is not None and text is not hidden
 
 
 def inner(module: nn.Module) -> nn.Module:

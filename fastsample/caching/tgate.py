@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,8 @@ from torch import nn
 
 from fastsample.caching.convergence import Convergence, measure_convergence
 from fastsample.caching.policy import TGatePolicy
-from fastsample.caching.targets import attention_modules, check_caches, find_denoisers, inner
+from fastsample.caching.targets import TextReader, attention_modules, check_caches, find_denoisers, inner
+from fastsample.sampling.hooked import hooks_of
 
 if TYPE_CHECKING:
     from fastsample.caching.hooks import Gate
@@ -84,8 +84,7 @@ class TGate:
         """
         denoisers = find_denoisers(pipe)
         for name, module in denoisers.items():
-            registry: Any = getattr(inner(module), "_diffusers_hook", None)
-            if registry is not None and registry.get_hook(NAME) is not None:
+            if NAME in hooks_of(inner(module)):
                 raise ValueError(f"pipe.{name} is gated already: remove that handle first")
             check_caches(name, module)
         return TGateHandle(self, pipe, denoisers)
@@ -130,6 +129,8 @@ class TGateHandle:
         self.gate: Gate = Gate(tgate.policy, pipe, tgate.keep)
         self._hooked: list[tuple[nn.Module, bool]] = []  # and whether it had a registry
         modules = {name: attention_modules(module) for name, module in denoisers.items()}  # may raise
+        if not any(TextReader(module).possible for found in modules.values() for module in found.values()):
+            raise ValueError(f"pipe = {type(pipe).__name__}: no cross-attention was found in {', '.join(denoisers)}")
         for name, module in denoisers.items():
             group = "controlnet" if name == "controlnet" else "denoiser"
             own = []
@@ -139,9 +140,6 @@ class TGateHandle:
             self.gate.attention += own
             self._register(inner(module), DenoiserHook(self.gate, group, own))
             self._free_after_calls(inner(module))
-        if not any("encoder_hidden_states" in _parameters(m) or "context" in _parameters(m) for m, _ in self._hooked):
-            self.remove()
-            raise ValueError(f"pipe = {type(pipe).__name__}: no cross-attention was found in {', '.join(denoisers)}")
 
     def remove(self) -> None:
         """Take every hook off; the pipeline is what it was."""
@@ -196,10 +194,6 @@ class TGateHandle:
         if not hasattr(module, "_reset_stateful_cache"):
             registry: Any = module._diffusers_hook
             module.__dict__["_reset_stateful_cache"] = registry.reset_stateful_hooks
-
-
-def _parameters(module: nn.Module) -> list[str]:
-    return list(inspect.signature(type(module).forward).parameters)
 
 
 def remove_hook(module: nn.Module, *, keep_registry: bool = False) -> None:

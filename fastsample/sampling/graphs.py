@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fastsample.sampling.backend import MOST_INPUTS, MOST_OUTPUTS, accumulation_dtype, combine_into
+from fastsample.sampling.hooked import hooks_of
 from fastsample.sampling.noise import Generators, draw_noise
 from fastsample.tables.table import Combination, Step, Table
 
@@ -45,8 +46,8 @@ class GraphedLoop:
         self._weights = torch.tensor(weights, dtype=dtype, device=like.device)
         self._times = torch.tensor(table.times[:-1], dtype=torch.float32, device=like.device)
         self._index = torch.zeros(1, dtype=torch.int64, device=like.device)
-        self._x, self._next, self._noise = (torch.zeros_like(like) for _ in range(3))
-        self._noise = self._noise.to(dtype)
+        self._x, self._next = torch.zeros_like(like), torch.zeros_like(like)
+        self._noise = torch.zeros_like(like, dtype=dtype)
         kept = self._history + len(self._states)
         self._kept = [torch.zeros_like(like, dtype=dtype) for _ in range(kept)]  # newest entry first, then states
         self._made = [torch.zeros_like(like, dtype=dtype) for _ in range(rows - 1)]
@@ -135,7 +136,7 @@ class GraphedLoop:
 def _check_hooks(denoiser: nn.Module | None) -> None:
     """Raise ValueError where Python decides what runs at each step."""
     for name, module in denoiser.named_modules() if denoiser is not None else ():
-        hooks = getattr(getattr(module, "_diffusers_hook", None), "hooks", {})
+        hooks = hooks_of(module)
         if hooks or hasattr(module, "_hf_hook"):
             found = ", ".join(hooks) or type(module._hf_hook).__name__
             raise ValueError(

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastsample.sampling.hooked import hooks_of
+
 
 @dataclass
 class Ledger:
@@ -83,8 +85,7 @@ def count(pipe: Any, images: int) -> Iterator[Ledger]:
 
 def _rows_evaluated(module: nn.Module) -> int | None:
     """What a hook that drops part of the batch says of the last call; None where there is no such hook."""
-    hooks = getattr(getattr(module, "_diffusers_hook", None), "hooks", {})
-    return next((hook.rows for hook in hooks.values() if hasattr(hook, "rows")), None)
+    return next((hook.rows for hook in hooks_of(module).values() if hasattr(hook, "rows")), None)
 
 
 def _resident_peak() -> int:

@@ -92,9 +92,10 @@ def _vp_nodes(schedule: NoiseSchedule, config: Mapping[str, Any], request: GridR
         return (*(schedule.node(float(t)) for t in request.timesteps), final)
     name = grid_name(config, config.get("timestep_spacing", "linspace"))
     if name in INTEGER_GRIDS:
-        times = evaluation_times(name, _clipped(schedule, config), request.count)
         if name == "leading" and request.leading_from_zero:
             times = np.arange(request.count - 1.0, -1.0, -1.0) * (schedule.train_steps // request.count)
+        else:
+            times = evaluation_times(name, _clipped(schedule, config), request.count)
         times = np.round(times) + (config.get("steps_offset", 0) if name == "leading" else 0)
         nodes = [schedule.node(t) for t in np.clip(times, 0, schedule.noise_time).tolist()]
     else:

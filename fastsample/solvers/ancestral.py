@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from fastsample.schedules.base import Node
+from fastsample.solvers.registry import check_eta
 
 
 def ancestral_split(source: Node, target: Node, eta: float) -> tuple[Node, float]:
@@ -13,8 +14,7 @@ def ancestral_split(source: Node, target: Node, eta: float) -> tuple[Node, float
     eta = 0 is deterministic, eta = 1 ancestral sampling (DDPM; DDIM, arXiv:2010.02502, eq. 16; EDM,
     arXiv:2206.00364). Raises ValueError outside [0, 1].
     """
-    if isinstance(eta, (bool, str)) or not 0 <= eta <= 1:
-        raise ValueError(f"eta = {eta!r}: give a number from 0 (deterministic) to 1 (ancestral)")
+    check_eta(eta)
     if eta == 0:
         return target, 0.0
     noise = eta * target.sigma * math.sqrt(1 - (target.sbar / source.sbar) ** 2)

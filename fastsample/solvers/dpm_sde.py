@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from fastsample.schedules.base import Node
 from fastsample.solvers.dpm_multistep import VARIANTS, multistep_weights
 from fastsample.solvers.exponential import FAMILIES, SOLVER_TYPES, ExponentialStep
-from fastsample.solvers.registry import check_choice, solver
+from fastsample.solvers.registry import check_choice, check_eta, solver
 from fastsample.tables.prediction import Space
 from fastsample.tables.row import Row, Weights, ddim_weights
 
@@ -22,8 +22,7 @@ def sde_step(
     """
     check_choice("solver_type", solver_type, SOLVER_TYPES)
     check_choice("variant", variant, VARIANTS)
-    if isinstance(eta, (bool, str)) or not 0 <= eta <= 1:
-        raise ValueError(f"eta = {eta!r}: give a number from 0 (deterministic) to 1 (the paper's SDE)")
+    check_eta(eta)
     source = nodes[-1]
     step = ExponentialStep(source, target, space, eta)
     if space == "noise" and target.sigma == 0:

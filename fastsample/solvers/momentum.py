@@ -90,16 +90,14 @@ def ghvb(nodes: Sequence[Node], target: Node, *, order: int = 4, beta: float = 0
     """
     check_unit_interval("beta", beta)
     check_choice("weights", weights, WEIGHTS)
-    if len(nodes) == 1:
+    # the grid's own weights know no zero SNR, where s = inf: there the velocity starts later
+    known = nodes if weights == "fixed" else [node for node in nodes if node.has_signal]
+    if len(known) < 2:
         return sigma_row(nodes[-1], target, (1.0,))
     if weights == "fixed":
         newest, *older = adams_weights(order, beta)
-    elif nodes[0].has_signal:
-        newest, *older = variable_adams_weights(nodes, target, order, beta)
-    else:  # the velocity starts one evaluation later
-        newest, *older = variable_adams_weights(nodes[1:], target, order, beta)
-        if len(nodes) == 2:
-            return sigma_row(nodes[-1], target, (1.0,))
+    else:
+        newest, *older = variable_adams_weights(known, target, order, beta)
     second = newest * (1 - beta) + (older[0] if older else 0.0)
     row = sigma_row(nodes[-1], target, (newest * beta, second, *older[1:]))
     return replace(row, entry=Weights(history=(beta, 1 - beta)))

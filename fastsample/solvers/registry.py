@@ -147,6 +147,12 @@ def check_unit_interval(argument: str, value: float) -> None:
         raise ValueError(f"{argument} = {value!r}: give a number in (0, 1] (1 means none)")
 
 
+def check_eta(eta: float) -> None:
+    """Raise ValueError unless 0 <= eta <= 1, a sampler's share of the forward process' noise."""
+    if isinstance(eta, (bool, str)) or not 0 <= eta <= 1:
+        raise ValueError(f"eta = {eta!r}: give a number from 0 (deterministic) to 1 (ancestral, the paper's SDE)")
+
+
 def log_step(source: Node, target: Node) -> float:
     """h = lam_t - lam_s."""
     return target.lam - source.lam
