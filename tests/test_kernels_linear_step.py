@@ -9,24 +9,14 @@ import pytest
 import torch
 from fastsample_kernels import Noise, guidance_factor, linear_step, use_backend
 from fastsample_kernels.counter_random import philox
+from kernel_inputs import DEVICE, DTYPES, ROUNDING, random
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-ROUNDING = 0.5 if DEVICE == "cuda" else 1.0  # Triton's interpreter truncates float32 -> bfloat16
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-pytestmark = pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # NumPy, in the interpreter
-
-
-@pytest.fixture(params=["torch", "triton"], autouse=True)
-def backend(request: pytest.FixtureRequest):
-    with use_backend(request.param):
-        yield request.param
-
-
-def random(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed + math.prod(shape))
-    return torch.randn(*shape, generator=generator).to(DEVICE, dtype)
+pytestmark = [
+    pytest.mark.usefixtures("backend"),
+    pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning"),  # NumPy, in the interpreter
+]
 
 
 def indices(*values: int) -> Tensor:

@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import pytest
 import torch
 from fastsample_kernels import Gumbel, TokenStatistics, token_statistics, use_backend
+from kernel_inputs import DEVICE, DTYPES
+from kernel_inputs import random as normal
 from torch import Tensor
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+random = functools.partial(normal, scale=4.0)
 SPLIT = 20001  # logits a row, of which the interpreter's 8 multiprocessors make three parts
 pytestmark = [
+    pytest.mark.usefixtures("backend"),
     pytest.mark.filterwarnings("ignore:(invalid|divide|All-NaN):RuntimeWarning"),  # NumPy, in the interpreter
     pytest.mark.filterwarnings("ignore:.*encountered:RuntimeWarning"),
 ]
-
-
-@pytest.fixture(params=["torch", "triton"], autouse=True)
-def backend(request: pytest.FixtureRequest):
-    with use_backend(request.param):
-        yield request.param
-
-
-def random(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0, scale: float = 4.0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed + math.prod(shape))
-    return (scale * torch.randn(shape, generator=generator)).to(DEVICE, dtype)
 
 
 def value(number: float) -> Tensor:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import itertools
 import math
-import warnings
 from typing import Any
 
 import diffusers
 import numpy as np
 import pytest
 import torch
+from peers import SD, peer
 
 import fastsample as fs
 from fastsample.solvers import build_table_on_nodes
+from fastsample.testing import run_scheduler
 
-SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 VP = fs.NoiseSchedule.linear_vp()
 
 
@@ -26,18 +26,8 @@ def model(x: torch.Tensor, t: float | torch.Tensor) -> torch.Tensor:
 
 def run(scheduler: Any, steps: int, scale: float = 1.0, **grid: Any) -> torch.Tensor:
     """A whole trajectory; `scale` takes the first sample to the scheduler's own scale."""
-    scheduler.set_timesteps(steps, **grid)
     x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)) * scale
-    for t in scheduler.timesteps:
-        seen = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
-        x = scheduler.step(model(seen, t), t, x, return_dict=False)[0]
-    return x
-
-
-def peer(name: str, **config: Any) -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return getattr(diffusers, name)(**SD, **config)
+    return run_scheduler(scheduler, model, x, steps, **grid)
 
 
 def assert_alike(got: torch.Tensor, want: torch.Tensor, tolerance: float = 5e-5) -> None:

@@ -7,7 +7,6 @@ import inspect
 import itertools
 import pickle
 import threading
-import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import diffusers
@@ -16,13 +15,13 @@ import pipelines
 import pytest
 import torch
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
+from peers import SD, peer
 
 import fastsample as fs
 from fastsample.demo.bundled import load_pipeline
 from fastsample.schedulers import SolverScheduler
 from fastsample.solvers import available
 
-SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 MULTISTEP = {name: solver for name, solver in available().items() if not solver.stages}
 OURS = [
     fs.AcceleratedScheduler,
@@ -45,12 +44,6 @@ def run(scheduler, steps: int, seed: int = 0, **grid):  # type: ignore[no-untype
         output = 0.9 * torch.tanh(x) + 0.1 * torch.sin(t.float() / 100)
         x = scheduler.step(output, t, x, generator=generator, return_dict=False)[0]
     return x
-
-
-def peer(name: str, **config: object):  # type: ignore[no-untyped-def]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return getattr(diffusers, name)(**SD, **config)
 
 
 GRIDS = [

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
-from torch import Tensor
-from zoo import ZOO, Entry
+from zoo import ZOO
 
 from fastsample.caching import TGate
 
@@ -31,28 +28,22 @@ UNGUIDED = {"easy_animate"}
 GATED = sorted(set(ZOO) - JOINT - set(OTHERS) - TWO_CALLS - UNGUIDED)
 
 
-def sample(pipe: Any, entry: Entry) -> Tensor:
-    steps = {"num_inference_steps": entry.steps, "output_type": "latent"}
-    result = pipe(**{**entry.inputs(), **steps}, generator=torch.Generator().manual_seed(0))[0]
-    return result if isinstance(result, Tensor) else torch.stack(list(result))
-
-
 @pytest.mark.parametrize("name", GATED)
 @torch.no_grad()
 def test_gates_and_undoes(name: str) -> None:
     entry = ZOO[name]
     pipe = entry.build()
-    plain = sample(pipe, entry)
+    plain = entry.sample(pipe)
     with TGate(1).apply(pipe) as handle:
-        gated = sample(pipe, entry)
-        again = sample(pipe, entry)
+        gated = entry.sample(pipe)
+        again = entry.sample(pipe)
         summary = handle.summary()
     assert summary.cross_modules > 0
     assert summary.cross_reused > 0
     assert summary.dropped > 0
     assert not torch.equal(gated, plain)
     assert torch.equal(gated, again)
-    assert torch.equal(sample(pipe, entry), plain)
+    assert torch.equal(entry.sample(pipe), plain)
 
 
 def test_at_least_twenty_classes() -> None:
@@ -76,4 +67,4 @@ def test_two_calls_without_a_context_are_refused(name: str) -> None:
     """Their branches could not be told apart."""
     pipe = ZOO[name].build()
     with TGate(1).apply(pipe), pytest.raises(ValueError, match="inside cache_context"):
-        sample(pipe, ZOO[name])
+        ZOO[name].sample(pipe)

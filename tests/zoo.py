@@ -44,6 +44,12 @@ class Entry:
     steps: int
     own_misses: str = ""
 
+    def sample(self, pipe: Any) -> Tensor:
+        """What `pipe` gives for the inputs, from the same seed every time."""
+        inputs = {"output_type": "latent", "num_inference_steps": self.steps, **self.inputs()}
+        result = pipe(**inputs, generator=torch.Generator().manual_seed(0))[0]
+        return torch.as_tensor(result)
+
 
 ZOO: dict[str, Entry] = {}
 
