@@ -18,6 +18,7 @@ from zoo import ZOO
 
 import fastsample as fs
 from fastsample.caching import PRESETS, Action, Convergence, TGate, TGatePolicy
+from fastsample.caching.targets import TextReader
 from fastsample.demo.bundled import load_pipeline
 from fastsample.sampling import count
 
@@ -580,3 +581,15 @@ def test_offloading_and_gating_go_together(kind: str) -> None:
     with TGate(3).apply(pipe):
         assert torch.equal(sample(pipe, text_inputs(1)), want)
     assert torch.equal(sample(pipe, text_inputs(1)), plain)
+
+
+def test_text_is_seen_by_name_and_by_place() -> None:
+    """Wan passes it by place; self-attention may be given the latents again."""
+    reads = TextReader(ZOO["wan"].build().transformer.blocks[0].attn2)
+    hidden, text = torch.zeros(1, 4, 8), torch.zeros(1, 3, 8)
+    assert reads((hidden, text), {})
+    assert reads((hidden,), {"encoder_hidden_states": text})
+    assert not reads((hidden,), {})
+    assert not reads((hidden, None), {})
+    assert not reads((hidden, hidden), {})
+    assert not TextReader(nn.Linear(2, 2)).possible
