@@ -17,6 +17,7 @@ BELOW = {  # what each part may import of fastsample at module level
     "solvers": {"schedules", "tables", "solvers"},
     "sampling": {"schedules", "tables", "solvers", "sampling"},
     "caching": {"sampling", "caching"},
+    "parallel": {"schedules", "tables", "solvers", "sampling", "caching", "parallel"},
     "schedulers": {"schedules", "tables", "solvers", "sampling", "schedulers"},
     "demo": {"schedules", "tables", "solvers", "sampling", "demo"},
     "bench": {"schedules", "tables", "solvers", "sampling", "caching", "schedulers", "demo", "bench", "version"},

@@ -57,11 +57,18 @@ class GaussianMixture:
         centres = means + gain[:, None] * (x[:, None, :] - alpha * means)
         return (posterior[..., None] * centres).sum(1)
 
-    def model(self, schedule: NoiseSchedule, prediction_type: str = "epsilon") -> Callable[[Tensor, float], Tensor]:
-        """The exact `model(x, t)` of `prediction_type` on `schedule`, in x's dtype."""
+    def model(
+        self, schedule: NoiseSchedule, prediction_type: str = "epsilon"
+    ) -> Callable[[Tensor, float | Tensor], Tensor]:
+        """The exact `model(x, t)` of `prediction_type` on `schedule`, in x's dtype; t is one time, or one a sample."""
         check_prediction_type(prediction_type)
 
-        def predict(x: Tensor, t: float) -> Tensor:
+        def predict(x: Tensor, t: float | Tensor) -> Tensor:
+            if isinstance(t, Tensor) and t.ndim:
+                output = torch.empty_like(x)
+                for time in t.unique().tolist():
+                    output[t == time] = predict(x[t == time], time)
+                return output
             return self.output(x, schedule.node(float(t)), prediction_type)
 
         return predict
