@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from fastsample.parallel.integration import integrate_parallel as integrate_parallel
 from fastsample.parallel.iterations import FixedPoint as FixedPoint
 from fastsample.parallel.iterations import ParallelReport as ParallelReport
 from fastsample.parallel.iterations import solve as solve
-from fastsample.parallel.trajectory import integrate_parallel as integrate_parallel
+from fastsample.parallel.pipeline import ParallelRun as ParallelRun
+from fastsample.parallel.pipeline import ParallelSampler as ParallelSampler
+from fastsample.parallel.pipeline import parallelise as parallelise
 from fastsample.parallel.triangular import TriangularSystem as TriangularSystem

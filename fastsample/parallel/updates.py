@@ -26,7 +26,8 @@ class Update(Protocol):
     ) -> tuple[Tensor, Tensor]:
         """The states `rows + 1` as the next sweep's guess, and as they are where their inputs have settled.
 
-        `old` are their values before the sweep. The second result judges convergence and is what is committed; it is the same tensor where there is no difference.
+        `old` are their values before the sweep. The second result judges convergence and is what is committed; it is
+        the same tensor where there is no difference.
         """
 
 

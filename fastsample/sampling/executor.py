@@ -28,6 +28,10 @@ class Runner:
     values: Values = field(default_factory=dict)
     _fused: FusedProgram | None = None
 
+    def __copy__(self) -> Runner:
+        """The same program and carried values; going on with either leaves the other."""
+        return Runner(self.program, dict(self.values), self._fused)
+
     def step(self, index: int, sample: Tensor, output: Tensor, noise: Tensor | None = None) -> Tensor:
         """The next sample, in `sample`'s dtype. `noise` is needed where step `index` reads it."""
         instructions = self.program.steps[index]

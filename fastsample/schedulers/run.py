@@ -64,6 +64,10 @@ class RunPerThread(threading.local):
         """Start `run` in this thread."""
         self.current = self._shared["latest"] = run
 
+    def __copy__(self) -> RunPerThread:
+        """This thread's run as it stands; going on with either leaves the other."""
+        return _restored(replace(self.current, runner=copy.copy(self.current.runner)))
+
     def __deepcopy__(self, memo: dict[int, Any]) -> RunPerThread:
         return _restored(copy.deepcopy(self.current, memo))
 

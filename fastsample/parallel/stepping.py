@@ -1,0 +1,190 @@
+"""A pipeline's own scheduler as a trajectory: its real `step` from any point, with what it held there."""
+
+from __future__ import annotations
+
+import copy
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastsample.parallel.trajectory import Trajectory
+from fastsample.schedules import NoiseSchedule
+from fastsample.schedules.base import Node
+
+State = dict[str, Any]
+
+
+class Stepper:
+    """Steps of `scheduler`, of any class, at `timesteps`; `arguments` are the other ones of its `step`.
+
+    Before each step the scheduler and the generators are put back to where they were when the steps before it had
+    been made, so that a step can be made again, and draws the same noise.
+    """
+
+    def __init__(self, scheduler: Any, timesteps: Sequence[Tensor], arguments: dict[str, Any], like: Tensor) -> None:
+        self.scheduler, self.timesteps, self.arguments = scheduler, timesteps, arguments
+        self._step = type(scheduler).step
+        self._generators = _Generators(arguments.get("generator"), like.device)
+        self._scales: bool | None = None  # whether the network's input is another tensor than the sample
+        self._states: dict[int, State] = {0: held(scheduler)}
+        self._streams: dict[int, Any] = {0: self._generators.state()}
+
+    def go_to(self, index: int) -> None:
+        """Put the scheduler where step `index` comes next; steps before were made at least once."""
+        restore(self.scheduler, self._states[index])
+        self._generators.restore(self._streams[index])
+
+    def step(self, index: int, sample: Tensor, output: Tensor) -> Any:
+        """What the scheduler's `step` number `index` returns."""
+        self.go_to(index)
+        result = self._step(self.scheduler, output, self.timesteps[index], sample, **self.arguments)
+        self._states[index + 1] = held(self.scheduler)
+        self._streams.setdefault(index + 1, self._generators.state())
+        return result
+
+    @property
+    def train_steps(self) -> float:
+        """The timesteps that the model was trained on."""
+        return float(self.scheduler.config.get("num_train_timesteps") or 1000)
+
+    def scaled_rows(self, steps: Tensor, samples: Tensor) -> Tensor:
+        """The network's inputs for `samples` [R, B, ..] before the steps of numbers `steps` [R, B]."""
+        if self._scales is False:
+            return samples
+        scaled = samples.clone()
+        for step in sorted(set(steps.flatten().tolist())):
+            chosen = (steps == step).to(samples.device)
+            scaled[chosen] = self.scaled(step, samples[chosen])
+        return scaled
+
+    def scaled(self, index: int, sample: Tensor) -> Tensor:
+        """The network's input for `sample` before step `index`."""
+        if not hasattr(self.scheduler, "scale_model_input"):
+            return sample
+        restore(self.scheduler, self._at(index))
+        scaled: Tensor = self.scheduler.scale_model_input(sample, self.timesteps[index])
+        self._scales = scaled is not sample
+        return scaled
+
+    def forget(self, before: int) -> None:
+        """Steps before number `before` are not made again."""
+        for kept in (self._states, self._streams):
+            for index in [index for index in kept if index < before]:
+                del kept[index]
+
+    def _at(self, index: int) -> State:
+        """As held before step `index`; one that was not reached yet differs in its count alone."""
+        if index in self._states:
+            return self._states[index]
+        reached = max(self._states)
+        state = {name: copied(value) for name, value in self._states[reached].items()}
+        if "_runs" in state:
+            state["_runs"].current.step_index += index - reached
+        elif state.get("_step_index") is not None:
+            state["_step_index"] += index - reached
+        return state
+
+
+_UNKNOWN = Node(0.0, 1.0, 1.0)
+
+
+class SchedulerTrajectory(Trajectory):
+    """The samples of a stepper from number `start` on, `x` being the sample there."""
+
+    def __init__(self, stepper: Stepper, start: int, end: int, x: Tensor, nodes: Sequence[Node] | None) -> None:
+        super().__init__(x, nodes[start : end + 1] if nodes else [_UNKNOWN] * (end + 1 - start))
+        self._stepper, self._start = stepper, start
+        self.latest: Any = None  # what a step returned last, for its form
+
+    def evaluate(self, rows: Tensor, states: Tensor) -> Tensor:
+        """Not asked: the pipeline evaluates."""
+        raise NotImplementedError
+
+    def step(self, index: int, sample: Tensor, output: Tensor) -> Tensor:
+        """The next sample by the scheduler's own step."""
+        self.latest = self._stepper.step(self._start + index, sample, output)
+        return next_sample(self.latest).to(sample.dtype)
+
+
+def same_arguments(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two calls of `step` have the same other arguments: the same objects, or equal plain values."""
+
+    def same(a: Any, b: Any) -> bool:
+        if a is b:
+            return True
+        if isinstance(a, list) and isinstance(b, list):
+            return len(a) == len(b) and all(map(same, a, b))
+        return isinstance(a, (int, float, str)) and type(a) is type(b) and a == b
+
+    return one.keys() == other.keys() and all(same(one[name], other[name]) for name in one)
+
+
+def next_sample(result: Any) -> Tensor:
+    """The sample in what a scheduler's `step` returns."""
+    sample: Tensor = result[0] if isinstance(result, tuple) else result.prev_sample
+    return sample
+
+
+def with_sample(result: Any, sample: Tensor) -> Any:
+    """`result` of a scheduler's `step`, with `sample` in its place."""
+    if isinstance(result, tuple):
+        return (sample, *result[1:])
+    changed = copy.copy(result)
+    changed["prev_sample"] = sample
+    return changed
+
+
+def scheduler_nodes(scheduler: Any, timesteps: Sequence[Tensor]) -> list[Node] | None:
+    """The marginals at `timesteps` and at the end, as the scheduler's config has them; None if it is not understood.
+
+    They set the unit of the tolerance and the first guess, not the result.
+    """
+    try:
+        schedule = NoiseSchedule.from_config(scheduler.config)
+        nodes = [schedule.node_of(float(t)) for t in timesteps]
+        return [*nodes, schedule.node(schedule.clean_time)]
+    except (ValueError, KeyError, AttributeError, TypeError):
+        return None
+
+
+def held(scheduler: Any) -> State:
+    """What a scheduler holds, its lists and runs copied so that going on does not change them."""
+    return {name: copied(value) for name, value in vars(scheduler).items() if name not in ("_internal_dict", "step")}
+
+
+def restore(scheduler: Any, state: State) -> None:
+    """Make `scheduler` hold `state`, which stays as it is."""
+    vars(scheduler).update({name: copied(value) for name, value in state.items()})
+
+
+def copied(value: Any) -> Any:
+    """A copy of a container or of an object that knows how to copy itself; anything else as it is."""
+    if isinstance(value, (list, dict, set, deque)) or type(value).__name__ == "RunPerThread":
+        return copy.copy(value)
+    return value
+
+
+class _Generators:
+    """The streams that `step` may draw from: the caller's generator or generators, else the device's own."""
+
+    def __init__(self, given: Any, device: torch.device) -> None:
+        self._own = [g for g in (given if isinstance(given, list) else [given]) if g is not None]
+        self._device = device
+
+    def state(self) -> list[Tensor]:
+        if self._own:
+            return [generator.get_state() for generator in self._own]
+        cuda = [torch.cuda.get_rng_state(self._device)] if self._device.type == "cuda" else []
+        return [torch.get_rng_state(), *cuda]
+
+    def restore(self, state: list[Tensor]) -> None:
+        if self._own:
+            for generator, stream in zip(self._own, state, strict=True):
+                generator.set_state(stream)
+            return
+        torch.set_rng_state(state[0])
+        if self._device.type == "cuda":
+            torch.cuda.set_rng_state(state[1], self._device)
