@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -94,7 +95,8 @@ def test_random_triangular_systems(update: Any, seed: int) -> None:
         starts = np.array([(0,) * items, *report.starts])
         unfinished = starts[:-1] < length
         assert (np.diff(starts, axis=0)[unfinished] >= 1).all()
-        assert (starts[-1] == length).all() and report.sweeps == len(report.starts) <= length
+        assert (starts[-1] == length).all()
+        assert report.sweeps == len(report.starts) <= length
         assert report.evaluations <= length * items * min(window or length, length)
         if tolerance == 0:
             torch.testing.assert_close(states, make().sequential(), rtol=1e-12, atol=1e-12)
@@ -108,16 +110,20 @@ def test_blocks_are_settled_in_turn(update: Any, blocks: list[int]) -> None:
     """Block Gauss-Seidel: exact, no sweep leaves its block, and no block takes more sweeps than it has states."""
     system = RandomSystem(10, 2, 3, 0.8)
     begins: list[int] = []
-    states, report = solve(system, update(), blocks=blocks, on_sweep=lambda fixed: begins.append(int(fixed.begin[0])))
+    states, _report = solve(
+        system, update(), blocks=blocks, on_sweep=lambda fixed: begins.append(int(fixed.begin[0]))
+    )
     torch.testing.assert_close(states, RandomSystem(10, 2, 3, 0.8).sequential(), rtol=1e-12, atol=1e-12)
-    assert set(begins) <= {0, *blocks} and begins == sorted(begins)
+    assert set(begins) <= {0, *blocks}
+    assert begins == sorted(begins)
     assert all(begins.count(begin) <= end - begin for begin, end in zip([0, *blocks], blocks, strict=False))
 
 
 def test_blocks_that_are_cut_short_say_so() -> None:
     exact = RandomSystem(8, 2, 0, 1.5).sequential()
     states, report = solve(RandomSystem(8, 2, 0, 1.5), Jacobi(), blocks=[4, 8], max_sweeps=[2, 4])
-    assert report.sweeps == 6 and report.residuals[1] > 0
+    assert report.sweeps == 6
+    assert report.residuals[1] > 0
     torch.testing.assert_close(states[:3], exact[:3])
     assert not torch.allclose(states[4], exact[4])
 
@@ -193,7 +199,8 @@ def test_sweeps_and_errors_fall_with_the_tolerance() -> None:
         found, report = integrate_parallel(table, model, x, tolerance=tolerance)
         sweeps.append(report.sweeps)
         errors.append(float((found - exact).square().mean().sqrt()))
-    assert sweeps == sorted(sweeps) and sweeps[-1] < 20
+    assert sweeps == sorted(sweeps)
+    assert sweeps[-1] < 20
     assert all(error < tolerance for error, tolerance in zip(errors, (1e-1, 1e-2, 1e-3, 1e-4), strict=True))
 
 
@@ -203,12 +210,12 @@ def test_the_noise_scale_is_the_posterior_variance_of_ddpm() -> None:
     nodes = schedule.nodes([900.0, 500.0, 100.0, schedule.clean_time])
     bar = [node.alpha**2 for node in nodes]
     expected = [
-        np.sqrt((1 - after) / (1 - before) * (1 - before / after))
-        for before, after in zip(bar, bar[1:-1], strict=False)
+        np.sqrt((1 - after) / (1 - before) * (1 - before / after)) for before, after in itertools.pairwise(bar[:-1])
     ]
-    scales = noise_scales(list(zip(nodes, nodes[1:], strict=False)))
+    scales = noise_scales(nodes)
     np.testing.assert_allclose(scales[1:3], expected, rtol=1e-9)
-    assert scales[3] == scales[2] and scales[0] == scales[1]
+    assert scales[3] == scales[2]
+    assert scales[0] == scales[1]
 
 
 @pytest.mark.parametrize(

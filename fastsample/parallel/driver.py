@@ -93,7 +93,8 @@ class Loop:
 
     def call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
         """The arguments that the denoiser gets for those that the pipeline gives it; None to leave them."""
-        call, number = bind(inner(module), args, kwargs), len(self._calls)
+        module = inner(module)
+        call, number = bind(module, args, kwargs), len(self._calls)
         self._calls.append((module, call))
         if self._segment is None:
             return None
@@ -113,7 +114,7 @@ class Loop:
             self._stepper = Stepper(self.scheduler, self.timesteps, arguments, sample)
         if self._offered != self.passes + 1 or bool(timestep != self.timesteps[self.committed]):
             raise NotParallelError("the pipeline's loop does not step once for each timestep")
-        if self._sample is not None and not torch.equal(sample, self._sample):
+        if self._sample is not None and not same_latents(sample, self._sample):
             raise NotParallelError(
                 "the latents are changed between two steps (blended with an image, or by a callback)"
             )
@@ -127,7 +128,8 @@ class Loop:
             result = self._sweep(self._segment, calls, output)
         self._sample = next_sample(result)
         self._stepper.go_to(self.committed)
-        self._stepper.forget(self.committed)
+        known = [int(self._segment.known.steps.min())] if self._segment else []
+        self._stepper.forget(min([self.committed, *known]))
         assert before < self.committed
         return result
 
@@ -181,7 +183,7 @@ class _Segment:
         sample: Tensor,
         calls: list[tuple[nn.Module, Call]],
     ) -> None:
-        self._stepper, self._known = stepper, known
+        self._stepper, self.known = stepper, known
         plain = int(known.steps[0, 0])
         self.start = plain + 1
         self.layouts = [
@@ -243,7 +245,7 @@ class _Segment:
             rows = _Rows(rows.steps[1:], rows.samples[1:], outputs[1:])
         outputs = outputs[int(self._checked) :][:window]
         last = window - 1
-        self._known = _Rows(rows.steps[last:window], rows.samples[last:window], outputs[last:])
+        self.known = _Rows(rows.steps[last:window], rows.samples[last:window], outputs[last:])
         if self.fixed.report.sweeps == 0:
             self._check_repeats(rows.samples[0], outputs[0])
         self.fixed.sweep(outputs)
@@ -259,8 +261,8 @@ class _Segment:
         """What this sweep evaluates: perhaps a known row, the windows' rows, and copies of the last as padding."""
         steps, samples = self.fixed.rows + self.start, self.fixed.states
         if self._checked:
-            steps = torch.cat([self._known.steps, steps])
-            samples = torch.cat([self._known.samples, samples])
+            steps = torch.cat([self.known.steps, steps])
+            samples = torch.cat([self.known.samples, samples])
         missing = max(0, self._constant - len(steps))
         steps = torch.cat([steps, steps[-1:].expand(missing, -1)])
         samples = torch.cat([samples, samples[-1:].expand(missing, *samples.shape[1:])])
@@ -268,7 +270,7 @@ class _Segment:
 
     def _check(self, again: Tensor) -> None:
         """NotParallelError unless the known row has the same output among others as it had before."""
-        known = self._known.outputs[0].to(again)
+        known = self.known.outputs[0].to(again)
         narrow = [
             value.dtype for layout in self.layouts for value in layout.call.values() if isinstance(value, Tensor)
         ]
@@ -286,3 +288,8 @@ class _Segment:
         once, again = (next_sample(self._stepper.step(self.start, sample, output)) for _ in range(2))
         if not torch.equal(once, again):
             raise NotParallelError("a step made again is another: the scheduler draws from a source of its own")
+
+
+def same_latents(sample: Tensor, returned: Tensor) -> bool:
+    """Whether a step is given what the one before returned."""
+    return sample is returned or torch.equal(sample, returned)

@@ -241,12 +241,12 @@ class _Patches:
                 model_output, timestep, sample, {**dict(zip(names, args, strict=False)), **kwargs}
             )
             if self._bar is not None:
-                self._bar.advance(before, self._loop.committed)
+                self._bar.advance(before, self._loop.committed, len(self._loop.timesteps))
             return result
 
         return step
 
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _expand(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
@@ -261,17 +261,19 @@ class _Patches:
     def _progress_bar(self, original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)
         def progress_bar(iterable: Any = None, total: int | None = None) -> Any:
-            if iterable is not None and total is None:
-                total = len(iterable)
+            if iterable is not None:
+                self._bar = _Bar(original(total=len(iterable)), 1)
+                return self._bar.over(iterable)
             self._bar = _Bar(original(total=total), getattr(self._scheduler, "order", 1))
-            return self._bar if iterable is None else self._bar.over(iterable)
+            return self._bar
 
         return progress_bar
 
     def _callback(self, given: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(given)
         def callback(pipe: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-            loop, last = self._loop, {}
+            loop = self._loop
+            last: dict[str, Any] = {}
             assert loop is not None
             for step, latents in sorted(loop.unreported.items()):
                 shown = {**tensors, "latents": latents} if "latents" in tensors else dict(tensors)
@@ -317,9 +319,16 @@ class _Bar:
     def update(self, count: int = 1) -> None:
         """Called by the pipeline once a sweep: not counted."""
 
-    def advance(self, before: int, after: int) -> None:
-        """Count the steps committed since `before`, of which `order` make one of the bar's."""
-        self._bar.update(-(-after // self._order) + before // -self._order)
+    def advance(self, before: int, after: int, steps: int) -> None:
+        """Count what was committed of `steps` as pipelines do: `order` of them are one, warm-up steps are none."""
+
+        def done(committed: int) -> int:
+            if self._bar.total is None or committed == steps:
+                return int(self._bar.total or committed)
+            warmup = max(0, steps - self._bar.total * self._order)
+            return int(max(0, committed - warmup) // self._order)
+
+        self._bar.update(done(after) - done(before))
 
     def over(self, iterable: Any) -> Iterator[Any]:
         """`iterable` under the bar."""

@@ -28,6 +28,7 @@ class Stepper:
         self.scheduler, self.timesteps, self.arguments = scheduler, timesteps, arguments
         self._step = type(scheduler).step
         self._generators = _Generators(arguments.get("generator"), like.device)
+        self._like = like, like  # a sample and an output
         self._scales: bool | None = None  # whether the network's input is another tensor than the sample
         self._states: dict[int, State] = {0: held(scheduler)}
         self._streams: dict[int, Any] = {0: self._generators.state()}
@@ -40,6 +41,7 @@ class Stepper:
     def step(self, index: int, sample: Tensor, output: Tensor) -> Any:
         """What the scheduler's `step` number `index` returns."""
         self.go_to(index)
+        self._like = sample, output
         result = self._step(self.scheduler, output, self.timesteps[index], sample, **self.arguments)
         self._states[index + 1] = held(self.scheduler)
         self._streams.setdefault(index + 1, self._generators.state())
@@ -64,7 +66,9 @@ class Stepper:
         """The network's input for `sample` before step `index`."""
         if not hasattr(self.scheduler, "scale_model_input"):
             return sample
-        restore(self.scheduler, self._at(index))
+        for ahead in range(max(self._states), index):  # what a scheduler counts and draws does not depend on values
+            self.step(ahead, self._like[0], self._like[1])
+        restore(self.scheduler, self._states[index])
         scaled: Tensor = self.scheduler.scale_model_input(sample, self.timesteps[index])
         self._scales = scaled is not sample
         return scaled
@@ -74,18 +78,6 @@ class Stepper:
         for kept in (self._states, self._streams):
             for index in [index for index in kept if index < before]:
                 del kept[index]
-
-    def _at(self, index: int) -> State:
-        """As held before step `index`; one that was not reached yet differs in its count alone."""
-        if index in self._states:
-            return self._states[index]
-        reached = max(self._states)
-        state = {name: copied(value) for name, value in self._states[reached].items()}
-        if "_runs" in state:
-            state["_runs"].current.step_index += index - reached
-        elif state.get("_step_index") is not None:
-            state["_step_index"] += index - reached
-        return state
 
 
 _UNKNOWN = Node(0.0, 1.0, 1.0)
