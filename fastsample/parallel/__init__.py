@@ -9,4 +9,5 @@ from fastsample.parallel.iterations import solve as solve
 from fastsample.parallel.pipeline import ParallelRun as ParallelRun
 from fastsample.parallel.pipeline import ParallelSampler as ParallelSampler
 from fastsample.parallel.pipeline import parallelise as parallelise
+from fastsample.parallel.text import jacobi_decode as jacobi_decode
 from fastsample.parallel.triangular import TriangularSystem as TriangularSystem

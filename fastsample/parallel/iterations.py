@@ -35,9 +35,9 @@ class FixedPoint:
     """The iteration's state between sweeps, for callers that evaluate the rows themselves; else see :func:`solve`.
 
     A sweep is: evaluate `rows` at `states`, then `sweep(outputs)`; until `done`. `trajectory` [length + 1, B, ..]
-    holds every state, those up to `begin` [B] final. The window slides by the states whose inputs moved by no more than
-    `tolerance`, each batch item by its own; with `blocks` (ends of blocks, the last one `length`) every block is
-    settled, or swept `max_sweeps` times, before the next one starts.
+    holds every state, those up to `begin` [B] final. The window slides by the states whose inputs moved by no more
+    than `tolerance`, each batch item by its own; with `blocks` (ends of blocks, the last one `length`) every block
+    is settled, or swept `max_sweeps` times, before the next one starts.
     """
 
     def __init__(
