@@ -14,7 +14,12 @@ from fastsample.cli import common
 
 def sample(
     prompt: Annotated[list[str] | None, typer.Option(help="A prompt; repeat for several.")] = None,
-    prompts: Annotated[Path | None, typer.Option(help="A file with one prompt a line.")] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            help="A file with one prompt a line. Under torchrun or accelerate launch each process samples a part."
+        ),
+    ] = None,
     model: Annotated[str | None, typer.Option(help="Diffusers folder or hub id; default: the bundled model.")] = None,
     solver: Annotated[str, typer.Option(help="A solver's name, see `fastsample solvers`.")] = "dpmpp-2m",
     option: Annotated[list[str] | None, typer.Option(help="A solver option key=value; repeat for several.")] = None,
@@ -82,10 +87,11 @@ def generate(
     from PIL import Image
     from tqdm.auto import tqdm
 
+    from fastsample.parallel.distributed import own_share
     from fastsample.sampling import count
 
     made: list[dict[str, Any]] = []
-    jobs = [(i, text, seed) for i, text in enumerate(prompts) for seed in seeds]
+    jobs = own_share([(i, text, seed) for i, text in enumerate(prompts) for seed in seeds])
     for index, text, seed in tqdm(jobs, desc="images", disable=len(jobs) == 1):
         with count(pipe, 1) as ledger:
             pixels = pipe(
@@ -110,6 +116,12 @@ def generate(
 
 def report(made: list[dict[str, Any]], folder: Path, as_json: bool) -> None:
     """Write the contact sheet and say what was made."""
+    from fastsample.parallel.distributed import collected
+
+    everything = collected(made)
+    if everything is None:
+        return  # the first process says it
+    made = everything
     sheet = contact_sheet([Path(image["file"]) for image in made], folder / "contact-sheet.png")
     if as_json:
         print(json.dumps({"images": made, "contact_sheet": str(sheet)}, indent=2))

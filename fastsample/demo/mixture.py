@@ -60,7 +60,7 @@ class GaussianMixture:
     def model(
         self, schedule: NoiseSchedule, prediction_type: str = "epsilon"
     ) -> Callable[[Tensor, float | Tensor], Tensor]:
-        """The exact `model(x, t)` of `prediction_type` on `schedule`, in x's dtype; t is one time, or one a sample."""
+        """The exact `model(x, t)` of `prediction_type` on `schedule`, in x's dtype; t is one time, or one a row."""
         check_prediction_type(prediction_type)
 
         def predict(x: Tensor, t: float | Tensor) -> Tensor:

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from fastsample.caching.targets import inner
 from fastsample.parallel.conversion import TimestepConversion
-from fastsample.parallel.iterations import FixedPoint, ParallelReport
+from fastsample.parallel.distributed import RowShares
+from fastsample.parallel.iterations import FixedPoint, ParallelReport, check_tolerance, check_window
 from fastsample.parallel.layout import Call, CallLayout, NotParallelError, bind
 from fastsample.parallel.stepping import (
     SchedulerTrajectory,
@@ -35,7 +36,10 @@ CHECKED_SWEEPS = 2
 
 @dataclass(frozen=True)
 class Settings:
-    """How a loop is sampled; `cuts(timesteps)` are the steps that a window does not cross, `constant_rows` pads."""
+    """How a loop is sampled; `cuts(timesteps)` are the steps that a window does not cross, `constant_rows` pads.
+
+    Raises ValueError for an unknown iteration, a window below 1 or a negative tolerance.
+    """
 
     iteration: str
     window: int | None
@@ -43,6 +47,12 @@ class Settings:
     cuts: Callable[[list[Tensor]], list[int]]
     constant_rows: bool
     interrupted: Callable[[], bool]
+    shares: RowShares | None = None
+
+    def __post_init__(self) -> None:
+        make_update(self.iteration)
+        check_window(self.window)
+        check_tolerance(self.tolerance)
 
 
 @dataclass
@@ -91,8 +101,8 @@ class Loop:
         """Times that the pipeline went through its loop."""
         return self.plain_steps + sum(report.sweeps for report in self.reports)
 
-    def call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
-        """The arguments that the denoiser gets for those that the pipeline gives it; None to leave them."""
+    def call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Call, int] | None:
+        """What the denoiser gets for the arguments that the pipeline gives it, and its rows; None to leave them."""
         module = inner(module)
         call, number = bind(module, args, kwargs), len(self._calls)
         self._calls.append((module, call))
@@ -106,7 +116,7 @@ class Loop:
         layout.check_rest(call)
         expanded = layout.expand(call, *self._segment.inputs())
         self._stepper.go_to(self.committed)
-        return expanded
+        return expanded, len(expanded[layout.argument])
 
     def step(self, output: Tensor, timestep: Any, sample: Tensor, arguments: dict[str, Any]) -> Any:
         """What the pipeline gets for what it hands to `scheduler.step`."""
@@ -137,6 +147,10 @@ class Loop:
         """A step as the pipeline makes it, and the segment that follows."""
         assert self._stepper is not None
         step = self.committed
+        if self.settings.shares:
+            given = [value for _, call in calls for value in call.values() if isinstance(value, Tensor)]
+            self.settings.shares.check_agreement([sample, *given])
+            output = self.settings.shares.broadcast(output)
         result = self._stepper.step(step, sample, output)
         self.plain_steps, self.committed = self.plain_steps + 1, step + 1
         self.unreported[step] = next_sample(result)

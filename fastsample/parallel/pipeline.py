@@ -14,11 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from fastsample.caching.targets import check_caches, inner
+from fastsample.parallel.distributed import RowShares
 from fastsample.parallel.driver import Loop, Settings
-from fastsample.parallel.iterations import ParallelReport, check_tolerance, check_window
+from fastsample.parallel.iterations import ParallelReport
 from fastsample.parallel.layout import NotParallelError, timestep_argument
 from fastsample.parallel.loop import step_decision
-from fastsample.parallel.updates import make_update
+from fastsample.parallel.patches import Patches
+from fastsample.parallel.streams import Streams
 from fastsample.sampling.hooked import hooks_of
 
 
@@ -34,6 +36,13 @@ class ParallelRun:
     plain_steps: int = 0
     reports: list[ParallelReport] = field(default_factory=list)
     fallback: str = ""
+
+    def add(self, loops: list[Loop]) -> None:
+        """Count what a call's loops did."""
+        for loop in loops:
+            self.steps += loop.committed
+            self.plain_steps += loop.plain_steps
+            self.reports += loop.reports
 
     @property
     def sweeps(self) -> int:
@@ -52,33 +61,47 @@ class ParallelSampler:
     `iteration` is "picard", "replay", "secant" or "anderson"; `window` how many steps are evaluated at once (None:
     all); at `tolerance` 0 the result equals the sequential one to rounding, else a sample is final once the earlier
     ones moved, RMS, by no more than `tolerance` times the noise of a DDPM step there. `run` says what the last call
-    cost. See :func:`parallelise` for what is checked.
+    cost. See :func:`parallelise` for what is checked. With `distributed`, in processes that torchrun or
+    accelerate launch started, each evaluates its share of the rows, and all return the same.
 
     Raises ValueError for wrong arguments, and where a feature cache (T-GATE too), a guider that acts on some steps
     only, or a missing scheduler or denoiser forbids it, before any evaluation.
     """
 
     def __init__(
-        self, pipe: Any, *, iteration: str = "secant", window: int | None = 16, tolerance: float = 1e-2
+        self,
+        pipe: Any,
+        *,
+        iteration: str = "secant",
+        window: int | None = 16,
+        tolerance: float = 1e-2,
+        distributed: bool = False,
     ) -> None:
-        make_update(iteration)
-        check_window(window)
-        check_tolerance(tolerance)
-        denoisers(pipe)
-        self.pipe, self.iteration, self.window, self.tolerance = pipe, iteration, window, tolerance
+        self.pipe = pipe
+        self.options: dict[str, Any] = {
+            "iteration": iteration,
+            "window": window,
+            "tolerance": tolerance,
+            "distributed": distributed,
+        }
         self.run = ParallelRun()
+        with parallelise(pipe, **self.options):
+            pass  # wrong arguments are refused here
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What `pipe(*args, **kwargs)` returns."""
-        with parallelise(
-            self.pipe, iteration=self.iteration, window=self.window, tolerance=self.tolerance
-        ) as self.run:
+        with parallelise(self.pipe, **self.options) as self.run:
             return self.pipe(*args, **kwargs)
 
 
 @contextlib.contextmanager
 def parallelise(
-    pipe: Any, *, iteration: str = "secant", window: int | None = 16, tolerance: float = 1e-2
+    pipe: Any,
+    *,
+    iteration: str = "secant",
+    window: int | None = 16,
+    tolerance: float = 1e-2,
+    distributed: bool = False,
 ) -> Iterator[ParallelRun]:
     """Calls of `pipe` in the block sample many steps at a time; arguments and errors as :class:`ParallelSampler`.
 
@@ -87,16 +110,22 @@ def parallelise(
     changes the latents between steps, or gives its denoiser anything but latents and timestep that changes; and when
     a row evaluated among others differs from the same row alone. The generators are put back before.
     """
-    make_update(iteration)
-    check_window(window)
-    check_tolerance(tolerance)
-    denoisers(pipe)
+    modules = denoisers(pipe)
+    settings = Settings(
+        iteration,
+        window,
+        tolerance,
+        cuts=lambda timesteps: _expert_boundary(pipe, timesteps),
+        constant_rows=any(inner(module) is not module or module._compiled_call_impl for module in modules),
+        interrupted=lambda: bool(getattr(pipe, "interrupt", False)),
+        shares=RowShares() if distributed else None,
+    )
     run = ParallelRun()
     original = type(pipe)
 
     @functools.wraps(original.__call__)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return _call(self, original, run, iteration, window, tolerance, args, kwargs)
+        return _call(self, original, run, settings, args, kwargs)
 
     pipe.__class__ = type(original.__name__, (original,), {"__call__": call, "__module__": original.__module__})
     try:
@@ -129,229 +158,30 @@ def denoisers(pipe: Any) -> list[nn.Module]:
 
 
 def _call(
-    pipe: Any,
-    original: type,
-    run: ParallelRun,
-    iteration: str,
-    window: int | None,
-    tolerance: float,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
+    pipe: Any, original: type, run: ParallelRun, settings: Settings, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
     """The pipeline's call in parallel, and where that cannot be, as it is."""
-    modules = denoisers(pipe)
-    arguments = inspect.signature(original.__call__).bind(pipe, *args, **kwargs).arguments  # type: ignore[operator]
-    streams = _Streams(arguments.get("generator"))
+    call: Callable[..., Any] = original.__call__  # type: ignore[operator]
+    arguments = inspect.signature(call).bind(pipe, *args, **kwargs).arguments
+    streams = Streams(arguments.get("generator"))
+    before = streams.state()
+    patches = Patches(pipe, denoisers(pipe), settings)
     try:
-        reason = step_decision(original, {**arguments, **arguments.get("kwargs", {})})
-        if reason:
-            raise NotParallelError(reason)
-        settings = Settings(
-            iteration,
-            window,
-            tolerance,
-            cuts=lambda timesteps: _expert_boundary(pipe, timesteps),
-            constant_rows=any(inner(module) is not module or module._compiled_call_impl for module in modules),
-            interrupted=lambda: bool(getattr(pipe, "interrupt", False)),
-        )
-        with _Patches(pipe, modules, settings, run) as patches:
-            return original.__call__(pipe, *args, **patches.callbacks(kwargs))  # type: ignore[operator]
+        run.fallback = step_decision(original, {**arguments, **arguments.get("kwargs", {})})
+        if not run.fallback:
+            with patches:
+                return call(pipe, *args, **patches.callbacks(kwargs))
     except NotParallelError as error:
         run.fallback = str(error)
     except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
         if isinstance(error, torch.OutOfMemoryError) or not patches.swept:
             raise
         run.fallback = f"{original.__name__} failed with many rows at once: {type(error).__name__}: {error}"
+    finally:
+        run.add(patches.loops)
     warnings.warn(f"sampled sequentially: {run.fallback}", stacklevel=4)
-    streams.restore()
-    return original.__call__(pipe, *args, **kwargs)  # type: ignore[operator]
-
-
-class _Patches:
-    """What is changed on a pipeline's instances while it samples; all of it is undone on exit."""
-
-    def __init__(self, pipe: Any, modules: list[nn.Module], settings: Settings, run: ParallelRun) -> None:
-        self._pipe, self._modules, self._settings, self._run = pipe, modules, settings, run
-        self._scheduler = pipe.scheduler
-        self._loop: Loop | None = None
-        self._bar: Any = None
-        self._undo = contextlib.ExitStack()
-        self.swept = False  # whether a denoiser has been given many rows
-
-    def __enter__(self) -> _Patches:
-        scheduler, pipe = self._scheduler, self._pipe
-        for module in self._modules:
-            handle = module.register_forward_pre_hook(self._expand, with_kwargs=True)
-            self._undo.callback(handle.remove)
-        self._patch(scheduler, "set_timesteps", self._set_timesteps(scheduler.set_timesteps))
-        self._patch(scheduler, "step", self._step(scheduler.step))
-        if hasattr(pipe, "progress_bar"):
-            self._patch(pipe, "progress_bar", self._progress_bar(pipe.progress_bar))
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._account()
-        self._undo.close()
-        timesteps = getattr(self._scheduler, "timesteps", None)
-        if isinstance(timesteps, Tensor):
-            self._scheduler.timesteps = timesteps.as_subclass(Tensor)
-
-    def callbacks(self, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """The call's arguments with callbacks that are called once a committed step."""
-        given = kwargs.get("callback_on_step_end")
-        return kwargs if given is None else {**kwargs, "callback_on_step_end": self._callback(given)}
-
-    # --- patches -----------------------------------------------------------------------------------------
-
-    def _patch(self, target: Any, name: str, value: Any) -> None:
-        assert name not in vars(target), f"{type(target).__name__}.{name} is patched already"
-        setattr(target, name, value)
-        self._undo.callback(delattr, target, name)
-
-    def _set_timesteps(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        """Lays out the timesteps as ever, as a tensor that is iterated over sweep by sweep."""
-
-        def begin(timesteps: Tensor) -> Iterator[Tensor]:
-            if self._loop is not None and self._loop.running:
-                yield from timesteps.as_subclass(Tensor)
-                return
-            self._account()
-            values = list(timesteps.as_subclass(Tensor))
-            self._loop = Loop(self._scheduler, values, self._settings)
-            yield from self._loop
-
-        kind = type("ParallelTimesteps", (Tensor,), {"__iter__": begin})
-
-        @functools.wraps(original)
-        def set_timesteps(*args: Any, **kwargs: Any) -> Any:
-            result = original(*args, **kwargs)
-            self._scheduler.timesteps = self._scheduler.timesteps.as_subclass(kind)
-            return result
-
-        return set_timesteps
-
-    def _step(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(original)
-        def step(model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
-            if self._loop is None:
-                raise NotParallelError(f"{type(self._pipe).__name__} does not iterate over its scheduler's timesteps")
-            names = list(inspect.signature(original).parameters)[3:]
-            before = self._loop.committed
-            result = self._loop.step(
-                model_output, timestep, sample, {**dict(zip(names, args, strict=False)), **kwargs}
-            )
-            if self._bar is not None:
-                self._bar.advance(before, self._loop.committed, len(self._loop.timesteps))
-            return result
-
-        return step
-
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _expand(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        if self._loop is None or not self._loop.offered:
-            return None
-        call = self._loop.call(module, args, kwargs)
-        if call is None:
-            return None
-        self.swept = True
-        return (), call
-
-    def _progress_bar(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(original)
-        def progress_bar(iterable: Any = None, total: int | None = None) -> Any:
-            if iterable is not None:
-                self._bar = _Bar(original(total=len(iterable)), 1)
-                return self._bar.over(iterable)
-            self._bar = _Bar(original(total=total), getattr(self._scheduler, "order", 1))
-            return self._bar
-
-        return progress_bar
-
-    def _callback(self, given: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(given)
-        def callback(pipe: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-            loop = self._loop
-            last: dict[str, Any] = {}
-            assert loop is not None
-            for step, latents in sorted(loop.unreported.items()):
-                shown = {**tensors, "latents": latents} if "latents" in tensors else dict(tensors)
-                versions = {name: value._version for name, value in shown.items() if isinstance(value, Tensor)}
-                last = given(pipe, step, loop.timesteps[step], dict(shown)) or {}
-                for name, value in shown.items():
-                    returned = last.get(name, value)
-                    if returned is not value or (name in versions and value._version != versions[name]):
-                        raise NotParallelError(f"the callback changes {name}")
-                if getattr(pipe, "interrupt", False):
-                    last = {**last, "latents": latents} if "latents" in tensors else last
-                    break
-            loop.unreported.clear()
-            return last
-
-        return callback
-
-    def _account(self) -> None:
-        """Add what the loop did to the run."""
-        loop = self._loop
-        if loop is not None and loop.passes:
-            self._run.steps += loop.committed
-            self._run.plain_steps += loop.plain_steps
-            self._run.reports += loop.reports
-        self._loop = None
-
-
-class _Bar:
-    """A progress bar that counts committed steps, whatever the pipeline's loop says."""
-
-    def __init__(self, bar: Any, order: int) -> None:
-        self._bar, self._order = bar, order
-
-    def __enter__(self) -> _Bar:
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._bar.close()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._bar, name)
-
-    def update(self, count: int = 1) -> None:
-        """Called by the pipeline once a sweep: not counted."""
-
-    def advance(self, before: int, after: int, steps: int) -> None:
-        """Count what was committed of `steps` as pipelines do: `order` of them are one, warm-up steps are none."""
-
-        def done(committed: int) -> int:
-            if self._bar.total is None or committed == steps:
-                return int(self._bar.total or committed)
-            warmup = max(0, steps - self._bar.total * self._order)
-            return int(max(0, committed - warmup) // self._order)
-
-        self._bar.update(done(after) - done(before))
-
-    def over(self, iterable: Any) -> Iterator[Any]:
-        """`iterable` under the bar."""
-        with self:
-            yield from iterable
-
-
-class _Streams:
-    """The states of the generators that a call may draw from, the default ones too."""
-
-    def __init__(self, given: Any) -> None:
-        generators = given if isinstance(given, list) else [given]
-        self._own = [(g, g.get_state()) for g in generators if isinstance(g, torch.Generator)]
-        self._cpu = torch.get_rng_state()
-        self._cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-
-    def restore(self) -> None:
-        """Put them back."""
-        for generator, state in self._own:
-            generator.set_state(state)
-        torch.set_rng_state(self._cpu)
-        if self._cuda:
-            torch.cuda.set_rng_state_all(self._cuda)
+    streams.restore(before)
+    return call(pipe, *args, **kwargs)
 
 
 def _expert_boundary(pipe: Any, timesteps: list[Tensor]) -> list[int]:

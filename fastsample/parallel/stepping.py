@@ -7,9 +7,9 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from fastsample.parallel.streams import Streams
 from fastsample.parallel.trajectory import Trajectory
 from fastsample.schedules import NoiseSchedule
 from fastsample.schedules.base import Node
@@ -27,7 +27,7 @@ class Stepper:
     def __init__(self, scheduler: Any, timesteps: Sequence[Tensor], arguments: dict[str, Any], like: Tensor) -> None:
         self.scheduler, self.timesteps, self.arguments = scheduler, timesteps, arguments
         self._step = type(scheduler).step
-        self._generators = _Generators(arguments.get("generator"), like.device)
+        self._generators = Streams(arguments.get("generator"))
         self._like = like, like  # a sample and an output
         self._scales: bool | None = None  # whether the network's input is another tensor than the sample
         self._states: dict[int, State] = {0: held(scheduler)}
@@ -157,26 +157,3 @@ def copied(value: Any) -> Any:
     if isinstance(value, (list, dict, set, deque)) or type(value).__name__ == "RunPerThread":
         return copy.copy(value)
     return value
-
-
-class _Generators:
-    """The streams that `step` may draw from: the caller's generator or generators, else the device's own."""
-
-    def __init__(self, given: Any, device: torch.device) -> None:
-        self._own = [g for g in (given if isinstance(given, list) else [given]) if g is not None]
-        self._device = device
-
-    def state(self) -> list[Tensor]:
-        if self._own:
-            return [generator.get_state() for generator in self._own]
-        cuda = [torch.cuda.get_rng_state(self._device)] if self._device.type == "cuda" else []
-        return [torch.get_rng_state(), *cuda]
-
-    def restore(self, state: list[Tensor]) -> None:
-        if self._own:
-            for generator, stream in zip(self._own, state, strict=True):
-                generator.set_state(stream)
-            return
-        torch.set_rng_state(state[0])
-        if self._device.type == "cuda":
-            torch.cuda.set_rng_state(state[1], self._device)

@@ -1,0 +1,41 @@
+"""Run by every process of tests/test_parallel_processes.py: one image, its rows shared."""
+
+from __future__ import annotations
+
+import sys
+
+import diffusers
+import torch
+from pipelines import quiet, stable_diffusion
+from zoo import ZOO
+
+import fastsample as fs
+from fastsample.sampling import count
+
+
+def main(case: str, out: str) -> None:
+    seed = 0
+    inputs = {"num_inference_steps": 10, "output_type": "latent"}
+    if case == "controlnet":
+        pipe = ZOO["stable_diffusion_controlnet"].build()
+        inputs |= ZOO["stable_diffusion_controlnet"].inputs()
+    else:
+        pipe = quiet(stable_diffusion())
+        pipe.scheduler = diffusers.EulerAncestralDiscreteScheduler.from_config(pipe.scheduler.config)
+        inputs |= {"prompt": "a small red circle", "height": 8, "width": 8, "guidance_scale": 3.0}
+    inputs["num_inference_steps"] = 10
+    sampler = fs.ParallelSampler(pipe, window=5, tolerance=0.0, distributed=True)
+    rank = torch.distributed.get_rank()
+    seed = rank if case == "seeds" else 0
+    with count(pipe, 1) as ledger:
+        try:
+            image = sampler(**inputs, generator=torch.Generator().manual_seed(seed)).images
+        except ValueError as error:
+            image, sampler.run.fallback = None, str(error)
+    run = sampler.run
+    found = {"image": image, "rows": ledger.rows, "sweeps": run.sweeps, "fallback": run.fallback}
+    torch.save({**found, "evaluated": sum(report.evaluations for report in run.reports)}, f"{out}.{rank}")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
