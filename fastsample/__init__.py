@@ -22,6 +22,10 @@ _HOME = {
     "integrate": "fastsample.sampling",
     "integrate_adaptive": "fastsample.sampling",
     "GraphedLoop": "fastsample.sampling",
+    "integrate_parallel": "fastsample.parallel",
+    "ParallelSampler": "fastsample.parallel",
+    "parallelise": "fastsample.parallel",
+    "jacobi_decode": "fastsample.parallel",
     "Ledger": "fastsample.sampling",
     "create_scheduler": "fastsample.schedulers",
     "load_pipeline": "fastsample.schedulers",
@@ -46,6 +50,10 @@ if TYPE_CHECKING:
     from fastsample.caching import TGate as TGate
     from fastsample.caching.guider import TGateGuider as TGateGuider
     from fastsample.demo.mixture import GaussianMixture as GaussianMixture
+    from fastsample.parallel import ParallelSampler as ParallelSampler
+    from fastsample.parallel import integrate_parallel as integrate_parallel
+    from fastsample.parallel import jacobi_decode as jacobi_decode
+    from fastsample.parallel import parallelise as parallelise
     from fastsample.sampling import GraphedLoop as GraphedLoop
     from fastsample.sampling import Ledger as Ledger
     from fastsample.sampling import integrate as integrate
