@@ -54,11 +54,15 @@ class RandomSystem:
     def advance(self, rows: Tensor, states: Tensor, outputs: Tensor) -> Tensor:
         return torch.stack([self.step(*each) for each in zip(rows, states, outputs, strict=True)])
 
-    def replay(self, rows: Tensor, state: Tensor, outputs: Tensor) -> Tensor:
-        made = [state]
-        for row, output in zip(rows, outputs, strict=True):
-            made.append(self.step(row, made[-1], output))
+    def replay(self, rows: Tensor, states: Tensor, outputs: Tensor, slopes: Tensor | None = None) -> Tensor:
+        made = [states[0]]
+        slopes = torch.zeros(rows.shape, dtype=torch.float64) if slopes is None else slopes
+        for row, guess, output, slope in zip(rows, states, outputs, slopes, strict=True):
+            made.append(self.step(row, made[-1], output + slope[:, None] * (made[-1] - guess)))
         return torch.stack(made[1:])
+
+    def gains(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.full(rows.shape, 0.5, dtype=torch.float64), torch.ones(rows.shape, dtype=torch.float64)
 
     def change(self, rows: Tensor, new: Tensor, old: Tensor) -> Tensor:
         return (new - old).abs().amax(-1)

@@ -27,6 +27,7 @@ class TableSystem(Trajectory):
         self._model, self._noises = model, noises
         self._instructions = compile_program(table).steps
         self._times = torch.tensor([step.node.time for step in table.steps], dtype=torch.float64)
+        self._gain = [(step.next.sample, step.next.output) for step in table.steps]
         self._values: Values = {}
         self._dropped = 0  # steps whose dead values are gone
 
@@ -48,6 +49,10 @@ class TableSystem(Trajectory):
         new = run_step(self._instructions[index], sample, output, self._values, self._noises[index])
         self._values = {**kept, **self._values}  # a later sweep reads again what this step reads last
         return new
+
+    def gain(self, index: int) -> tuple[float, float]:
+        """As the table has them."""
+        return self._gain[index]
 
     def commit(self, begin: Tensor) -> None:
         """Drops the history that no coming step reads."""

@@ -62,16 +62,37 @@ class Stepper:
             scaled[chosen] = self.scaled(step, samples[chosen])
         return scaled
 
+    def gain(self, index: int) -> tuple[float, float]:
+        """By how much the next sample moves with the sample and with the output in step `index`."""
+        self._reach(index)
+        sample, output = self._like
+        after = {number: state for number, state in self._states.items() if number > index}
+        results = [
+            next_sample(self.step(index, *moved)).double()
+            for moved in ((sample, output), (2 * sample, output), (sample, 2 * output))
+        ]
+        self._like = sample, output
+        self._states.update(after)
+        visible = output[:, : sample.shape[1]].double()
+        return tuple(  # type: ignore[return-value]
+            float(((moved - results[0]) * of).sum() / of.square().sum().clamp(min=1e-30))
+            for moved, of in zip(results[1:], (sample.double(), visible), strict=True)
+        )
+
     def scaled(self, index: int, sample: Tensor) -> Tensor:
         """The network's input for `sample` before step `index`."""
         if not hasattr(self.scheduler, "scale_model_input"):
             return sample
-        for ahead in range(max(self._states), index):  # what a scheduler counts and draws does not depend on values
-            self.step(ahead, self._like[0], self._like[1])
+        self._reach(index)
         restore(self.scheduler, self._states[index])
         scaled: Tensor = self.scheduler.scale_model_input(sample, self.timesteps[index])
         self._scales = scaled is not sample
         return scaled
+
+    def _reach(self, index: int) -> None:
+        """Make the steps before step `index`, where they have not been; what a scheduler counts needs no values."""
+        for ahead in range(max(self._states), index):
+            self.step(ahead, *self._like)
 
     def forget(self, before: int) -> None:
         """Steps before number `before` are not made again."""
@@ -99,6 +120,10 @@ class SchedulerTrajectory(Trajectory):
         """The next sample by the scheduler's own step."""
         self.latest = self._stepper.step(self._start + index, sample, output)
         return next_sample(self.latest).to(sample.dtype)
+
+    def gain(self, index: int) -> tuple[float, float]:
+        """Found by moving the sample and the output of a step a little, and taking all of it back."""
+        return self._stepper.gain(self._start + index)
 
 
 def same_arguments(one: dict[str, Any], other: dict[str, Any]) -> bool:

@@ -66,9 +66,13 @@ class TextSystem:
         """The outputs."""
         return outputs
 
-    def replay(self, rows: Tensor, state: Tensor, outputs: Tensor) -> Tensor:
+    def replay(self, rows: Tensor, states: Tensor, outputs: Tensor, slopes: Tensor | None = None) -> Tensor:
         """The outputs."""
         return outputs
+
+    def gains(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """A token is its output."""
+        return torch.zeros(rows.shape), torch.ones(rows.shape)
 
     def change(self, rows: Tensor, new: Tensor, old: Tensor) -> Tensor:
         """1 where a token changed."""

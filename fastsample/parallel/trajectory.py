@@ -29,10 +29,15 @@ class Trajectory(ABC):
         self._samples = x.new_zeros((self.length, *x.shape))
         self._outputs: Tensor | None = None
         self._items = torch.arange(len(x), device=x.device)
+        self._gains: dict[int, tuple[float, float]] = {}
 
     @abstractmethod
     def step(self, index: int, sample: Tensor, output: Tensor) -> Tensor:
         """State `index + 1`; what later steps read of this one is kept, and made anew when it is made again."""
+
+    @abstractmethod
+    def gain(self, index: int) -> tuple[float, float]:
+        """The factors of the sample and of the output in step `index`, which is as good as linear in both."""
 
     @property
     def length(self) -> int:
@@ -49,13 +54,18 @@ class Trajectory(ABC):
 
     def advance(self, rows: Tensor, states: Tensor, outputs: Tensor) -> Tensor:
         """The next samples, each of its own sample and output; what earlier steps left is of theirs."""
-        self._samples[rows.to(states.device), self._items] = states
-        return self._steps(rows, outputs, replayed=False)
+        return self._steps(rows, states, outputs, None, replayed=False)
 
-    def replay(self, rows: Tensor, state: Tensor, outputs: Tensor) -> Tensor:
-        """The next samples by running the steps from the first row's sample with `outputs`."""
-        self._samples[rows[0].to(state.device), self._items] = state
-        return self._steps(rows, outputs, replayed=True)
+    def replay(self, rows: Tensor, states: Tensor, outputs: Tensor, slopes: Tensor | None = None) -> Tensor:
+        """The next samples by running the steps from the first sample, with outputs that follow their samples."""
+        return self._steps(rows, states, outputs, slopes, replayed=True)
+
+    def gains(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """The factors of the sample and of the output in each step, float64."""
+        for step in sorted(set(rows.flatten().tolist()) - self._gains.keys()):
+            self._gains[step] = self.gain(step)
+        both = torch.tensor([self._gains[step] for step in rows.flatten().tolist()], dtype=torch.float64)
+        return both[:, 0].reshape(rows.shape), both[:, 1].reshape(rows.shape)
 
     def change(self, rows: Tensor, new: Tensor, old: Tensor) -> Tensor:
         """RMS of the difference over the step's noise scale, [R, B]."""
@@ -66,20 +76,29 @@ class Trajectory(ABC):
         """Drops what only steps before `begin` need: nothing, unless a subclass says otherwise."""
         del begin
 
-    def _steps(self, rows: Tensor, outputs: Tensor, *, replayed: bool) -> Tensor:
+    def _steps(
+        self, rows: Tensor, states: Tensor, outputs: Tensor, slopes: Tensor | None, *, replayed: bool
+    ) -> Tensor:
         """Runs steps from the first row of any item to the last; items that are past a step run it as they did."""
-        index = rows.to(outputs.device)
+        index, items = rows.to(outputs.device), self._items
         if self._outputs is None:
             self._outputs = outputs.new_zeros((self.length, *outputs.shape[1:]))
-        self._outputs[index, self._items] = outputs
-        made: dict[int, Tensor] = {}
+        self._samples[index, items], self._outputs[index, items] = states, outputs
+        factors = torch.zeros(self.length, len(items)).to(states)
+        if slopes is not None:
+            factors[index, items] = slopes.to(states)
+        made: list[Tensor] = []
         first, last = int(rows.min()), int(rows.max())
         for step in range(first, last + 1):
-            if replayed and step > first:
-                inside = _like((step > rows[:1]), self._samples[step][None])[0]
-                self._samples[step] = torch.where(inside > 0, made[step - 1], self._samples[step])
-            made[step] = self.step(step, self._samples[step], self._outputs[step])
-        return torch.stack(list(made.values()))[index - first, self._items]
+            if replayed and made:
+                guess = self._samples[step].clone()
+                inside = (step > index[0]).reshape(-1, *[1] * (guess.ndim - 1))
+                self._samples[step] = torch.where(inside, made[-1], guess)
+                if slopes is not None:  # kept, so that a step made again is the same
+                    moved = _like(factors[step][None], guess[None])[0] * (self._samples[step] - guess)
+                    self._outputs[step][:, : guess.shape[1]] += moved  # without a learned variance
+            made.append(self.step(step, self._samples[step], self._outputs[step]))
+        return torch.stack(made)[index - first, items]
 
 
 def noise_scales(nodes: Sequence[Node]) -> Tensor:

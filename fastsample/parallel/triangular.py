@@ -32,8 +32,14 @@ class TriangularSystem(Protocol):
     def advance(self, rows: Tensor, states: Tensor, outputs: Tensor) -> Tensor:
         """The states `rows + 1`, each from its own of `states` and `outputs`, and from those of earlier rows."""
 
-    def replay(self, rows: Tensor, state: Tensor, outputs: Tensor) -> Tensor:
-        """The states `rows + 1` one after the other from `state` [B, ..], the first row's, with fixed `outputs`."""
+    def replay(self, rows: Tensor, states: Tensor, outputs: Tensor, slopes: Tensor | None = None) -> Tensor:
+        """The states `rows + 1` one after the other from the first of `states`.
+
+        Each uses its own of `outputs`, moved by `slopes` [R, B] times the state's difference from that of `states`.
+        """
+
+    def gains(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """By how much states `rows + 1` move with their own state and with its output, [R, B] each."""
 
     def change(self, rows: Tensor, new: Tensor, old: Tensor) -> Tensor:
         """How far each state of `rows` moved, [R, B], in the unit of the tolerance."""

@@ -57,30 +57,38 @@ class Replay:
     def __call__(
         self, system: TriangularSystem, rows: Tensor, states: Tensor, outputs: Tensor, old: Tensor
     ) -> tuple[Tensor, Tensor]:
-        new = system.replay(rows, states[0], outputs)
+        new = system.replay(rows, states, outputs)
         return new, new
 
 
 class Secant:
-    """`J` from two sweeps, a state and batch item: `<dy, dF> / <dy, dy>`, within 0 and `largest`; 1 in the first."""
+    """Replay with outputs that follow their states, by the slope of the last two sweeps, free of evaluations.
+
+    For each state and batch item `K = <dy, du> / <dy, dy>` between two sweeps' states y and outputs u. A step's
+    `J = A + B K` (A, B: the gains of state and output) is kept within 0 and `largest`, and is 1, as Picard's, where
+    there is one sweep only. Unlike a J on the step alone, it also moves what later steps read of the outputs.
+    """
 
     def __init__(self, largest: float = 1.5) -> None:
         self.largest = largest
-        self._last: dict[str, Tensor] = {}
+        self._states: Tensor | None = None
+        self._outputs: Tensor | None = None
 
     def __call__(
         self, system: TriangularSystem, rows: Tensor, states: Tensor, outputs: Tensor, old: Tensor
     ) -> tuple[Tensor, Tensor]:
-        moved = system.advance(rows, states, outputs)
-        items = torch.arange(rows.shape[1], device=states.device)
-        index = rows.to(states.device)
-        if not self._last:
-            shape = (system.length, *states.shape[1:])
-            self._last = {name: states.new_full(shape, float("nan")) for name in ("states", "moved")}
-        step = states - self._last["states"][index, items]
-        slope = _dots(step, moved - self._last["moved"][index, items]) / _dots(step, step)
-        self._last["states"][index, items], self._last["moved"][index, items] = states, moved
-        new = _corrected(moved, states, slope.nan_to_num(1.0, 1.0, 1.0).clamp(0, self.largest))
+        index, items = rows.to(states.device), torch.arange(rows.shape[1], device=states.device)
+        visible = outputs[:, :, : states.shape[2]] if outputs.shape != states.shape else outputs
+        if self._states is None or self._outputs is None:
+            self._states = states.new_full((system.length, *states.shape[1:]), float("nan"))
+            self._outputs = visible.new_full((system.length, *visible.shape[1:]), float("nan"))
+        step, turn = states - self._states[index, items], visible - self._outputs[index, items]
+        self._states[index, items], self._outputs[index, items] = states, visible
+        slope = (_dots(step, turn) / _dots(step, step)).double().cpu()
+        of_state, of_output = system.gains(rows)
+        factor = (of_state + of_output * slope).nan_to_num(1.0, 1.0, 1.0).clamp(0, self.largest)
+        slopes = torch.where(of_output.abs() > 1e-6, (factor - of_state) / of_output, 0.0)
+        new = system.replay(rows, states, outputs, slopes)
         return new, new
 
 
@@ -101,7 +109,7 @@ class Anderson:
     def __call__(
         self, system: TriangularSystem, rows: Tensor, states: Tensor, outputs: Tensor, old: Tensor
     ) -> tuple[Tensor, Tensor]:
-        plain = system.replay(rows, states[0], outputs)
+        plain = system.replay(rows, states, outputs)
         residual = plain - old
         index, items = rows.to(states.device), torch.arange(rows.shape[1], device=states.device)
         values = [(old, residual), *((x[index, items], r[index, items]) for x, r in self._past)]
