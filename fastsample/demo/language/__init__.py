@@ -1,0 +1,1 @@
+"""The bundled masked diffusion language model: five numbers added in writing, column by column."""

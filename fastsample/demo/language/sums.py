@@ -1,0 +1,78 @@
+"""The task of the bundled language model: five numbers of three digits, added column by column in writing.
+
+    123+045+678+901+234=3+5+8+1+4+0=21;2+4+7+0+3+2=18;1+0+6+9+2+1=19;answer:1981
+
+Every column is the digits from the first number to the last, the carry, and their sum; the ones come first. Each sum
+follows from what stands before it, so the text has steps that can be wrong, and an answer that can be checked.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+NUMBERS, DIGITS = 5, 3
+PROMPT_LENGTH = NUMBERS * DIGITS + NUMBERS
+"""Tokens: the digits, the signs between the numbers, and the = at the end."""
+RESPONSE_LENGTH = 64
+"""Tokens of the response with the end tokens that fill it."""
+VOCABULARY = (*"0123456789+=;", "answer:", "<|end|>", "<|mask|>")
+TEST_SHARE = 16
+"""One problem in so many is of the test split."""
+
+
+@dataclass(frozen=True)
+class Sum:
+    """A problem: the numbers to add."""
+
+    numbers: tuple[int, ...]
+
+    @property
+    def prompt(self) -> str:
+        """The problem as the model reads it."""
+        return "+".join(f"{number:0{DIGITS}d}" for number in self.numbers) + "="
+
+    @property
+    def answer(self) -> int:
+        """The sum."""
+        return sum(self.numbers)
+
+    @property
+    def response(self) -> str:
+        """The columns and the answer, without end tokens."""
+        text, carry = "", 0
+        for column in range(DIGITS):
+            digits = [number // 10**column % 10 for number in self.numbers]
+            total = sum(digits) + carry
+            text += "+".join(map(str, [*digits, carry])) + f"={total:02d};"
+            carry = total // 10
+        return f"{text}answer:{self.answer:0{DIGITS + 1}d}"
+
+    @property
+    def is_test(self) -> bool:
+        """Whether the problem is of the test split, which no training problem is."""
+        return hash_of(self.numbers) % TEST_SHARE == 0
+
+
+def hash_of(numbers: tuple[int, ...]) -> int:
+    """A fixed hash (FNV-1a on the numbers), the same in every process."""
+    value = 2166136261
+    for number in numbers:
+        value = (value ^ number) * 16777619 % 2**32
+    return value >> 8
+
+
+def problems(seed: int, *, test: bool) -> Iterator[Sum]:
+    """Endless random problems of one split."""
+    draw = random.Random(seed)
+    while True:
+        problem = Sum(tuple(draw.randrange(10**DIGITS) for _ in range(NUMBERS)))
+        if problem.is_test == test:
+            yield problem
+
+
+def read_answer(response: str) -> int | None:
+    """The number after `answer:`; None where there is none."""
+    _, found, digits = response.partition("answer:")
+    return int(digits) if found and digits.isdigit() else None
