@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fastsample.parallel.triangular import TriangularSystem
-from fastsample.parallel.updates import Update
+from fastsample.parallel.updates import Update, make_update
 
 
 @dataclass
@@ -35,9 +35,9 @@ class FixedPoint:
     """The iteration's state between sweeps, for callers that evaluate the rows themselves; else see :func:`solve`.
 
     A sweep is: evaluate `rows` at `states`, then `sweep(outputs)`; until `done`. `trajectory` [length + 1, B, ..]
-    holds every state, those up to `begin` [B] final. The window slides by the states whose inputs moved by no more
-    than `tolerance`, each batch item by its own; with `blocks` (ends of blocks, the last one `length`) every block
-    is settled, or swept `max_sweeps` times, before the next one starts.
+    holds every state, those up to `begin` [B] final, zeros where no sweep has been. The window slides by the states
+    whose inputs moved by no more than `tolerance`, each batch item by its own; with `blocks` (ends of blocks, the
+    last one `length`) every block is settled, or swept `max_sweeps` times, before the next one starts.
     """
 
     def __init__(
@@ -50,15 +50,14 @@ class FixedPoint:
         blocks: Sequence[int] | None = None,
         max_sweeps: int | Sequence[int] | None = None,
     ) -> None:
-        check_window(window)
-        check_tolerance(tolerance)
+        check_extent(window, tolerance)
         self.system, self.update, self.tolerance = system, update, tolerance
         self.window = min(window or system.length, system.length)
         self.blocks = list(blocks) if blocks is not None else None
         self.report = ParallelReport()
         guess = system.initial()
         self._guessed = len(guess) > 1
-        self.trajectory = guess.new_empty((system.length + 1, *guess.shape[1:]))
+        self.trajectory = guess.new_zeros((system.length + 1, *guess.shape[1:]))
         self.trajectory[: len(guess)] = guess
         self._items = torch.arange(guess.shape[1])
         self.begin = torch.zeros(guess.shape[1], dtype=torch.long)
@@ -150,14 +149,16 @@ def solve(
     return iteration.trajectory, iteration.report
 
 
-def check_window(window: int | None) -> None:
-    """ValueError unless `window` is at least 1, or None for all states."""
+def check_settings(iteration: str, window: int | None, tolerance: float) -> None:
+    """ValueError for an unknown iteration, a window below 1 (None is all states) or a negative tolerance."""
+    make_update(iteration)
+    check_extent(window, tolerance)
+
+
+def check_extent(window: int | None, tolerance: float) -> None:
+    """ValueError for a window below 1 or a negative tolerance."""
     if window is not None and (not isinstance(window, int) or window < 1):
         raise ValueError(f"window = {window!r}: give the states evaluated at once, 1 or more, or None for all")
-
-
-def check_tolerance(tolerance: float) -> None:
-    """ValueError unless `tolerance` is 0 or more."""
     if not tolerance >= 0:
         raise ValueError(f"tolerance = {tolerance!r}: give 0 (exact) or more")
 
