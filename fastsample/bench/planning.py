@@ -1,0 +1,53 @@
+"""What parallel sampling would save, on paper: from measured rounds, the cost of rows, and that of gathering them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+
+
+@dataclass(frozen=True)
+class RowCost:
+    """Seconds of a denoiser's call by its rows, as measured; linear between, and past the last in proportion.
+
+    Raises ValueError without the cost of one row, or for a cost that is not positive.
+    """
+
+    seconds: Mapping[int, float]
+
+    def __post_init__(self) -> None:
+        if 1 not in self.seconds or not all(value > 0 for value in self.seconds.values()):
+            raise ValueError(
+                f"seconds = {dict(self.seconds)}: give positive seconds by rows, that of 1 row among them"
+            )
+
+    @classmethod
+    def saturating(cls, free_rows: int) -> RowCost:
+        """A device that evaluates up to `free_rows` in the time of one, and more in proportion; one row is 1."""
+        return cls({1: 1.0, free_rows: 1.0})
+
+    def __call__(self, rows: int) -> float:
+        """Seconds of a call of `rows`."""
+        known = sorted(self.seconds)
+        for low, high in pairwise(known):
+            if low <= rows <= high:
+                share = (rows - low) / (high - low)
+                return (1 - share) * self.seconds[low] + share * self.seconds[high]
+        return self.seconds[known[-1]] * rows / known[-1]
+
+
+def expected_speedup(
+    steps: int, rounds: float, rows: int, cost: RowCost, *, devices: int = 1, gather: float = 0.0
+) -> float:
+    """Sequential seconds over parallel ones: `steps` calls of one row to one plain step and `rounds - 1` sweeps.
+
+    A sweep evaluates `rows` shared by `devices`, whose outputs are gathered in `gather` seconds. The solver's
+    arithmetic and what a pipeline does around a call are not in it. Raises ValueError for numbers below 1.
+    """
+    for name, value in (("steps", steps), ("rounds", rounds), ("rows", rows), ("devices", devices)):
+        if value < 1:
+            raise ValueError(f"{name} = {value}: give 1 or more")
+    share = -(-rows // devices)
+    sweep = cost(share) + (gather if devices > 1 else 0.0)
+    return steps * cost(1) / (cost(1) + (rounds - 1) * sweep)

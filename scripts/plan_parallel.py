@@ -1,0 +1,65 @@
+"""Expected speed-ups of parallel sampling for 1 to 8 devices, on paper: a Markdown page from measured rounds.
+
+    python scripts/plan_parallel.py --results benchmarks/parallel_cpu/results.jsonl --out plan.md
+
+Rounds come from a record of `fastsample bench --parallel`; what a call costs by its rows from `--rows`, a record of
+scripts/gpu_parallel.py, or from assumed devices that evaluate 1, 2 or 4 rows in the time of one.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections import defaultdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fastsample.bench.planning import RowCost, expected_speedup
+
+DEVICES = (1, 2, 4, 8)
+FREE_ROWS = (1, 2, 4)
+
+
+def measured_costs(path: Path) -> dict[str, tuple[RowCost, float]]:
+    """The row cost of each model in a record of gpu_parallel.py, and its gather's seconds."""
+    seconds: dict[str, dict[int, float]] = defaultdict(dict)
+    for record in json.loads(path.read_text()):
+        seconds[f"{record['model']}, {record['device']}"][record["rows"]] = record["median_us"] / 1e6
+    return {name: (RowCost(by_rows), 0.0) for name, by_rows in seconds.items()}
+
+
+def main(
+    results: Annotated[Path, typer.Option(help="results.jsonl of fastsample bench --parallel.")],
+    out: Annotated[Path, typer.Option(help="The Markdown page.")],
+    rows: Annotated[Path | None, typer.Option(help="A record of gpu_parallel.py; default: assumed devices.")] = None,
+    gather: Annotated[float, typer.Option(help="Cost of gathering a sweep's outputs, in calls of one row.")] = 0.05,
+) -> None:
+    """Write the page."""
+    assumed = {f"{free} free" if free > 1 else "saturated": (RowCost.saturating(free), gather) for free in FREE_ROWS}
+    costs = measured_costs(rows) if rows else assumed
+    found: dict[tuple[str, float, int, str], list[tuple[float, float]]] = defaultdict(list)
+    for result in map(json.loads, results.read_text().splitlines()):
+        if result.get("parallel"):
+            evaluations = result["nfe"] / (2 if result["guidance"] > 1 else 1)
+            key = result["solver"], result["guidance"], result["steps"], result["parallel"]
+            found[key].append((result["rounds"], (evaluations - 1) / result["sweeps"]))
+    header = ["solver", "guidance", "steps", "iteration, window, tolerance", "rounds", "rows a sweep"]
+    header += [f"{name}: {count}" for name in costs for count in DEVICES]
+    lines = [header, ["---"] * len(header)]
+    for (solver, guidance, steps, label), values in found.items():
+        rounds, size = (statistics.mean(column) for column in zip(*values, strict=True))
+        speedups = [
+            expected_speedup(steps, rounds, math.ceil(size), cost, devices=count, gather=seconds)
+            for cost, seconds in costs.values()
+            for count in DEVICES
+        ]
+        numbers = [f"{value:.1f}" for value in (rounds, size, *speedups)]
+        lines.append([solver, f"{guidance:g}", str(steps), label, *numbers])
+    out.write_text("\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n")
+
+
+if __name__ == "__main__":
+    typer.run(main)
