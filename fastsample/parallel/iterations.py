@@ -6,6 +6,7 @@ nothing else; so a system of n states takes at most n sweeps, from any guess and
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -22,13 +23,15 @@ class ParallelReport:
 
     `starts[s]` are the indices of the first uncommitted state of each batch item after sweep s + 1, and
     `residuals[s]` is the largest change of a state in that sweep, in the unit of the tolerance; for `block` sweeps
-    of a system that is stopped early, the last one of a block says how far it was from settled.
+    of a system that is stopped early, the last one of a block says how far it was from settled. `substituted` are the
+    states from which a block was solved one after the other.
     """
 
     sweeps: int = 0
     evaluations: int = 0
     starts: list[tuple[int, ...]] = field(default_factory=list)
     residuals: list[float] = field(default_factory=list)
+    substituted: list[int] = field(default_factory=list)
 
 
 class FixedPoint:
@@ -36,8 +39,8 @@ class FixedPoint:
 
     A sweep is: evaluate `rows` at `states`, then `sweep(outputs)`; until `done`. `trajectory` [length + 1, B, ..]
     holds every state, those up to `begin` [B] final. The window slides by the states whose inputs moved by no more
-    than `tolerance`, each batch item by its own; with `blocks` (ends of blocks, the last one `length`) every block
-    is settled, or swept `max_sweeps` times, before the next one starts.
+    than `tolerance`, each batch item by its own; with `blocks` (ends of blocks, the last one `length`) it ends with
+    the block, which is settled, or swept `max_sweeps` times, before the next one starts, all batch items at once.
     """
 
     def __init__(
@@ -76,8 +79,7 @@ class FixedPoint:
         """The states to evaluate, [R, B]."""
         n = self.system.length
         if self.blocks is not None:
-            begin = int(self.begin[0])
-            end = next(end for end in self.blocks if end > begin)
+            begin, end = int(self.begin[0]), self._block_end()
             return torch.arange(begin, end)[:, None].expand(-1, len(self.begin))
         size = min(self.window, n - int(self.begin.min()))
         return (self.begin + torch.arange(size)[:, None]).clamp(max=n - 1)
@@ -103,16 +105,49 @@ class FixedPoint:
         items = self._items.expand_as(rows)
         self.trajectory[targets[valid], items[valid]] = new[valid]
         self._reached = torch.maximum(self._reached, self.begin + valid.sum(0))
-        self._swept += 1
         self.report.sweeps += 1
         self.report.evaluations += rows.numel()
         self.report.residuals.append(float(change[valid].max()))
         if self.blocks is None:
             self.begin = self.begin + final
-        elif bool((final == len(rows)).all()) or self._swept >= self._limits[self.blocks.index(int(rows[-1, 0]) + 1)]:
-            self.begin, self._swept = self.begin + len(rows), 0
+        elif not self.overflowed:
+            self._slide_in_block(len(rows), int(final.min()))
         self.system.commit(self.begin)
         self.report.starts.append(tuple(self.begin.tolist()))
+
+    @property
+    def overflowed(self) -> bool:
+        """Whether the last sweep of a block gave values that are not finite; it committed none of them."""
+        return self.blocks is not None and bool(self.report.residuals) and not math.isfinite(self.report.residuals[-1])
+
+    def substitute(self) -> None:
+        """Solve the rest of this block one state after the other; needs `blocks`."""
+        begin, end = int(self.begin[0]), self._block_end()
+        state = self.trajectory[begin]
+        for index in range(begin, end):
+            row = torch.full((1, len(self.begin)), index)
+            state = self.system.advance(row, state[None], self.system.evaluate(row, state[None]))[0]
+            self.trajectory[index + 1] = state
+        self.report.sweeps += end - begin
+        self.report.evaluations += (end - begin) * len(self.begin)
+        self.report.substituted.append(begin)
+        self.begin, self._swept = torch.full_like(self.begin, end), 0
+        self._reached = self.begin.clone()
+        self.system.commit(self.begin)
+
+    def _slide_in_block(self, size: int, settled: int) -> None:
+        """Commit what has settled for all batch items of the `size` states left, or all of them at the sweep limit."""
+        self._swept += 1
+        assert self.blocks is not None
+        if self._swept >= self._limits[self.blocks.index(int(self.begin[0]) + size)]:
+            settled = size
+        self.begin = self.begin + settled
+        if settled == size:
+            self._swept = 0
+
+    def _block_end(self) -> int:
+        assert self.blocks is not None
+        return next(end for end in self.blocks if end > int(self.begin[0]))
 
     def _values(self, index: Tensor) -> Tensor:
         reached = index if self._guessed else torch.minimum(index, self._reached)
@@ -140,11 +175,14 @@ def solve(
 ) -> tuple[Tensor, ParallelReport]:
     """All states [length + 1, B, ..] of `system`, and what it took; the arguments are those of :class:`FixedPoint`.
 
-    `on_sweep` is called after every sweep. Raises ValueError when the window is below 1 or the tolerance negative.
+    A block whose iterates overflow is solved one state after the other, which the report says. `on_sweep` is called
+    after every sweep. Raises ValueError when the window is below 1 or the tolerance negative.
     """
     iteration = FixedPoint(system, update, window=window, tolerance=tolerance, blocks=blocks, max_sweeps=max_sweeps)
     while not iteration.done:
         iteration.sweep(system.evaluate(iteration.rows, iteration.states))
+        if iteration.overflowed:
+            iteration.substitute()
         if on_sweep is not None:
             on_sweep(iteration)
     return iteration.trajectory, iteration.report
