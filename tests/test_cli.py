@@ -7,8 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pipelines
 import pytest
+from PIL import Image
 
 from fastsample.cli import main
 
@@ -58,6 +60,13 @@ WRONG = {
     "gate 0": (["sample", "--tgate", "0"], "gate_step = 0"),
     "gate 0 in bench": (["bench", "--tgate", "0,5"], "gate_step = 0"),
     "gate no number": (["bench", "--tgate", "five"], "--tgate = 'five'"),
+    "unknown iteration": (["sample", "--parallel", "newton"], "iteration = 'newton'"),
+    "window 0": (["sample", "--parallel", "secant", "--window", "0"], "window = 0"),
+    "negative tolerance": (["sample", "--parallel", "secant", "--tolerance", "-1"], "tolerance = -1"),
+    "gate in parallel": (["sample", "--parallel", "secant", "--tgate", "3"], "T-GATE counts sequential steps"),
+    "unknown iteration in bench": (["bench", "--parallel", "picard,newton"], "iteration = 'newton'"),
+    "window in bench": (["bench", "--parallel", "picard", "--window", "most"], "--window = 'most'"),
+    "tolerance in bench": (["bench", "--parallel", "picard", "--tolerance", "1e-2,-1"], "tolerance = -1"),
     "unknown option": (["sample", "--solver", "ghvb", "--option", "gamma=1"], "option gamma = 1"),
     "option without value": (["sample", "--option", "order"], "write key=value"),
     "option out of range": (["sample", "--solver", "ghvb", "--option", "order=7"], "order = 7"),
@@ -194,3 +203,34 @@ def test_sample_and_bench_gate(run, folder: Path, tmp_path: Path) -> None:  # ty
     assert rows[3]["saved_by_caching"] == 0 < rows[4]["saved_by_caching"]
     assert rows[4]["saved_by_guidance"] == pytest.approx(0.25)
     assert rows[4]["ungated_rms"] > 0
+
+
+def test_sample_and_bench_in_parallel(run, folder: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    model = ["--model", str(folder), "--solver", "ddim"]
+    prompt = ["--prompt", "a red circle", "--prompt", "a circle", "--steps", "8", "--json"]
+    status, out, _ = run("sample", *model, *prompt, "--out", "sequential")
+    sequential = json.loads(out)["images"]
+    settings = ["--parallel", "secant", "--window", "4", "--tolerance", "0"]
+    status, out, _ = run("sample", *model, *prompt, *settings, "--out", "parallel")
+    assert status == 0
+    for one, other in zip(json.loads(out)["images"], sequential, strict=True):
+        assert one["fallback"] == ""
+        assert 0 < one["rounds"] <= 8
+        assert one["nfe"] > other["nfe"] == 16
+        difference = np.abs(np.subtract(Image.open(one["file"]), Image.open(other["file"]), dtype=float))
+        assert difference.max() <= 1  # of 255
+    (tmp_path / "prompts.txt").write_text("a red circle\na small circle\n")
+    bench = ["--prompts", "prompts.txt", "--peer", "none", "--seeds", "1", "--steps", "1,8", "--guidance", "3"]
+    bench += ["--parallel", "picard,secant", "--window", "4,all", "--tolerance", "0,0.5", "--plot", "--out", "bench"]
+    status, out, _ = run("bench", *model, *bench)
+    assert status == 0
+    rows = [json.loads(line) for line in (tmp_path / "bench" / "results.jsonl").read_text().splitlines()]
+    assert len(rows) == 1 + (1 + 2 * 2 * 2)  # a single step has nothing to make at once
+    for row in rows[2:]:
+        assert row["fallback"] == ""
+        assert row["sweeps"] + 1 == row["rounds"] <= 8
+        if row["parallel"].endswith(" 0"):
+            assert row["sequential_rms"] < 1e-4
+    assert "rounds" in out
+    for name in ("sweeps.png", "strip.png"):
+        assert (tmp_path / "bench" / name).stat().st_size > 1000

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import fastsample
 from fastsample.demo.mixture import GaussianMixture
-from fastsample.parallel import integrate_parallel, solve
+from fastsample.parallel import integrate_parallel, solve, solve_blocks
 from fastsample.parallel.trajectory import noise_scales
 from fastsample.parallel.updates import UPDATES, Jacobi, make_update
 from fastsample.sampling import integrate
@@ -114,7 +114,7 @@ def test_random_triangular_systems(update: Any, seed: int) -> None:
 def test_blocks_are_settled_in_turn(update: Any, blocks: list[int]) -> None:
     """Block Gauss-Seidel: exact, no sweep leaves its block, and no block takes more sweeps than it has states."""
     system = RandomSystem(10, 2, 3, 0.8)
-    states, report = solve(system, update(), blocks=blocks)
+    states, report = solve_blocks(system, update(), blocks)
     torch.testing.assert_close(states, RandomSystem(10, 2, 3, 0.8).sequential(), rtol=1e-12, atol=1e-12)
     begins = [0, *(start[0] for start in report.starts)]
     assert all(len(set(start)) == 1 for start in report.starts)  # all batch items at once
@@ -126,7 +126,7 @@ def test_blocks_are_settled_in_turn(update: Any, blocks: list[int]) -> None:
 
 def test_blocks_that_are_cut_short_say_so() -> None:
     exact = RandomSystem(8, 2, 0, 1.5).sequential()
-    states, report = solve(RandomSystem(8, 2, 0, 1.5), Jacobi(), blocks=[4, 8], max_sweeps=[2, 4])
+    states, report = solve_blocks(RandomSystem(8, 2, 0, 1.5), Jacobi(), [4, 8], max_sweeps=[2, 4])
     assert report.sweeps == 6
     assert report.residuals[1] > 0
     torch.testing.assert_close(states[:3], exact[:3])
@@ -146,10 +146,10 @@ class OverflowingSystem(RandomSystem):
 
 def test_a_block_that_overflows_is_solved_one_by_one_and_reported() -> None:
     exact = RandomSystem(10, 2, 3, 0.8).sequential()
-    states, report = solve(OverflowingSystem(10, 2, 3, 0.8), Jacobi(), blocks=[4, 10])
+    states, report = solve_blocks(OverflowingSystem(10, 2, 3, 0.8), Jacobi(), [4, 10])
     torch.testing.assert_close(states, exact, rtol=1e-12, atol=1e-12)
     assert report.substituted
-    assert not solve(RandomSystem(10, 2, 3, 0.8), Jacobi(), blocks=[4, 10])[1].substituted
+    assert not solve_blocks(RandomSystem(10, 2, 3, 0.8), Jacobi(), [4, 10])[1].substituted
 
 
 def test_a_window_of_one_is_sequential() -> None:

@@ -6,48 +6,24 @@ import difflib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from fastsample.caching import TGate
+from fastsample.bench.accelerations import Gate, Parallel
 
 OPTION_ALIASES = {"true": True, "false": False, "none": None}
 
 
 @dataclass(frozen=True)
-class Gate:
-    """T-GATE at `step`; without `cache` guidance is dropped there, the conditional branch kept, and no more."""
-
-    step: int
-    cache: bool = True
-
-    def __post_init__(self) -> None:
-        self.tgate(2.0)  # a wrong step dies here
-
-    @property
-    def label(self) -> str:
-        """What tables call it."""
-        return f"gate {self.step}" if self.cache else f"guidance cut {self.step}"
-
-    def tgate(self, guidance: float) -> TGate:
-        """For a run at `guidance`, which is dropped where there is any."""
-        keep = "negative" if self.cache else "positive"
-        return TGate(self.step, keep=keep, drop_guidance=guidance > 1, cache=self.cache)
-
-    def fits(self, steps: int, guidance: float) -> bool:
-        """Whether it does anything in such a run."""
-        return self.step < steps and (self.cache or guidance > 1)
-
-
-@dataclass(frozen=True)
 class Arm:
-    """A sampler: a registered solver (`peer` False) or a diffusers scheduler class (`peer` True)."""
+    """A sampler: a registered solver (`peer` False) or a diffusers class (`peer` True), perhaps accelerated."""
 
     name: str
     options: tuple[tuple[str, Any], ...] = ()
     grid: str | None = None
     peer: bool = False
     gate: Gate | None = None
+    parallel: Parallel | None = None
 
     @property
     def label(self) -> str:
@@ -55,8 +31,19 @@ class Arm:
         options = ",".join(f"{key}={value}" for key, value in self.options)
         text = f"{self.name}({options})" if options else self.name
         text = f"{text} {self.grid}" if self.grid else text
-        text = f"{text} {self.gate.label}" if self.gate else text
+        for acceleration in self.accelerations:
+            text = f"{text} {acceleration.label}"
         return f"diffusers {text}" if self.peer else text
+
+    @property
+    def accelerations(self) -> list[Gate | Parallel]:
+        """What it adds to its solver."""
+        return [added for added in (self.gate, self.parallel) if added]
+
+    @property
+    def plain(self) -> Arm:
+        """Its solver alone."""
+        return replace(self, gate=None, parallel=None)
 
     def scheduler(self, config: Mapping[str, Any]) -> Any:
         """A fresh scheduler of this arm for the model that `config` describes."""
@@ -136,7 +123,7 @@ def make_cases(
 ) -> list[Case]:
     """All combinations, arms innermost, so that a comparison is complete as early as possible.
 
-    A gate that a run does not reach makes no case.
+    An acceleration that does nothing in a run makes no case.
     """
     for value in steps:
         if value < 1:
@@ -153,5 +140,5 @@ def make_cases(
         for n in steps
         for s in seeds
         for a in arms
-        if a.gate is None or a.gate.fits(n, g)
+        if all(acceleration.fits(n, g) for acceleration in a.accelerations)
     ]

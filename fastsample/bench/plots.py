@@ -63,6 +63,40 @@ def image_grid(images: dict[str, Tensor], path: Path, prompts: Sequence[str]) ->
     pyplot.close(figure)
 
 
+def sweeps(errors: dict[str, list[float]], path: Path, title: str) -> None:
+    """RMS error to the sequential result, relative to its spread, against the sweep; a line a label."""
+    from matplotlib import pyplot
+
+    figure, axis = pyplot.subplots(figsize=(6.5, 4.2))
+    for index, (label, values) in enumerate(errors.items()):
+        axis.plot(range(1, len(values) + 1), values, marker="o", ms=4, label=label, color=f"C{index % 10}")
+    axis.set(title=title, xlabel="sweep", ylabel="RMS error to the sequential result", yscale="log")
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=7)
+    figure.savefig(path, dpi=110, bbox_inches="tight")
+    pyplot.close(figure)
+
+
+def strips(images: dict[str, Tensor], path: Path) -> None:
+    """One row a label: the images [n, 3, H, W] in [0, 1] of its sweeps, the sequential one last."""
+    from matplotlib import pyplot
+
+    columns = max(len(row) for row in images.values())
+    size = (1.1 * columns + 2, 1.15 * len(images) + 0.4)
+    figure, axes = pyplot.subplots(len(images), columns, figsize=size, squeeze=False)
+    figure.subplots_adjust(wspace=0.05, hspace=0.05)
+    for row, (label, shown) in zip(axes, images.items(), strict=True):
+        pictures = [*shown[:-1], *[None] * (columns - len(shown)), shown[-1]]
+        for sweep, (axis, picture) in enumerate(zip(row, pictures, strict=True), 1):
+            axis.axis("off")
+            if picture is not None:
+                axis.imshow(np.nan_to_num(picture.permute(1, 2, 0).numpy()), interpolation="nearest")
+            axis.set_title("sequential" if sweep == columns else f"sweep {sweep}", fontsize=6)
+        row[0].text(-0.1, 0.5, label, transform=row[0].transAxes, fontsize=7, ha="right", va="center")
+    figure.savefig(path, dpi=110, bbox_inches="tight")
+    pyplot.close(figure)
+
+
 def _wrapped(text: str, width: int = 18) -> str:
     import textwrap
 

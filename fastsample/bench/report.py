@@ -22,6 +22,8 @@ METRICS = {
     "frechet": ("Frechet", 2),
     "ungated_rms": ("to ungated", 3),
     "gmacs": ("GMACs", 1),
+    "sequential_rms": ("to sequential", 4),
+    "rounds": ("rounds", 1),
     "saved_by_guidance": ("saved: guidance", 3),
     "saved_by_caching": ("saved: caching", 3),
     "seconds": ("seconds", 2),

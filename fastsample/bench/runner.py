@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import statistics
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
@@ -17,6 +18,7 @@ from fastsample.bench.metrics import decode, frechet_distance, psnr, rms
 from fastsample.bench.record import Record, Result, environment
 from fastsample.bench.reference import converged
 from fastsample.caching import TGateSummary
+from fastsample.parallel import ParallelRun
 from fastsample.sampling import count
 
 
@@ -47,12 +49,13 @@ class Bench:
         known = repr((type(self.pipe).__name__, name, str(self.pipe.vae.dtype), list(self.prompts)))
         self._context = hashlib.sha256(known.encode()).hexdigest()[:12]
         self._converged: dict[tuple[float, int], tuple[Tensor, Tensor]] = {}
+        self._plain: tuple[Any, Tensor] | None = None  # the last sequential latents compared to
 
     def run(self, cases: Sequence[Case]) -> Iterator[Result]:
         """Run what the record does not hold yet, yielding each result once it is on disk."""
         todo = [case for case in cases if self.result(case) is None]
         if todo:
-            self._sample(replace(todo[0].arm, gate=None), 1, todo[0].guidance, 0)  # warm-up
+            self._sample(todo[0].arm.plain, 1, todo[0].guidance, 0)  # warm-up
         for (guidance, steps, seed), group in groupby(todo, lambda case: (case.guidance, case.steps, case.seed)):
             arms = [case.arm for case in group]
             seconds: dict[Arm, list[float]] = {arm: [] for arm in arms}
@@ -71,8 +74,9 @@ class Bench:
                                 "peak_memory": ledger.peak_memory,
                             }
                         )
-                        if arm.gate:
-                            results[arm]["ungated_rms"] = self._from_ungated(latents, arm, steps, guidance, seed)
+                        if arm.accelerations:
+                            name = "ungated_rms" if arm.gate else "sequential_rms"
+                            results[arm][name] = self._from_plain(latents, arm, steps, guidance, seed)
                     if repeat == self.repeats - 1:
                         case = Case(arm, steps, guidance, seed)
                         result = self._describe(case) | results[arm] | {"seconds": statistics.median(seconds[arm])}
@@ -86,6 +90,20 @@ class Bench:
         """Decoded images of one case, for a picture grid."""
         return decode(self.pipe, self._sample(arm, steps, guidance, seed)[0])
 
+    def trace(self, arm: Arm, steps: int, guidance: float, seed: int) -> tuple[list[Tensor], Tensor]:
+        """The guess of the final latents after each sweep of a parallel `arm`, and what its solver alone makes.
+
+        All steps at once, of the first batch of prompts: with a window the final state is not reached before the end.
+        """
+        assert arm.parallel is not None
+        found: list[Tensor] = []
+        shown = replace(self, prompts=self.prompts[: self.batch])
+        with replace(arm.parallel, window=None).apply(
+            self.pipe, lambda fixed: found.append(fixed.trajectory[-1].clone())
+        ):
+            shown._run(arm.scheduler(self._own.config), steps, guidance, seed)
+        return found, shown._plain_latents(arm, steps, guidance, seed)
+
     def _key(self, case: Case) -> str:
         return f"{self._context} {case.key}"
 
@@ -97,6 +115,7 @@ class Bench:
             "grid": case.arm.grid,
             "options": dict(case.arm.options),
             "gate": case.arm.gate and case.arm.gate.label,
+            "parallel": case.arm.parallel and case.arm.parallel.label,
             "source": "diffusers" if case.arm.peer else "fastsample",
             "steps": case.steps,
             "guidance": case.guidance,
@@ -135,22 +154,34 @@ class Bench:
             self._converged[guidance, seed] = latents, decode(self.pipe, latents)
         return self._converged[guidance, seed]
 
-    def _from_ungated(self, latents: Tensor, arm: Arm, steps: int, guidance: float, seed: int) -> float:
-        """RMS to the latents that the same arm makes without its gate, relative to their spread."""
-        plain = self._sample(replace(arm, gate=None), steps, guidance, seed)[0]
+    def _from_plain(self, latents: Tensor, arm: Arm, steps: int, guidance: float, seed: int) -> float:
+        """RMS to the latents that the arm's solver alone makes, relative to their spread."""
+        plain = self._plain_latents(arm, steps, guidance, seed)
         return rms(latents, plain) / float(plain.std())
 
+    def _plain_latents(self, arm: Arm, steps: int, guidance: float, seed: int) -> Tensor:
+        key = (arm.plain, steps, guidance, seed)
+        if self._plain is None or self._plain[0] != key:
+            self._plain = key, self._sample(arm.plain, steps, guidance, seed)[0]
+        return self._plain[1]
+
     def _sample(self, arm: Arm, steps: int, guidance: float, seed: int) -> tuple[Tensor, Any, Result]:
-        """Latents, the ledger, and what a gate saved."""
+        """Latents, the ledger, and what accelerations saved."""
         scheduler = arm.scheduler(self._own.config)
         handle = arm.gate.tgate(guidance).apply(self.pipe) if arm.gate else None
+        parallel = arm.parallel.apply(self.pipe) if arm.parallel else nullcontext()
         try:
-            with count(self.pipe, len(self.prompts)) as ledger:
+            with count(self.pipe, len(self.prompts)) as ledger, parallel as run:
                 latents = self._run(scheduler, steps, guidance, seed)
         finally:
             if handle:
                 handle.remove()
-        return latents, ledger, _savings(handle.summary()) if handle else {}
+        batches = -(-len(self.prompts) // self.batch)
+        return (
+            latents,
+            ledger,
+            (_savings(handle.summary()) if handle else {}) | (_rounds(run, batches) if run else {}),
+        )
 
     def _run(self, scheduler: Any, steps: int, guidance: float, seed: int) -> Tensor:
         """Latents of all prompts. Each image has a generator of its own, so that all arms start from its noise."""
@@ -184,3 +215,8 @@ def _savings(summary: TGateSummary) -> Result:
         "saved_by_guidance": summary.macs_saved_by_guidance / summary.macs,
         "saved_by_caching": summary.macs_saved_by_caching / summary.macs,
     }
+
+
+def _rounds(run: ParallelRun, batches: int) -> Result:
+    """Of a parallel run, a batch: evaluations one after the other, and the sweeps among them; why there were none."""
+    return {"rounds": run.rounds / batches, "sweeps": run.sweeps / batches, "fallback": run.fallback}

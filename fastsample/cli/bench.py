@@ -27,6 +27,16 @@ def bench(
         str | None,
         typer.Option(help="Comma-separated gate steps: each solver also with T-GATE, and with guidance cut."),
     ] = None,
+    parallel: Annotated[
+        str | None,
+        typer.Option(help="Comma-separated iterations (picard, replay, secant, anderson): each solver also so."),
+    ] = None,
+    window: Annotated[
+        str, typer.Option(help="With --parallel: comma-separated counts of steps evaluated at once, or all.")
+    ] = "16",
+    tolerance: Annotated[
+        str, typer.Option(help="With --parallel: comma-separated tolerances, relative to a step's noise; 0 is exact.")
+    ] = "1e-2",
     guidance: Annotated[str, typer.Option(help="Comma-separated guidance scales; 1 means none.")] = "2,7.5",
     prompts: Annotated[str, typer.Option(help="A file of prompts, or how many held-out bundled ones.")] = "64",
     seeds: Annotated[int, typer.Option(help="Repetitions with other noise; their spread is reported.")] = 2,
@@ -38,7 +48,12 @@ def bench(
     as_json: Annotated[bool, typer.Option("--json", help="Also write and print results.json.")] = False,
     csv: Annotated[bool, typer.Option("--csv", help="Also write results.csv.")] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="Also write results.md.")] = False,
-    plot: Annotated[bool, typer.Option("--plot", help="Also write pareto.png and images.png.")] = False,
+    plot: Annotated[
+        bool,
+        typer.Option(
+            "--plot", help="Also write pareto.png and images.png; with --parallel, sweeps.png and strip.png."
+        ),
+    ] = False,
     resume: Annotated[bool, typer.Option(help="Go on from what results.jsonl holds.")] = True,
 ) -> None:
     """Compare samplers: error to the converged solution, prompt fidelity, Frechet distance, seconds.
@@ -47,8 +62,8 @@ def bench(
     """
     from fastsample.bench.cases import make_cases
 
-    gates = common.numbers(tgate, "tgate", int) if tgate else []
-    arms = read_arms(solver or SOLVERS, PEERS if peer is None else peer, grid or [None], gates)
+    added = [*read_gates(tgate), *read_iterations(parallel, window, tolerance)]
+    arms = read_arms(solver or SOLVERS, PEERS if peer is None else peer, grid or [None], added)
     scales = common.numbers(guidance, "guidance", float)
     for name, value in (("seeds", seeds), ("batch", batch), ("repeats", repeats)):
         if value < 1:
@@ -66,13 +81,34 @@ def bench(
         draw(runner, results, arms, cases, folder)
 
 
-def read_arms(solvers: list[str], peers: list[str], grids: list[Any], gates: list[int]) -> list[Any]:
-    """Our solvers on each grid, plain and at each gate with and without caching, then the peers."""
-    from fastsample.bench.cases import Gate, parse_arm
+def read_gates(steps: str | None) -> list[dict[str, Any]]:
+    """T-GATE at each of `steps`, without caching (guidance cut) and with it."""
+    from fastsample.bench.accelerations import Gate
+
+    numbers = common.numbers(steps, "tgate", int) if steps else []
+    return [{"gate": Gate(step, cache)} for step in numbers for cache in (False, True)]
+
+
+def read_iterations(names: str | None, windows: str, tolerances: str) -> list[dict[str, Any]]:
+    """Every parallel iteration at every window and tolerance."""
+    from fastsample.bench.accelerations import Parallel
+
+    sizes = [None if text.strip() == "all" else common.numbers(text, "window", int)[0] for text in windows.split(",")]
+    values = common.numbers(tolerances, "tolerance", float)
+    return [
+        {"parallel": Parallel(name.strip(), size, value)}
+        for name in (names.split(",") if names else [])
+        for size in sizes
+        for value in values
+    ]
+
+
+def read_arms(solvers: list[str], peers: list[str], grids: list[Any], added: list[dict[str, Any]]) -> list[Any]:
+    """Our solvers on each grid, plain and with each acceleration of `added`, then the peers."""
+    from fastsample.bench.cases import parse_arm
 
     plain = [parse_arm(text, grid=grid) for grid in grids for text in solvers]
-    kinds = [None, *(Gate(step, cache) for step in gates for cache in (False, True))]
-    ours = [replace(arm, gate=gate) for arm in plain for gate in kinds]
+    ours = [replace(arm, **acceleration) for arm in plain for acceleration in [{}, *added]]
     return ours + [parse_arm(text, peer=True) for text in peers if text != "none"]
 
 
@@ -119,8 +155,8 @@ def write(results: list[dict[str, Any]], folder: Path, *, as_json: bool, csv: bo
 
     rows = report.summarise(results)
     title = "error: RMS of the latents to the converged solution, relative to their spread"
-    gated = any("gmacs" in row.metrics for row in rows)
-    Console(width=max(Console().width, 190 if gated else 122)).print(report.rich_table(rows, title))
+    wide = any("gmacs" in row.metrics or "rounds" in row.metrics for row in rows)
+    Console(width=max(Console().width, 190 if wide else 122)).print(report.rich_table(rows, title))
     if csv:
         (folder / "results.csv").write_text(report.csv_text(rows))
     if markdown:
@@ -142,3 +178,10 @@ def draw(runner: Any, results: list[dict[str, Any]], arms: list[Any], cases: lis
     images = {arm.label: small.images(arm, steps, guidance, 0) for arm in arms}
     plots.image_grid(images, folder / "images.png", shown)
     print(f"plots: {folder / 'pareto.png'}, {folder / 'images.png'} ({steps} steps, guidance {guidance:g})")
+    parallel = [arm for arm in arms if arm.parallel]
+    if parallel:
+        from fastsample.bench import sweeps
+
+        most = max(case.steps for case in cases)
+        sweeps.draw(small, parallel, most, guidance, folder)
+        print(f"plots: {folder / 'sweeps.png'}, {folder / 'strip.png'} ({most} steps at once, guidance {guidance:g})")

@@ -27,6 +27,13 @@ def sample(
     grid: Annotated[str | None, typer.Option(help="Time grid; default: the model's own spacing.")] = None,
     guidance: Annotated[float, typer.Option(help="Guidance scale; 1 means none.")] = 5.0,
     tgate: Annotated[int | None, typer.Option(help="T-GATE's gate step; default: no gate.")] = None,
+    parallel: Annotated[
+        str | None, typer.Option(help="Make many steps at once: picard, replay, secant or anderson.")
+    ] = None,
+    window: Annotated[int, typer.Option(help="With --parallel: steps evaluated at once.")] = 16,
+    tolerance: Annotated[
+        float, typer.Option(help="With --parallel: accepted error, relative to a step's noise; 0 is exact.")
+    ] = 1e-2,
     seed: Annotated[list[int] | None, typer.Option(help="A seed; repeat for several images a prompt.")] = None,
     dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:0, mps.")] = "cpu",
@@ -40,6 +47,7 @@ def sample(
     seeds = seed or [0]
     arm = check(solver, option or [], grid, steps, guidance, seeds)
     gate = check_gate(tgate, steps, guidance)
+    iteration = check_iteration(parallel, window, tolerance, tgate)
     common.check_device(device, dtype)
     common.check_model(model)
     texts = read_texts(prompt, prompts, model)
@@ -47,8 +55,8 @@ def sample(
     common.quiet()
     pipe = common.load_model(model, device, dtype)
     pipe.scheduler = arm.scheduler(pipe.scheduler.config)
-    with gate.apply(pipe) if gate else nullcontext():
-        report(generate(pipe, texts, seeds, steps, guidance, folder), folder, as_json)
+    with gate.apply(pipe) if gate else nullcontext(), iteration(pipe) if iteration else nullcontext() as run:
+        report(generate(pipe, texts, seeds, steps, guidance, folder, run), folder, as_json)
 
 
 def read_texts(prompt: list[str] | None, file: Path | None, model: str | None) -> list[str]:
@@ -79,10 +87,26 @@ def check_gate(step: int | None, steps: int, guidance: float) -> Any:
     return gate
 
 
+def check_iteration(name: str | None, window: int, tolerance: float, gate: int | None) -> Any:
+    """What makes a pipeline sample in parallel, or None; ValueError for wrong settings."""
+    if name is None:
+        return None
+    if gate is not None:
+        raise ValueError(
+            f"--tgate = {gate} with --parallel = {name!r}: T-GATE counts sequential steps; use one of them"
+        )
+    from functools import partial
+
+    from fastsample.parallel import check_settings, parallelise
+
+    check_settings(name, window, tolerance)
+    return partial(parallelise, iteration=name, window=window, tolerance=tolerance)
+
+
 def generate(
-    pipe: Any, prompts: list[str], seeds: list[int], steps: int, guidance: float, folder: Path
+    pipe: Any, prompts: list[str], seeds: list[int], steps: int, guidance: float, folder: Path, run: Any = None
 ) -> list[dict[str, Any]]:
-    """Write one image a prompt and seed as they come; what was made, with its cost."""
+    """Write one image a prompt and seed as they come; what was made, with its cost. `run` counts parallel rounds."""
     import torch
     from PIL import Image
     from tqdm.auto import tqdm
@@ -93,6 +117,7 @@ def generate(
     made: list[dict[str, Any]] = []
     jobs = own_share([(i, text, seed) for i, text in enumerate(prompts) for seed in seeds])
     for index, text, seed in tqdm(jobs, desc="images", disable=len(jobs) == 1):
+        before = run.rounds if run else 0
         with count(pipe, 1) as ledger:
             pixels = pipe(
                 prompt=text,
@@ -110,6 +135,8 @@ def generate(
         array = (pixels.float().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
         Image.fromarray(array).save(path)
         cost = {"nfe": ledger.model_evaluations, "seconds": round(ledger.seconds, 3)}
+        if run:
+            cost |= {"rounds": run.rounds - before, "fallback": run.fallback}
         made.append({"file": str(path), "prompt": text, "seed": seed, **cost})
     return made
 
@@ -127,7 +154,8 @@ def report(made: list[dict[str, Any]], folder: Path, as_json: bool) -> None:
         print(json.dumps({"images": made, "contact_sheet": str(sheet)}, indent=2))
         return
     for image in made:
-        print(f"{image['file']}  NFE {image['nfe']:g}  {image['seconds']:.2f} s  {image['prompt']}")
+        rounds = f"  rounds {image['rounds']}" if "rounds" in image else ""
+        print(f"{image['file']}  NFE {image['nfe']:g}{rounds}  {image['seconds']:.2f} s  {image['prompt']}")
     print(f"contact sheet: {sheet}")
 
 

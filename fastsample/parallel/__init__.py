@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from fastsample.parallel.blockwise import BlockIteration as BlockIteration
+from fastsample.parallel.blockwise import solve_blocks as solve_blocks
 from fastsample.parallel.integration import integrate_parallel as integrate_parallel
 from fastsample.parallel.iterations import FixedPoint as FixedPoint
 from fastsample.parallel.iterations import ParallelReport as ParallelReport
+from fastsample.parallel.iterations import check_settings as check_settings
 from fastsample.parallel.iterations import solve as solve
 from fastsample.parallel.pipeline import ParallelRun as ParallelRun
 from fastsample.parallel.pipeline import ParallelSampler as ParallelSampler

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from fastsample.caching.targets import inner
 from fastsample.parallel.conversion import TimestepConversion
 from fastsample.parallel.distributed import RowShares
-from fastsample.parallel.iterations import FixedPoint, ParallelReport, check_tolerance, check_window
+from fastsample.parallel.iterations import FixedPoint, ParallelReport, check_settings
 from fastsample.parallel.layout import Call, CallLayout, NotParallelError, bind
 from fastsample.parallel.stepping import (
     SchedulerTrajectory,
@@ -38,7 +38,7 @@ CHECKED_SWEEPS = 2
 class Settings:
     """How a loop is sampled; `cuts(timesteps)` are the steps that a window does not cross, `constant_rows` pads.
 
-    Raises ValueError for an unknown iteration, a window below 1 or a negative tolerance.
+    `on_sweep` is called after every sweep of a segment. Raises ValueError as :func:`check_settings` does.
     """
 
     iteration: str
@@ -48,11 +48,10 @@ class Settings:
     constant_rows: bool
     interrupted: Callable[[], bool]
     shares: RowShares | None = None
+    on_sweep: Callable[[FixedPoint], None] | None = None
 
     def __post_init__(self) -> None:
-        make_update(self.iteration)
-        check_window(self.window)
-        check_tolerance(self.tolerance)
+        check_settings(self.iteration, self.window, self.tolerance)
 
 
 @dataclass
@@ -221,6 +220,7 @@ class _Segment:
         self._trajectory = SchedulerTrajectory(stepper, self.start, end, sample, nodes)
         update = make_update(settings.iteration)
         self.fixed = FixedPoint(self._trajectory, update, window=settings.window, tolerance=settings.tolerance)
+        self._on_sweep = settings.on_sweep
         self._constant = self.fixed.window + 1 if settings.constant_rows else 0
         self._inputs: tuple[Tensor, Tensor] | None = None
         self._rows = self._asked()
@@ -263,6 +263,8 @@ class _Segment:
         if self.fixed.report.sweeps == 0:
             self._check_repeats(rows.samples[0], outputs[0])
         self.fixed.sweep(outputs)
+        if self._on_sweep is not None:
+            self._on_sweep(self.fixed)
         self._inputs = None
         if not self.fixed.done:
             self._rows = self._asked()

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fastsample.caching.targets import check_caches, inner
 from fastsample.parallel.distributed import RowShares
 from fastsample.parallel.driver import Loop, Settings
-from fastsample.parallel.iterations import ParallelReport
+from fastsample.parallel.iterations import FixedPoint, ParallelReport
 from fastsample.parallel.layout import NotParallelError, timestep_argument
 from fastsample.parallel.loop import step_decision
 from fastsample.parallel.patches import Patches
@@ -62,7 +62,8 @@ class ParallelSampler:
     all); at `tolerance` 0 the result equals the sequential one to rounding, else a sample is final once the earlier
     ones moved, RMS, by no more than `tolerance` times the noise of a DDPM step there. `run` says what the last call
     cost. See :func:`parallelise` for what is checked. With `distributed`, in processes that torchrun or
-    accelerate launch started, each evaluates its share of the rows, and all return the same.
+    accelerate launch started, each evaluates its share of the rows, and all return the same. `on_sweep` is called
+    after each sweep with the iteration, whose `trajectory` holds the samples after the first step.
 
     Raises ValueError for wrong arguments, and where a feature cache (T-GATE too), a guider that acts on some steps
     only, or a missing scheduler or denoiser forbids it, before any evaluation.
@@ -76,6 +77,7 @@ class ParallelSampler:
         window: int | None = 16,
         tolerance: float = 1e-2,
         distributed: bool = False,
+        on_sweep: Callable[[FixedPoint], None] | None = None,
     ) -> None:
         self.pipe = pipe
         self.options: dict[str, Any] = {
@@ -83,6 +85,7 @@ class ParallelSampler:
             "window": window,
             "tolerance": tolerance,
             "distributed": distributed,
+            "on_sweep": on_sweep,
         }
         self.run = ParallelRun()
         with parallelise(pipe, **self.options):
@@ -102,6 +105,7 @@ def parallelise(
     window: int | None = 16,
     tolerance: float = 1e-2,
     distributed: bool = False,
+    on_sweep: Callable[[FixedPoint], None] | None = None,
 ) -> Iterator[ParallelRun]:
     """Calls of `pipe` in the block sample many steps at a time; arguments and errors as :class:`ParallelSampler`.
 
@@ -119,6 +123,7 @@ def parallelise(
         constant_rows=any(inner(module) is not module or module._compiled_call_impl for module in modules),
         interrupted=lambda: bool(getattr(pipe, "interrupt", False)),
         shares=RowShares() if distributed else None,
+        on_sweep=on_sweep,
     )
     run = ParallelRun()
     original = type(pipe)

@@ -1,0 +1,66 @@
+"""What an arm may add to its solver: T-GATE, or parallel iteration over the steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+from fastsample.caching import TGate
+from fastsample.parallel import FixedPoint, ParallelRun, check_settings, parallelise
+
+
+@dataclass(frozen=True)
+class Gate:
+    """T-GATE at `step`; without `cache` guidance is dropped there, the conditional branch kept, and no more."""
+
+    step: int
+    cache: bool = True
+
+    def __post_init__(self) -> None:
+        self.tgate(2.0)  # a wrong step dies here
+
+    @property
+    def label(self) -> str:
+        """What tables call it."""
+        return f"gate {self.step}" if self.cache else f"guidance cut {self.step}"
+
+    def tgate(self, guidance: float) -> TGate:
+        """For a run at `guidance`, which is dropped where there is any."""
+        keep = "negative" if self.cache else "positive"
+        return TGate(self.step, keep=keep, drop_guidance=guidance > 1, cache=self.cache)
+
+    def fits(self, steps: int, guidance: float) -> bool:
+        """Whether it does anything in such a run."""
+        return self.step < steps and (self.cache or guidance > 1)
+
+
+@dataclass(frozen=True)
+class Parallel:
+    """Parallel iteration as :class:`fastsample.ParallelSampler` takes it; `window` None is all steps at once."""
+
+    iteration: str
+    window: int | None
+    tolerance: float
+
+    def __post_init__(self) -> None:
+        check_settings(self.iteration, self.window, self.tolerance)
+
+    @property
+    def label(self) -> str:
+        """What tables call it."""
+        return f"{self.iteration} {self.window or 'all'} {self.tolerance:g}"
+
+    def apply(
+        self, pipe: Any, on_sweep: Callable[[FixedPoint], None] | None = None
+    ) -> AbstractContextManager[ParallelRun]:
+        """Makes `pipe` sample so in a block."""
+        return parallelise(
+            pipe, iteration=self.iteration, window=self.window, tolerance=self.tolerance, on_sweep=on_sweep
+        )
+
+    def fits(self, steps: int, guidance: float) -> bool:
+        """Whether there is more than one step to make at once."""
+        del guidance
+        return steps > 1

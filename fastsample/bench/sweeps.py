@@ -1,0 +1,43 @@
+"""The image by sweep: how far each parallel iteration is from the sequential result, and what that looks like."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fastsample.bench import plots
+from fastsample.bench.cases import Arm
+from fastsample.bench.metrics import decode, rms
+from fastsample.bench.runner import Bench
+
+
+def draw(runner: Bench, arms: Sequence[Arm], steps: int, guidance: float, folder: Path) -> None:
+    """Write sweeps.png, the error by sweep with all steps at once, and strip.png, the first prompt's image by sweep.
+
+    A line or row is a solver with an iteration, at the least of the arms' tolerances.
+    """
+    errors: dict[str, list[float]] = {}
+    strips: dict[str, Tensor] = {}
+    for arm in tightest(arms):
+        assert arm.parallel is not None
+        guesses, exact = runner.trace(arm, steps, guidance, seed=0)
+        label = f"{arm.plain.label} {arm.parallel.iteration}"
+        errors[label] = [rms(guess, exact) / float(exact.std()) for guess in guesses]
+        strips[label] = decode(runner.pipe, torch.cat([*(guess[:1] for guess in guesses), exact[:1]]))
+    plots.sweeps(errors, folder / "sweeps.png", f"{steps} steps at once, guidance {guidance:g}")
+    plots.strips(strips, folder / "strip.png")
+
+
+def tightest(arms: Sequence[Arm]) -> list[Arm]:
+    """Of the arms that differ in window and tolerance alone, one of the least tolerance."""
+    kept: dict[tuple[Arm, str], Arm] = {}
+    for arm in arms:
+        assert arm.parallel is not None
+        key = (arm.plain, arm.parallel.iteration)
+        held = kept.get(key, arm).parallel
+        if key not in kept or (held is not None and arm.parallel.tolerance < held.tolerance):
+            kept[key] = arm
+    return list(kept.values())
