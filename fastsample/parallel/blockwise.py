@@ -20,8 +20,8 @@ from fastsample.parallel.updates import Update
 class BlockIteration:
     """The iteration's state between sweeps; use :func:`solve_blocks` unless you stop early.
 
-    A sweep is: evaluate `rows` at `states`, then `sweep(outputs)`; until `done`. `trajectory` [length + 1, B, ..] holds
-    every state, those up to `begin` final. `ends` are the blocks' last states, ascending, `length` the last of them.
+    A sweep is: evaluate `rows` at `states`, then `sweep(outputs)`; until `done`. `trajectory` [length + 1, B, ..]
+    holds every state, those up to `begin` final. `ends` are the blocks' last states, ascending, `length` the last of them.
     A block is left once its states' inputs moved by no more than `tolerance`, or after `max_sweeps` (one number, or
     one a block).
     """
@@ -128,7 +128,7 @@ def solve_blocks(
     max_sweeps: int | Sequence[int] | None = None,
     on_sweep: Callable[[BlockIteration], None] | None = None,
 ) -> tuple[Tensor, ParallelReport]:
-    """All states [length + 1, B, ..] of `system`, and what it took; the arguments are those of :class:`BlockIteration`.
+    """All states [length + 1, B, ..] of `system`, and what it took; arguments as :class:`BlockIteration`'s.
 
     A block whose iterates overflow is solved one state after the other, which the report says. `on_sweep` is called
     after every sweep. Raises ValueError when the tolerance is negative.
