@@ -3,10 +3,10 @@
     pip install -e '.[train]' && python scripts/train_tarflow.py all --out build/tarflow
 
 The data are scikit-learn's `load_digits` (8x8 scans), 1500 for training and 297 held out, drawn at 16x16 with small
-turns, shifts and changes of size. Stages can be run one by one: data, classifier, flow, plan. flow writes a checkpoint
-every 200 steps, which the same command continues from to the same weights. The finished pipeline is OUT/folder. On one
-CPU core flow takes about 30 minutes and the others 1 each. `evaluate` prints accuracy and Frechet distance of samples
-of the bundled model over guidance.
+turns, shifts and changes of size. Stages can be run one by one: data, classifier, flow, plan. flow writes a
+checkpoint every 200 steps, which the same command continues from to the same weights. The finished pipeline is
+OUT/folder. On one CPU core flow takes about 35 minutes and the others 1 each. `evaluate` prints accuracy and Frechet
+distance of samples of the bundled model over guidance.
 """
 
 from __future__ import annotations
@@ -160,7 +160,9 @@ def evaluate(count: int, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
         images = pipe(labels.tolist(), guidance=guidance, generator=generator, output_type="pt").images
         distance = frechet_distance(digits.features(images), digits.features(real))
-        print(f"guidance {guidance}: accuracy {digits.accuracy(images, labels):.4f}, Frechet {distance:.2f}", flush=True)
+        print(
+            f"guidance {guidance}: accuracy {digits.accuracy(images, labels):.4f}, Frechet {distance:.2f}", flush=True
+        )
 
 
 def main() -> None:

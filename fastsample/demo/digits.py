@@ -35,7 +35,7 @@ def load_pipeline(dtype: torch.dtype | None = None, device: str | torch.device =
 
     from fastsample.tarflow import TarFlowPipeline
 
-    pipe = TarFlowPipeline.from_pretrained(model_path(), torch_dtype=dtype or torch.float32, local_files_only=True)
+    pipe = TarFlowPipeline.from_pretrained(model_path(), dtype=dtype or torch.float32, local_files_only=True)
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)
 

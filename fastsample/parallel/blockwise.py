@@ -14,16 +14,16 @@ from torch import Tensor
 
 from fastsample.parallel.iterations import ParallelReport, check_extent
 from fastsample.parallel.triangular import TriangularSystem
-from fastsample.parallel.updates import Update
+from fastsample.parallel.updates import Jacobi, Update
 
 
 class BlockIteration:
     """The iteration's state between sweeps; use :func:`solve_blocks` unless you stop early.
 
     A sweep is: evaluate `rows` at `states`, then `sweep(outputs)`; until `done`. `trajectory` [length + 1, B, ..]
-    holds every state, those up to `begin` final. `ends` are the blocks' last states, ascending, `length` the last of them.
-    A block is left once its states' inputs moved by no more than `tolerance`, or after `max_sweeps` (one number, or
-    one a block).
+    holds every state, those up to `begin` final. `ends` are the blocks' last states, ascending up to `length`. A
+    block is left once its states' inputs moved by no more than `tolerance`, or after `max_sweeps` (one number, or one
+    a block).
     """
 
     def __init__(
@@ -146,10 +146,6 @@ def solve_blocks(
 
 def substitute(system: TriangularSystem) -> tuple[Tensor, ParallelReport]:
     """All states [length + 1, B, ..] by forward substitution: one after the other, the sequential result."""
-    iteration = BlockIteration(system, _no_update, [system.length])
+    iteration = BlockIteration(system, Jacobi(), [system.length])
     iteration.substitute()
     return iteration.trajectory, iteration.report
-
-
-def _no_update(*_: object) -> tuple[Tensor, Tensor]:
-    raise AssertionError("forward substitution makes no sweep")

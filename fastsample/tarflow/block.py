@@ -30,7 +30,7 @@ class FlowBlock(nn.Module):
         flip: bool,
     ) -> None:
         super().__init__()
-        self.flip = flip
+        self.flip, self.head_dim = flip, head_dim
         self.proj_in = nn.Linear(token_dim, channels)
         self.pos_embed = nn.Parameter(torch.randn(num_tokens, channels) * 1e-2)
         self.class_embed = nn.Parameter(torch.randn(num_classes, 1, channels) * 1e-2) if num_classes else None
@@ -56,9 +56,8 @@ class FlowBlock(nn.Module):
 
     def empty_cache(self, like: Tensor, batch: int) -> list[KeyValues]:
         """Room for the keys and values of `batch` rows of tokens, one entry a layer."""
-        first = self.attn_blocks[0].attention
-        length = len(self.pos_embed)
-        return [KeyValues.empty(like, batch, first.heads, length, first.head_dim) for _ in self.attn_blocks]
+        heads, length = self.pos_embed.shape[1] // self.head_dim, len(self.pos_embed)
+        return [KeyValues.empty(like, batch, heads, length, self.head_dim) for _ in self.attn_blocks]
 
     def outputs(
         self, tokens: Tensor, condition: Tensor | None, now: Pass = WHOLE, kept: Sequence[KeyValues] = ()

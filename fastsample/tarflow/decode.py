@@ -13,7 +13,7 @@ from torch import Tensor
 from fastsample.parallel.blockwise import solve_blocks, substitute
 from fastsample.parallel.iterations import ParallelReport
 from fastsample.parallel.updates import Jacobi
-from fastsample.tarflow.plan import BlockPlan, Plan
+from fastsample.tarflow.plans import BlockPlan, Plan
 from fastsample.tarflow.system import BlockSystem, Guidance
 
 if TYPE_CHECKING:

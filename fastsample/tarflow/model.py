@@ -15,7 +15,7 @@ from fastsample.tarflow import metrics, original
 from fastsample.tarflow.block import FlowBlock
 from fastsample.tarflow.decode import DecodeReport, OnBlock, decode, plan_of
 from fastsample.tarflow.layers import KeyValues, Pass
-from fastsample.tarflow.plan import BlockPlan, Plan
+from fastsample.tarflow.plans import BlockPlan, Plan
 from fastsample.tarflow.system import Guidance
 
 
@@ -26,6 +26,9 @@ class TarFlowModel(ModelMixin, ConfigMixin):
     T = (sample_size / patch_size)^2 tokens of C = in_channels patch_size^2 values, standard normal in the model.
     `noise_std` is the standard deviation of the noise on the images it was trained on.
     """
+
+    blocks: Sequence[FlowBlock]
+    var: Tensor
 
     @register_to_config
     def __init__(
@@ -47,7 +50,7 @@ class TarFlowModel(ModelMixin, ConfigMixin):
         if channels % head_dim:
             raise ValueError(f"head_dim = {head_dim}: channels = {channels} must be a multiple of it")
         token_dim, num_tokens = in_channels * patch_size**2, (sample_size // patch_size) ** 2
-        self.blocks = nn.ModuleList(
+        self.blocks = nn.ModuleList(  # type: ignore[assignment]
             FlowBlock(
                 token_dim,
                 num_tokens,
@@ -115,10 +118,10 @@ class TarFlowModel(ModelMixin, ConfigMixin):
         """Images [B, in_channels, H, W] of `z` [B, T, C], and what it took.
 
         `method` is "sequential" (token by token, keys and values kept), "jacobi" (all tokens of a block at once,
-        again until they settle) or "gs-jacobi" (chunk after chunk so; arXiv:2505.12849). `plan` says how, for all blocks
-        alike or for each; None is tolerance 1e-4 and, for "gs-jacobi", 8 chunks. Whatever the method, at tolerance 0
-        the result is the sequential one to rounding. `guidance` adds that times the difference to the unlabelled
-        output (0: none), growing along the tokens where annealed; the unlabelled pass has its attention at
+        again until they settle) or "gs-jacobi" (chunk after chunk so; arXiv:2505.12849). `plan` says how, for all
+        blocks alike or for each; None is tolerance 1e-4 and, for "gs-jacobi", 8 chunks. Whatever the method, at
+        tolerance 0 the result is the sequential one to rounding. `guidance` adds that times the difference to the
+        unlabelled output (0: none), growing along the tokens where annealed; the unlabelled pass has its attention at
         `attention_temperature`. `on_block(index, images)` is called after each block.
 
         Raises ValueError for wrong shapes, labels, plans or guidance, before any pass.
@@ -134,7 +137,7 @@ class TarFlowModel(ModelMixin, ConfigMixin):
         return self.images(tokens), report
 
     def denoise(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
-        """One Tweedie step, `x + noise_std^2 d log p(x) / dx`: without the training noise, in the mean (section 3.4)."""
+        """One Tweedie step, `x + noise_std^2 d log p(x) / dx`: the mean without the training noise (section 3.4)."""
         with torch.enable_grad():
             noisy = images.detach().requires_grad_()
             (score,) = torch.autograd.grad(self.log_prob(noisy, labels).sum(), noisy)

@@ -16,7 +16,7 @@ from torch import Tensor
 from fastsample.sampling.noise import Generators, draw_noise
 from fastsample.tarflow.decode import DecodeReport
 from fastsample.tarflow.model import TarFlowModel
-from fastsample.tarflow.plan import PLAN_FILE, BlockPlan, Plan
+from fastsample.tarflow.plans import PLAN_FILE, BlockPlan, Plan
 
 OUTPUT_TYPES = ("pil", "np", "pt")
 
@@ -72,7 +72,7 @@ class TarFlowPipeline(DiffusionPipeline):
         latents: Tensor | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
-    ) -> TarFlowPipelineOutput | tuple[Any, DecodeReport]:
+    ) -> Any:
         """Images of `class_labels`, each `num_images_per_label` times; None is without labels.
 
         `method`, `plan` and the guidance are those of :meth:`TarFlowModel.decode`; without a method the pipeline's
@@ -80,6 +80,7 @@ class TarFlowPipeline(DiffusionPipeline):
         `latents` [B, T, C] are standard normal; else `generator` draws them, a list one image each, so that an image
         does not depend on its batch. `output_type` is "pil", "np" [B, H, W, C] or "pt" [B, C, H, W], in [0, 1].
 
+        Returns a :class:`TarFlowPipelineOutput`, or a tuple of its two fields.
         Raises ValueError for wrong labels, shapes, plans or types, before any pass.
         """
         model = self.transformer

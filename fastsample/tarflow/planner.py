@@ -1,4 +1,4 @@
-"""A plan by measurement: for each block the start, chunks, tolerance and sweep limit that reach a residual soonest."""
+"""A plan by measurement: for each block the start, chunks, tolerance and sweep limit that are fastest."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from torch import Tensor
 from fastsample.parallel.iterations import ParallelReport
 from fastsample.sampling.noise import Generators, draw_noise
 from fastsample.tarflow.decode import decode, decode_block
-from fastsample.tarflow.plan import BlockPlan, Plan
+from fastsample.tarflow.plans import BlockPlan, Plan
 from fastsample.tarflow.system import Guidance
 
 if TYPE_CHECKING:
     from fastsample.tarflow.model import TarFlowModel
 
-MARGIN = 1 / 3  # of the target, aimed at on the batch that is measured: the worst image of another is up to 2.4 times worse
+MARGIN = 1 / 3  # of the target, aimed at here: other batches have images that are up to 2.4 times worse
 TOLERANCES = [10 ** (-step / 4) for step in range(4, 29)]  # 1e-1 .. 1e-7
 
 

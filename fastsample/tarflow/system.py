@@ -133,7 +133,7 @@ class BlockSystem:
     def _conditions(self, labels: Tensor | None, batch: int) -> Tensor | None:
         """What each row of a pass is conditioned on: guided ones, then the unlabelled ones."""
         block = self._model.blocks[self._index]
-        own: Tensor | None = block.condition(labels)
-        if own is None or not self._guided:
+        own, free = block.condition(labels), block.condition(None)
+        if own is None or free is None or not self._guided:
             return own
-        return torch.cat([part.expand(batch, -1, -1) for part in (own, block.condition(None))])
+        return torch.cat([part.expand(batch, -1, -1) for part in (own, free)])
