@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fastsample.parallel.blockwise import BlockIteration as BlockIteration
+from fastsample.parallel.blockwise import solve_blocks as solve_blocks
 from fastsample.parallel.integration import integrate_parallel as integrate_parallel
 from fastsample.parallel.iterations import FixedPoint as FixedPoint
 from fastsample.parallel.iterations import ParallelReport as ParallelReport

@@ -6,7 +6,7 @@ nothing else; so a system of n states takes at most n sweeps, from any guess and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -21,14 +21,16 @@ class ParallelReport:
     """What an iteration did. `evaluations` are rows times batch items; `sweeps` the rounds one after the other.
 
     `starts[s]` are the indices of the first uncommitted state of each batch item after sweep s + 1, and
-    `residuals[s]` is the largest change of a state in that sweep, in the unit of the tolerance; for `block` sweeps
-    of a system that is stopped early, the last one of a block says how far it was from settled.
+    `residuals[s]` is the largest change of a state in that sweep, in the unit of the tolerance; of a block that
+    is left early, the last one says how far it was from settled. `substituted` are the states from which a block was
+    solved one after the other.
     """
 
     sweeps: int = 0
     evaluations: int = 0
     starts: list[tuple[int, ...]] = field(default_factory=list)
     residuals: list[float] = field(default_factory=list)
+    substituted: list[int] = field(default_factory=list)
 
 
 class FixedPoint:
@@ -36,8 +38,7 @@ class FixedPoint:
 
     A sweep is: evaluate `rows` at `states`, then `sweep(outputs)`; until `done`. `trajectory` [length + 1, B, ..]
     holds every state, those up to `begin` [B] final, zeros where no sweep has been. The window slides by the states
-    whose inputs moved by no more than `tolerance`, each batch item by its own; with `blocks` (ends of blocks, the
-    last one `length`) every block is settled, or swept `max_sweeps` times, before the next one starts.
+    whose inputs moved by no more than `tolerance`, each batch item by its own.
     """
 
     def __init__(
@@ -47,13 +48,10 @@ class FixedPoint:
         *,
         window: int | None = None,
         tolerance: float = 0.0,
-        blocks: Sequence[int] | None = None,
-        max_sweeps: int | Sequence[int] | None = None,
     ) -> None:
         check_extent(window, tolerance)
         self.system, self.update, self.tolerance = system, update, tolerance
         self.window = min(window or system.length, system.length)
-        self.blocks = list(blocks) if blocks is not None else None
         self.report = ParallelReport()
         guess = system.initial()
         self._guessed = len(guess) > 1
@@ -62,8 +60,6 @@ class FixedPoint:
         self._items = torch.arange(guess.shape[1])
         self.begin = torch.zeros(guess.shape[1], dtype=torch.long)
         self._reached = self.begin.clone()  # the last state that a sweep has given a value
-        self._limits = self._sweep_limits(max_sweeps)
-        self._swept = 0  # sweeps of this block
 
     @property
     def done(self) -> bool:
@@ -74,10 +70,6 @@ class FixedPoint:
     def rows(self) -> Tensor:
         """The states to evaluate, [R, B]."""
         n = self.system.length
-        if self.blocks is not None:
-            begin = int(self.begin[0])
-            end = next(end for end in self.blocks if end > begin)
-            return torch.arange(begin, end)[:, None].expand(-1, len(self.begin))
         size = min(self.window, n - int(self.begin.min()))
         return (self.begin + torch.arange(size)[:, None]).clamp(max=n - 1)
 
@@ -102,14 +94,10 @@ class FixedPoint:
         items = self._items.expand_as(rows)
         self.trajectory[targets[valid], items[valid]] = new[valid]
         self._reached = torch.maximum(self._reached, self.begin + valid.sum(0))
-        self._swept += 1
         self.report.sweeps += 1
         self.report.evaluations += rows.numel()
         self.report.residuals.append(float(change[valid].max()))
-        if self.blocks is None:
-            self.begin = self.begin + final
-        elif bool((final == len(rows)).all()) or self._swept >= self._limits[self.blocks.index(int(rows[-1, 0]) + 1)]:
-            self.begin, self._swept = self.begin + len(rows), 0
+        self.begin = self.begin + final
         self.system.commit(self.begin)
         self.report.starts.append(tuple(self.begin.tolist()))
 
@@ -119,13 +107,6 @@ class FixedPoint:
         values = self.trajectory[reached.to(device), self._items.to(device)]
         return values if torch.equal(reached, index) else self.system.extend(reached, index, values)
 
-    def _sweep_limits(self, max_sweeps: int | Sequence[int] | None) -> list[int]:
-        if self.blocks is None:
-            return []
-        sizes = [end - begin for begin, end in zip([0, *self.blocks], self.blocks, strict=False)]
-        limits = [max_sweeps] * len(sizes) if max_sweeps is None or isinstance(max_sweeps, int) else list(max_sweeps)
-        return [size if limit is None else min(limit, size) for limit, size in zip(limits, sizes, strict=True)]
-
 
 def solve(
     system: TriangularSystem,
@@ -133,15 +114,13 @@ def solve(
     *,
     window: int | None = None,
     tolerance: float = 0.0,
-    blocks: Sequence[int] | None = None,
-    max_sweeps: int | Sequence[int] | None = None,
     on_sweep: Callable[[FixedPoint], None] | None = None,
 ) -> tuple[Tensor, ParallelReport]:
     """All states [length + 1, B, ..] of `system`, and what it took; the arguments are those of :class:`FixedPoint`.
 
     `on_sweep` is called after every sweep. Raises ValueError when the window is below 1 or the tolerance negative.
     """
-    iteration = FixedPoint(system, update, window=window, tolerance=tolerance, blocks=blocks, max_sweeps=max_sweeps)
+    iteration = FixedPoint(system, update, window=window, tolerance=tolerance)
     while not iteration.done:
         iteration.sweep(system.evaluate(iteration.rows, iteration.states))
         if on_sweep is not None:

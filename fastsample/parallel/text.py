@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastsample.parallel.iterations import FixedPoint, ParallelReport
+from fastsample.parallel.blockwise import BlockIteration
+from fastsample.parallel.iterations import ParallelReport
 from fastsample.parallel.updates import Jacobi
 from fastsample.sampling.noise import Generators
 
@@ -135,14 +136,14 @@ def jacobi_decode(
         raise ValueError("attention_mask ends with 0: pad prompts on the left")
     system = TextSystem(model, input_ids, mask, max_new_tokens, temperature, generator)
     ends = [*range(block_length, max_new_tokens, block_length), max_new_tokens]
-    iteration = FixedPoint(system, Jacobi(), blocks=ends)
+    iteration = BlockIteration(system, Jacobi(), ends)
     stops = torch.tensor([eos_token_id] if isinstance(eos_token_id, int) else list(eos_token_id or []))
     stops = stops.to(input_ids)
     ended = torch.zeros(len(input_ids), dtype=torch.bool)
     while not iteration.done and not bool(ended.all()):
         iteration.sweep(system.evaluate(iteration.rows, iteration.states))
-        ended = torch.isin(iteration.trajectory[1 : int(iteration.begin[0]) + 1], stops).any(0).cpu()
-    new = iteration.trajectory[1 : int(iteration.begin[0]) + 1].T
+        ended = torch.isin(iteration.trajectory[1 : iteration.begin + 1], stops).any(0).cpu()
+    new = iteration.trajectory[1 : iteration.begin + 1].T
     is_stop = torch.isin(new, stops)
     past = is_stop.cumsum(1) - is_stop.long() > 0
     new = new.masked_fill(past, pad_token_id)
