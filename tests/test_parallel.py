@@ -42,7 +42,7 @@ class RandomSystem:
         return self.start[None]
 
     def extend(self, reached: Tensor, rows: Tensor, states: Tensor) -> Tensor:
-        return states
+        return states.expand(len(rows), *states.shape)
 
     def evaluate(self, rows: Tensor, states: Tensor) -> Tensor:
         return _times(self.c[rows, self.items], states)

@@ -107,9 +107,9 @@ class BlockIteration:
         self._end, self._limit, self._swept = next(self._ends), next(self._limits), 0
         if not self._guessed:
             rows = self._rows(self.begin + 1, self._end + 1)
-            reached = torch.full_like(rows, self.begin)
-            known = self.trajectory[self.begin].expand(len(rows), *self.trajectory.shape[1:])
-            self.trajectory[self.begin + 1 : self._end + 1] = self.system.extend(reached, rows, known)
+            reached = torch.full_like(rows[0], self.begin)
+            guess = self.system.extend(reached, rows, self.trajectory[self.begin])
+            self.trajectory[self.begin + 1 : self._end + 1] = guess
 
     def _rows(self, begin: int, end: int) -> Tensor:
         return torch.arange(begin, end)[:, None].expand(-1, self.trajectory.shape[1])

@@ -217,7 +217,7 @@ class _Segment:
                 f"tolerance = {settings.tolerance:g} is relative to a noise schedule, and that of "
                 f"{type(stepper.scheduler).__name__} is not understood: use tolerance = 0"
             )
-        self._trajectory = SchedulerTrajectory(stepper, self.start, end, sample, nodes)
+        self._trajectory = SchedulerTrajectory(stepper, self.start, end, sample, known.outputs[0], nodes)
         update = make_update(settings.iteration)
         self.fixed = FixedPoint(self._trajectory, update, window=settings.window, tolerance=settings.tolerance)
         self._on_sweep = settings.on_sweep

@@ -37,8 +37,8 @@ class FixedPoint:
     """The iteration's state between sweeps, for callers that evaluate the rows themselves; else see :func:`solve`.
 
     A sweep is: evaluate `rows` at `states`, then `sweep(outputs)`; until `done`. `trajectory` [length + 1, B, ..]
-    holds every state, those up to `begin` [B] final, zeros where no sweep has been. The window slides by the states
-    whose inputs moved by no more than `tolerance`, each batch item by its own.
+    holds every state: those up to `begin` [B] are final, those of the window guesses, the others zeros. The window
+    slides by the states whose inputs moved by no more than `tolerance`, each batch item by its own.
     """
 
     def __init__(
@@ -54,12 +54,12 @@ class FixedPoint:
         self.window = min(window or system.length, system.length)
         self.report = ParallelReport()
         guess = system.initial()
-        self._guessed = len(guess) > 1
         self.trajectory = guess.new_zeros((system.length + 1, *guess.shape[1:]))
         self.trajectory[: len(guess)] = guess
         self._items = torch.arange(guess.shape[1])
         self.begin = torch.zeros(guess.shape[1], dtype=torch.long)
-        self._reached = self.begin.clone()  # the last state that a sweep has given a value
+        self._reached = torch.full_like(self.begin, len(guess) - 1)  # the last state that has a value
+        self._extend()
 
     @property
     def done(self) -> bool:
@@ -75,7 +75,7 @@ class FixedPoint:
 
     @property
     def states(self) -> Tensor:
-        """The values of `rows`, [R, B, ..]; those not reached before are guessed from the last one that was."""
+        """The values of `rows`, [R, B, ..]."""
         return self._values(self.rows)
 
     def sweep(self, outputs: Tensor) -> None:
@@ -93,19 +93,32 @@ class FixedPoint:
         targets = torch.where(valid, rows + 1, n).to(self.trajectory.device)
         items = self._items.expand_as(rows)
         self.trajectory[targets[valid], items[valid]] = new[valid]
-        self._reached = torch.maximum(self._reached, self.begin + valid.sum(0))
         self.report.sweeps += 1
         self.report.evaluations += rows.numel()
         self.report.residuals.append(float(change[valid].max()))
         self.begin = self.begin + final
         self.system.commit(self.begin)
+        self._extend()
         self.report.starts.append(tuple(self.begin.tolist()))
 
     def _values(self, index: Tensor) -> Tensor:
-        reached = index if self._guessed else torch.minimum(index, self._reached)
-        device = self.trajectory.device
-        values = self.trajectory[reached.to(device), self._items.to(device)]
-        return values if torch.equal(reached, index) else self.system.extend(reached, index, values)
+        return self.trajectory[index.to(self.trajectory.device), self._items.to(self.trajectory.device)]
+
+    def _extend(self) -> None:
+        """Guess the states that the window has come to."""
+        end = (self.begin + self.window).clamp(max=self.system.length)
+        missing = int((end - self._reached).max())
+        if missing <= 0:
+            return
+        rows = self._reached + 1 + torch.arange(missing)[:, None]
+        new, items = rows <= end, self._items.expand_as(rows)
+        known = self._values(self._reached)
+        if self.update.copies:
+            guess = known.expand(len(rows), *known.shape)
+        else:
+            guess = self.system.extend(self._reached, rows.clamp(max=self.system.length), known)
+        self.trajectory[rows[new].to(guess.device), items[new].to(guess.device)] = guess[new.to(guess.device)]
+        self._reached = torch.maximum(self._reached, end)
 
 
 def solve(

@@ -105,10 +105,12 @@ _UNKNOWN = Node(0.0, 1.0, 1.0)
 
 
 class SchedulerTrajectory(Trajectory):
-    """The samples of a stepper from number `start` on, `x` being the sample there."""
+    """The samples of a stepper from number `start` on, `x` the sample there, `output` the one that made it."""
 
-    def __init__(self, stepper: Stepper, start: int, end: int, x: Tensor, nodes: Sequence[Node] | None) -> None:
-        super().__init__(x, nodes[start : end + 1] if nodes else [_UNKNOWN] * (end + 1 - start))
+    def __init__(
+        self, stepper: Stepper, start: int, end: int, x: Tensor, output: Tensor, nodes: Sequence[Node] | None
+    ) -> None:
+        super().__init__(x, nodes[start : end + 1] if nodes else [_UNKNOWN] * (end + 1 - start), output)
         self._stepper, self._start = stepper, start
         self.latest: Any = None  # what a step returned last, for its form
 

@@ -19,11 +19,11 @@ class Trajectory(ABC):
     """Samples [B, ..] from `x` along `nodes`, where row i is the model evaluation at state i.
 
     A change is the RMS over a sample's elements relative to the noise that a DDPM step would add there
-    (:func:`noise_scales`). Subclasses say what a step is.
+    (:func:`noise_scales`). `output` is the model's before `x`, where there is one. Subclasses say what a step is.
     """
 
-    def __init__(self, x: Tensor, nodes: Sequence[Node]) -> None:
-        self._x = x
+    def __init__(self, x: Tensor, nodes: Sequence[Node], output: Tensor | None = None) -> None:
+        self._x, self._before = x, output
         self._scales = noise_scales(nodes)
         self._spreads = torch.tensor([math.hypot(node.alpha, node.sigma) for node in nodes], dtype=torch.float64)
         self._samples = x.new_zeros((self.length, *x.shape))
@@ -49,8 +49,16 @@ class Trajectory(ABC):
         return self._x[None]
 
     def extend(self, reached: Tensor, rows: Tensor, states: Tensor) -> Tensor:
-        """The same direction at the coming noise level's spread `sqrt(alpha^2 + sigma^2)`; on VP models a copy."""
-        return states * _like(self._spreads[rows] / self._spreads[reached], states)
+        """The coming steps with the last output; before there is one, `states` at the noise levels' spread.
+
+        The spread is `sqrt(alpha^2 + sigma^2)`: on VP models the guess is then a copy.
+        """
+        last = self._before if self._outputs is None else self._outputs[(reached - 1).clamp(min=0), self._items]
+        guess = states.expand(len(rows), *states.shape)
+        if last is None:
+            return guess * _like(self._spreads[rows] / self._spreads[reached], guess)
+        steps = (rows - 1).clamp(max=self.length - 1)
+        return self._steps(steps, guess, last.expand(len(rows), *last.shape), None, replayed=True)
 
     def advance(self, rows: Tensor, states: Tensor, outputs: Tensor) -> Tensor:
         """The next samples, each of its own sample and output; what earlier steps left is of theirs."""

@@ -24,7 +24,7 @@ class TriangularSystem(Protocol):
         """`x_0` as [1, B, ..], or `x_0` with a guess of every state, [length + 1, B, ..]."""
 
     def extend(self, reached: Tensor, rows: Tensor, states: Tensor) -> Tensor:
-        """A first guess of the states `rows` from `states`, the values of the states `reached` [R, B]."""
+        """A first guess of the states `rows` [R, B], those after `reached` [B], whose values are `states` [B, ..]."""
 
     def evaluate(self, rows: Tensor, states: Tensor) -> Tensor:
         """The outputs [R, B, ..] of the expensive map at `states` [R, B, ..]."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -19,7 +19,12 @@ from fastsample.sampling.backend import accumulation_dtype
 
 
 class Update(Protocol):
-    """Moves the states of a window; may remember earlier sweeps of one system."""
+    """Moves the states of a window; may remember earlier sweeps of one system.
+
+    `copies`: the states that a window comes to start as copies of the last one, not as the system guesses them.
+    """
+
+    copies: ClassVar[bool] = False
 
     def __call__(
         self, system: TriangularSystem, rows: Tensor, states: Tensor, outputs: Tensor, old: Tensor
@@ -31,7 +36,7 @@ class Update(Protocol):
         """
 
 
-class Jacobi:
+class Jacobi(Update):
     """`J = 0`: every state from its own input (Song et al. 2021)."""
 
     def __call__(
@@ -41,8 +46,10 @@ class Jacobi:
         return new, new
 
 
-class Increment:
+class Increment(Update):
     """`J = 1`: the sum of the steps' increments; Picard as published (ParaDiGMS, arXiv:2305.16317, eq. 6)."""
+
+    copies = True
 
     def __call__(
         self, system: TriangularSystem, rows: Tensor, states: Tensor, outputs: Tensor, old: Tensor
@@ -51,7 +58,7 @@ class Increment:
         return new, new
 
 
-class Replay:
+class Replay(Update):
     """The cheap map run again with this sweep's outputs: exact for what is linear in the states."""
 
     def __call__(
@@ -61,7 +68,7 @@ class Replay:
         return new, new
 
 
-class Secant:
+class Secant(Update):
     """Replay with outputs that follow their states, by the slope of the last two sweeps, free of evaluations.
 
     For each state and batch item `K = <dy, du> / <dy, dy>` between two sweeps' states y and outputs u. A step's
@@ -92,7 +99,7 @@ class Secant:
         return new, new
 
 
-class Anderson:
+class Anderson(Update):
     """Triangular Anderson acceleration (ParaTAA, Tang et al. 2024, arXiv:2402.09970, section 3) of :class:`Replay`.
 
     Each state is corrected by the last `memory` sweeps' differences, with weights that make the residuals of the

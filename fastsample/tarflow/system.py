@@ -78,8 +78,8 @@ class BlockSystem:
         return self._tokens.clone()
 
     def extend(self, reached: Tensor, rows: Tensor, states: Tensor) -> Tensor:
-        """Every token has a guess."""
-        return states
+        """Not asked: every token has a guess."""
+        raise NotImplementedError
 
     def evaluate(self, rows: Tensor, states: Tensor) -> Tensor:
         """(a, b) at the tokens `rows`, [R, B, 2 C], by one pass; the tokens before them are final."""
