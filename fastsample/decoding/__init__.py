@@ -8,8 +8,13 @@ A rule is immutable and without state. `masked` are the undecided positions of t
 that the current block lets commit (a rule such as Prophet may commit the rest too), and :class:`Progress` says where
 each row stands: step, steps, and the schedule's quota. Columns may be the whole response or any window of it
 (`Progress.first`). Everything is vectorised over rows and free of host synchronisation.
+
+:func:`decode_masked` is the engine for any callable; :class:`fastsample.MaskedDiffusionPipeline` wraps it in diffusers'
+manner.
 """
 
+from fastsample.decoding.adapters import Adapter, adapter_of, mask_token_of
+from fastsample.decoding.cache import Caching
 from fastsample.decoding.commit import (
     After,
     CommitRule,
@@ -26,15 +31,25 @@ from fastsample.decoding.commit import (
     Threshold,
     anchor,
 )
+from fastsample.decoding.decode import decode_masked
+from fastsample.decoding.decoder import Commit, Decoder
+from fastsample.decoding.ledger import DecodingLedger
+from fastsample.decoding.refinement import LatentRefinement
 from fastsample.decoding.statistics import Sampling, Statistics, statistics_of
 
 __all__ = [
+    "Adapter",
     "After",
+    "Caching",
+    "Commit",
     "CommitRule",
+    "Decoder",
+    "DecodingLedger",
     "Entropy",
     "EntropyBounded",
     "Factor",
     "Hierarchy",
+    "LatentRefinement",
     "LowConfidence",
     "Margin",
     "Origin",
@@ -44,6 +59,9 @@ __all__ = [
     "Sampling",
     "Statistics",
     "Threshold",
+    "adapter_of",
     "anchor",
+    "decode_masked",
+    "mask_token_of",
     "statistics_of",
 ]

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 from fastsample_kernels import Gumbel, TokenStatistics, token_statistics
+from fastsample_kernels.counter_random import philox, uniform
 from fastsample_kernels.token_statistics import token_statistics_reference
 from torch import Tensor
 
@@ -88,6 +89,13 @@ def statistics_of(
 
     margin = probability(described.top1) - probability(described.top2)
     return Statistics(token, probability(logit), margin, described.entropy, given.top1 - given.top2)
+
+
+def uniforms(seed: Tensor, draw: Tensor) -> Tensor:
+    """float32 [B, L] in (0, 1) by `seed` and `draw` as in :func:`statistics_of`, independent of its noise."""
+    zero = torch.zeros_like(seed)
+    word, *_ = philox(seed, (zero, zero + 1, draw.reshape(-1, 1).expand_as(seed), zero))
+    return uniform(word)
 
 
 def nucleus(logits: Tensor, top_p: float) -> Tensor:
