@@ -9,8 +9,7 @@ that the current block lets commit (a rule such as Prophet may commit the rest t
 each row stands: step, steps, and the schedule's quota. Columns may be the whole response or any window of it
 (`Progress.first`). Everything is vectorised over rows and free of host synchronisation.
 
-:func:`decode_masked` is the engine for any callable; :class:`fastsample.MaskedDiffusionPipeline` wraps it in diffusers'
-manner.
+:func:`decode_masked` is the engine, for any callable; :class:`fastsample.MaskedDiffusionPipeline` is made of it.
 """
 
 from fastsample.decoding.adapters import Adapter, adapter_of, mask_token_of

@@ -44,7 +44,7 @@ def decode_masked(
     scaled: bool | None = None,
     adapter: Adapter | None = None,
     stream: Stream | None = None,
-    callback: Callable[[Decoder], None] | None = None,
+    callback: Callable[[Decoder], object] | None = None,
 ) -> tuple[Tensor, DecodingLedger]:
     """Write `gen_length` tokens after `input_ids` [B, P]; returns [B, P + gen_length] and what it took.
 
@@ -68,7 +68,8 @@ def decode_masked(
     cache: keys and values are kept within a block, see :class:`Caching`; for models whose adapter says so.
     refinement: mixed embeddings and two phases, see :class:`LatentRefinement`; for models with `inputs_embeds`.
     schedule: "even" (LLaDA) or "dream"; by default the family's.
-    stream: called after each forward with the list of its :class:`Commit`; callback: with the :class:`Decoder`.
+    stream: called after each forward with the list of its :class:`Commit`.
+    callback: called after each forward with the :class:`Decoder`; a true result ends the run, with masks left.
 
     Raises ValueError for wrong input, before any forward, and RuntimeError where logits are not finite.
     """
@@ -91,8 +92,8 @@ def decode_masked(
     with decoder.ledger.running():
         while not decoder.done:
             decoder.step()
-            if callback is not None:
-                callback(decoder)
+            if callback is not None and callback(decoder):
+                decoder.stop()
     return decoder.sequences, decoder.ledger
 
 

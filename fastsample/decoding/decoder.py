@@ -112,7 +112,7 @@ class Decoder:
 
     @property
     def tokens(self) -> Tensor:
-        """int64 [B, P + G]: the text so far, the mask token where it is undecided."""
+        """int64 [B, P + G]: the text so far, the mask token where it is undecided; a copy."""
         return self.sequences.index_copy(0, self._on_device(self._active), self._rows.tokens)
 
     @torch.no_grad()
@@ -135,6 +135,10 @@ class Decoder:
         if self._stream is not None:
             report += torch.where(chosen, statistics.token, -1).unbind(-1)
         self._report(torch.stack(report, -1).tolist(), read.first)
+
+    def stop(self) -> None:
+        """End all rows as they are."""
+        self._settle([self._plan.blocks] * len(self._active), whole=False)
 
     def _window(self) -> _Window:
         """What is evaluated and read: the blocks that rows are in, or more where the rule or the cache needs it."""
