@@ -111,7 +111,7 @@ class MaskedDiffusionPipeline(DiffusionPipeline):  # type: ignore[misc]
         prompt, messages (one chat or a list of them), or input_ids [B, P] with its attention_mask: exactly one.
         use_chat_template: prompts become user messages, where the tokenizer has a chat template.
         rule: :class:`LowConfidence` by default. num_inference_steps: `steps` of :func:`fastsample.decode_masked`,
-            which says what the other arguments and `options` are (guidance_scale, temperature, constraints, cache, ..).
+            which says what the other arguments and `options` are (guidance_scale, temperature, cache, ..).
         eos_token_id: the tokenizer's by default; with `eos_early_stop` a row ends at it, and texts in any case.
         generator: one, or a list of one a row.
         callback_on_step_end: called as (pipe, step, 0, {"tokens": [B, P + gen_length]}) after each forward; it may
@@ -127,7 +127,7 @@ class MaskedDiffusionPipeline(DiffusionPipeline):  # type: ignore[misc]
         unknown = sorted(set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs))
         if unknown:
             raise ValueError(
-                f"callback_on_step_end_tensor_inputs = {unknown}: there is {self._callback_tensor_inputs}"
+                f"callback_on_step_end_tensor_inputs = {unknown}: give {self._callback_tensor_inputs}"
             )
         if eos_token_id is None:
             eos_token_id = getattr(self.tokenizer, "eos_token_id", None)

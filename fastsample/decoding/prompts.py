@@ -12,7 +12,7 @@ Message = dict[str, str]
 
 
 def encode(tokenizer: Any, prompts: Sequence[str], *, chat: bool) -> tuple[Tensor, Tensor]:
-    """Tokens and attention mask, int64 [B, P], of texts; with `chat` each is a user message, where there is a template.
+    """Tokens and attention mask, int64 [B, P], of texts; with `chat`, of user messages, if there is a template.
 
     Raises ValueError for no prompts.
     """
