@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 import torch
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerFast
@@ -31,6 +31,7 @@ END, MASK = sums.VOCABULARY.index("<|end|>"), sums.VOCABULARY.index("<|mask|>")
 def make_tokenizer() -> PreTrainedTokenizerFast:
     """One token a character; `answer:` is one."""
     inner = Tokenizer(models.WordLevel({token: i for i, token in enumerate(sums.VOCABULARY)}, unk_token="<|end|>"))
+    inner.decoder = decoders.Fuse()
     inner.pre_tokenizer = pre_tokenizers.Split(Regex(r"answer:|."), behavior="isolated")
     return PreTrainedTokenizerFast(
         tokenizer_object=inner,
@@ -125,9 +126,12 @@ def train(out: Path, steps: int, batch: int, rate: float, seed: int) -> None:
             for mean, value in zip(average.parameters(), model.parameters(), strict=True):
                 mean.lerp_(value, 1 - decay)
         if (step + 1) % 250 == 0 or step + 1 == steps:
-            right, valid = valid_share(average, 64)
+            right, valid = valid_share(average, 32)
             rate_now = (step + 1 - start) / (time.perf_counter() - began)
-            print(f"step {step + 1} loss {loss.item():.4f} answers {right:.3f} valid {valid:.3f} {rate_now:.2f}/s", flush=True)
+            print(
+                f"step {step + 1} loss {loss.item():.4f} answers {right:.3f} valid {valid:.3f} {rate_now:.2f}/s",
+                flush=True,
+            )
             state = {"step": step + 1, "model": model.state_dict(), "average": average.state_dict()}
             torch.save({**state, "optimiser": optimiser.state_dict(), "generator": generator.get_state()}, checkpoint)
             write(average, out / "folder", {"steps": step + 1, "batch": batch, "rate": rate, "seed": seed})
@@ -145,8 +149,8 @@ def main() -> None:
     parser.add_argument("stage", choices=["train", "evaluate"])
     parser.add_argument("--out", type=Path, default=Path("build/language"))
     parser.add_argument("--model", type=Path, default=Path("build/language/folder"))
-    parser.add_argument("--steps", type=int, default=8000)
-    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=3500)
+    parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()

@@ -23,8 +23,9 @@ BELOW = {  # what each part may import of fastsample at module level
     "bench": {"schedules", "tables", "solvers", "sampling", "caching", "schedulers", "demo", "bench", "version"},
 }
 TORCH = {"sampling", "parallel", "caching", "decoding"}  # diffusers only inside functions
-# but for subclasses of diffusers' hooks, in modules that are imported inside functions
+# but for subclasses of diffusers' classes, in modules that are imported inside functions
 HOOKS = {("caching", "hooks.py"), ("caching", "guider.py")}
+HOOKS |= {("decoding", "schedulers.py"), ("decoding", "block_refinement.py")}
 KERNEL_DOORS = {("sampling", "backend.py"), ("decoding", "statistics.py")}
 HEAVY = {"torch", "diffusers", "transformers", "accelerate", "matplotlib"}
 

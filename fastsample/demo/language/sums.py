@@ -1,9 +1,9 @@
 """The task of the bundled language model: five numbers of three digits, added column by column in writing.
 
-    123+045+678+901+234=3+5+8+1+4+0=21;2+4+7+0+3+2=18;1+0+6+9+2+1=19;answer:1981
+    123+045+678+901+234=0+3=03+5=08+8=16+1=17+4=21;2+2=04+4=08+7=15+0=15+3=18;1+1=02+0=02+6=08+9=17+2=19;answer:1981
 
-Every column is the digits from the first number to the last, the carry, and their sum; the ones come first. Each sum
-follows from what stands before it, so the text has steps that can be wrong, and an answer that can be checked.
+Every column starts with the carry and adds a digit of each number to what there is so far; the ones come first. Each
+sum follows from what stands before it, so the text has steps that can be wrong, and an answer that can be checked.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from dataclasses import dataclass
 NUMBERS, DIGITS = 5, 3
 PROMPT_LENGTH = NUMBERS * DIGITS + NUMBERS
 """Tokens: the digits, the signs between the numbers, and the = at the end."""
-RESPONSE_LENGTH = 64
+RESPONSE_LENGTH = 96
 """Tokens of the response with the end tokens that fill it."""
-VOCABULARY = (*"0123456789+=;", "answer:", "<|end|>", "<|mask|>")
+END = "<|end|>"
+VOCABULARY = (*"0123456789+=;", "answer:", END, "<|mask|>")
 TEST_SHARE = 16
 """One problem in so many is of the test split."""
 
@@ -27,6 +28,17 @@ class Sum:
     """A problem: the numbers to add."""
 
     numbers: tuple[int, ...]
+
+    @classmethod
+    def from_text(cls, text: str) -> Sum:
+        """The problem that a text such as `123+45+678+901+234` states, with or without `=`; else ValueError."""
+        numbers = text.replace(" ", "").removesuffix("=").split("+")
+        if len(numbers) != NUMBERS or not all(part.isdecimal() and len(part) <= DIGITS for part in numbers):
+            raise ValueError(
+                f"prompt = {text!r}: the bundled model adds {NUMBERS} numbers of up to {DIGITS} digits, "
+                "as in 123+45+678+901+234"
+            )
+        return cls(tuple(map(int, numbers)))
 
     @property
     def prompt(self) -> str:
@@ -41,13 +53,21 @@ class Sum:
     @property
     def response(self) -> str:
         """The columns and the answer, without end tokens."""
-        text, carry = "", 0
+        text, total = "", 0
         for column in range(DIGITS):
-            digits = [number // 10**column % 10 for number in self.numbers]
-            total = sum(digits) + carry
-            text += "+".join(map(str, [*digits, carry])) + f"={total:02d};"
-            carry = total // 10
+            total //= 10  # the carry
+            text += f"{total}"
+            for number in self.numbers:
+                digit = number // 10**column % 10
+                total += digit
+                text += f"+{digit}={total:02d}"
+            text += ";"
         return f"{text}answer:{self.answer:0{DIGITS + 1}d}"
+
+    def judge(self, text: str) -> tuple[bool, bool]:
+        """Whether the answer of a decoded response is right, and whether all of it is, up to its first end token."""
+        written = text.partition(END)[0]
+        return read_answer(written) == self.answer, written == self.response
 
     @property
     def is_test(self) -> bool:
