@@ -29,8 +29,8 @@ RULES: dict[str, tuple[CommitRule, slow.Rule]] = {
         slow.prophet((4.0, 3.0, 2.0), slow.low_confidence, progress="paper"),
     ),
     "prophet of a span on a threshold": (
-        fs.Prophet((5.0, 4.0, 3.0), region=(5, 3), progress="tokens", base=fs.Threshold(0.8)),
-        slow.prophet((5.0, 4.0, 3.0), slow.threshold(0.8), span=(5, 3), progress="tokens"),
+        fs.Prophet((6.0, 4.0, 2.0), region=(1, 2), progress="tokens", base=fs.Threshold(0.95)),
+        slow.prophet((6.0, 4.0, 2.0), slow.threshold(0.95), span=(1, 2), progress="tokens"),
     ),
 }
 
@@ -53,7 +53,7 @@ def texts(model: slow.RandomModel) -> Any:
 
 
 @pytest.mark.parametrize("name", RULES)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_each_rule_is_that_of_a_slow_decoder(name: str, data: st.DataObject) -> None:
     """Tokens, the forward of each commit, and the number of forwards; float64, with ties."""

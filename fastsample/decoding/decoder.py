@@ -158,7 +158,7 @@ class Decoder:
                 write = write & (position < own + width)
             write = write | (self._rows.age == 0)[:, None]
         if plan.rule.reads == "response":
-            first, last = (0 if self._whole else first), plan.gen_length
+            first, last = (0 if plan.caching is None or self._whole else first), plan.gen_length
         if evaluated is not None and write is not None:
             offset = prompt - evaluated.start
             readable = write[:, offset + first : offset + last]
