@@ -14,7 +14,7 @@ from torch import Tensor
 
 import fastsample as fs
 from fastsample.decoding import Adapter, CommitRule, adapter_of
-from fastsample.decoding.adapters import dream
+from fastsample.decoding.adapters import DREAM, LLADA, dream
 
 PROMPTS = torch.tensor([[5, 7, 11, 2, 9], [0, 0, 3, 4, 8], [0, 1, 1, 6, 1]])
 PADDING = torch.tensor([[1, 1, 1, 1, 1], [0, 0, 1, 1, 1], [0, 1, 1, 1, 1]])
@@ -98,6 +98,10 @@ def test_adapters_come_from_the_family_or_the_signature() -> None:
     assert (plain.embeds, plain.keeps, plain.caches, plain.shifted) == (True, None, False, False)
     assert adapter_of(lambda input_ids, attention_mask: None) == Adapter()
     assert adapter_of(Early(None)).keeps == "num_logits_to_keep"
+    for name, family in (("llada", LLADA), ("Dream", DREAM)):
+        model = bert()
+        model.config.model_type = name
+        assert adapter_of(model) == family
 
 
 @pytest.mark.parametrize("guidance", [0.0, 0.5])

@@ -270,4 +270,5 @@ class Decoder:
         return self._rows.block[:, None] * width + torch.arange(width, device=self._rows.block.device)
 
     def _on_device(self, rows: list[int]) -> Tensor:
-        return torch.tensor(rows, dtype=torch.int64, device=self._rows.block.device)
+        # nothing waits for this copy
+        return torch.tensor(rows, dtype=torch.int64).to(self._rows.block.device, non_blocking=True)

@@ -62,7 +62,7 @@ class MaskedDiffusionPipeline(DiffusionPipeline):  # type: ignore[misc]
 
     @classmethod
     def from_pretrained(cls, name: str, *, trust_remote_code: bool = False, **kwargs: Any) -> MaskedDiffusionPipeline:
-        """The pipeline of a model of the Hub or a folder: of transformers, or as `save_pretrained` wrote it.
+        """The pipeline of a model of transformers, on the Hub or in a folder, or of a folder of `save_pretrained`.
 
         kwargs go to transformers' `from_pretrained` of the model, such as dtype, device_map, revision. Code of the
         model's author (LLaDA, Dream) runs only with `trust_remote_code=True`.
@@ -77,7 +77,7 @@ class MaskedDiffusionPipeline(DiffusionPipeline):  # type: ignore[misc]
         shared = {key: kwargs[key] for key in ("revision", "cache_dir", "local_files_only", "token") if key in kwargs}
         config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, **shared)
         # LLaDA and Dream give their masked model as AutoModel; those of transformers have the head apart
-        own = "AutoModel" in (getattr(config, "auto_map", None) or {})
+        own = trust_remote_code and "AutoModel" in (getattr(config, "auto_map", None) or {})
         loader = AutoModel if own else AutoModelForMaskedLM
         model = loader.from_pretrained(name, config=config, trust_remote_code=trust_remote_code, **kwargs)
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code, **shared)

@@ -58,7 +58,7 @@ def divergence(new: Tensor, old: Tensor, masked: Tensor) -> Tensor:
     terms = torch.where(log_new == -math.inf, 0.0, log_new.exp() * (log_new - log_old)).sum(-1)
     count = masked.sum(-1)
     mean = torch.where(masked, terms, 0.0).sum(-1) / count
-    return mean.masked_fill(count == 0, math.inf)
+    return mean.clamp(min=0).masked_fill(count == 0, math.inf)  # below 0 by rounding alone
 
 
 class Latents:
