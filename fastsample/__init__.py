@@ -64,12 +64,15 @@ _HOME = {
     "Random": "fastsample.decoding",
     "Threshold": "fastsample.decoding",
     "anchor": "fastsample.decoding",
+    "harness_model": "fastsample.bench.harness",
+    "load_language_model": "fastsample.demo.language.loading",
     "GaussianMixture": "fastsample.demo.mixture",
 }
 
 __all__ = ["__version__", *_HOME]
 
 if TYPE_CHECKING:
+    from fastsample.bench.harness import harness_model as harness_model
     from fastsample.caching import TGate as TGate
     from fastsample.caching.guider import TGateGuider as TGateGuider
     from fastsample.decoding import After as After
@@ -95,6 +98,7 @@ if TYPE_CHECKING:
     from fastsample.decoding.schedulers import MarginScheduler as MarginScheduler
     from fastsample.decoding.schedulers import ProphetScheduler as ProphetScheduler
     from fastsample.decoding.schedulers import ThresholdScheduler as ThresholdScheduler
+    from fastsample.demo.language.loading import load_language_model as load_language_model
     from fastsample.demo.mixture import GaussianMixture as GaussianMixture
     from fastsample.parallel import ParallelSampler as ParallelSampler
     from fastsample.parallel import integrate_parallel as integrate_parallel

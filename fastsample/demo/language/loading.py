@@ -20,9 +20,13 @@ def model_path() -> Path:
 
 
 def load_language_model(
-    dtype: torch.dtype | None = None, device: str | torch.device = "cpu"
+    dtype: torch.dtype | None = None, device: str | torch.device = "cpu", *, folder: str | Path | None = None
 ) -> tuple[MaskedDiffusionLM, PreTrainedTokenizerFast]:
-    """The bundled model in evaluation mode and its tokenizer, offline; float32 when no dtype is given."""
-    model = MaskedDiffusionLM.from_pretrained(model_path(), dtype=dtype or torch.float32, local_files_only=True)
-    tokenizer = AutoTokenizer.from_pretrained(model_path(), local_files_only=True)
+    """The bundled model in evaluation mode and its tokenizer, offline; float32 when no dtype is given.
+
+    folder: another that `scripts/train_language.py` wrote.
+    """
+    source = model_path() if folder is None else folder
+    model = MaskedDiffusionLM.from_pretrained(source, dtype=dtype or torch.float32, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
     return model.to(device).eval(), tokenizer
