@@ -264,6 +264,26 @@ def test_shifted_logits() -> None:
     assert torch.equal(found, expected)
 
 
+@pytest.mark.parametrize("shifted", [False, True])
+def test_no_prompt(shifted: bool) -> None:
+    """From nothing: where logits are shifted, the first position has those of the first."""
+    model = slow.RandomModel(VOCABULARY, 300, seed=8)
+    read: list[int] = []
+
+    def watched(input_ids: Tensor, attention_mask: Tensor) -> Any:
+        logits = model(input_ids, attention_mask).logits
+        read.append(int(logits[0, 0, :MASK].argmax()))
+        return slow.SimpleNamespace(logits=logits)
+
+    found, _ = fs.decode_masked(
+        watched, torch.zeros(2, 0, dtype=torch.int64), rule=fs.Threshold(0.99), gen_length=4, mask_token_id=MASK,
+        adapter=Adapter(shifted=shifted),
+    )  # fmt: skip
+    assert not (found == MASK).any()
+    assert torch.equal(found[0], found[1])
+    assert int(found[0, 0]) in read
+
+
 def test_logits_that_are_not_finite_are_an_error() -> None:
     model = slow.RandomModel(VOCABULARY, 300, seed=8)
 

@@ -66,7 +66,7 @@ CASES: list[tuple[Callable[[], object], str]] = [
     (decode(top_p=1.1), "top_p = 1.1"),
     (decode(top_k=0), "top_k = 0"),
     (decode(guidance_scale=-1.0), "guidance_scale = -1.0"),
-    (decode(temperature=1.0, generator=[torch.Generator()]), "generator has 1 entries for 2 rows"),
+    (decode(temperature=1.0, generator=[torch.Generator()]), "generator has 1 entries for a batch of 2"),
     # rules
     (decode(rule="low_confidence"), "rule = 'low_confidence'"),
     (decode(schedule="cosine"), "schedule = 'cosine'"),
@@ -82,6 +82,7 @@ CASES: list[tuple[Callable[[], object], str]] = [
     (lambda: fs.Prophet(progress="share"), "progress = 'share'"),  # type: ignore[arg-type]
     (lambda: fs.Prophet(region=(-1, 3)), "region = (-1, 3)"),
     (lambda: fs.Prophet(region=(2, 0)), "region = (2, 0)"),
+    (lambda: fs.Prophet(region=[2, 3]), "region = [2, 3]"),  # type: ignore[arg-type]
     (decode(rule=fs.Prophet(region=(6, 3))), "region = (6, 3) ends outside the response of 8 tokens"),
     (decode(rule=fs.Prophet(base=fs.Prophet(region=(8, 1)))), "region = (8, 1) ends outside"),
     (lambda: fs.After([], 3), "separator = ()"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -17,7 +18,7 @@ from fastsample.decoding.plan import Constraints, Plan, check_prompt, constraine
 from fastsample.decoding.refinement import LatentRefinement
 from fastsample.decoding.schedule import Schedule
 from fastsample.decoding.statistics import Sampling
-from fastsample.sampling.noise import Generators
+from fastsample.sampling.noise import Generators, draw
 
 
 def decode_masked(
@@ -87,7 +88,9 @@ def decode_masked(
     plan.check_model(model, adapter)
     attention = check_prompt(input_ids, attention_mask)
     response = constrained(constraints, len(input_ids), gen_length, mask_token_id).to(input_ids.device)
-    seed = draw_seeds(response, generator) if plan.draws else torch.zeros_like(response)
+    seed = torch.zeros_like(response)
+    if plan.draws:
+        seed = draw(functools.partial(torch.randint, 2**63 - 1), response, generator)
     decoder = Decoder(model, adapter, plan, input_ids, attention, response, seed, stream)
     with decoder.ledger.running():
         while not decoder.done:
@@ -95,13 +98,3 @@ def decode_masked(
             if callback is not None and callback(decoder):
                 decoder.stop()
     return decoder.sequences, decoder.ledger
-
-
-def draw_seeds(like: Tensor, generator: Generators) -> Tensor:
-    """int64 as `like` [B, G], on its device: one a position, from one stream, or from one a row."""
-    if isinstance(generator, list):
-        if len(generator) != len(like):
-            raise ValueError(f"generator has {len(generator)} entries for {len(like)} rows: give one a row")
-        return torch.cat([draw_seeds(like[i : i + 1], own) for i, own in enumerate(generator)])
-    device = like.device if generator is None else generator.device
-    return torch.randint(2**63 - 1, like.shape, generator=generator, device=device).to(like.device)

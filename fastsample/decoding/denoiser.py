@@ -38,6 +38,7 @@ class Denoiser:
         embedded: Tensor = self._model.get_input_embeddings()(tokens)
         return embedded
 
+    @torch.no_grad()
     def embedding_table(self) -> tuple[Tensor, Tensor]:
         """Embeddings of the whole vocabulary [V, H], and the mask token's [H]."""
         layer = self._model.get_input_embeddings()
@@ -63,25 +64,26 @@ class Denoiser:
         if write is not None:
             self._cache.open(evaluated.start, write.repeat(self.branches, 1))
             call["past_key_values"] = self._cache
-        lowest = self._prompt + first - self._adapter.shifted - evaluated.start
-        rows = torch.arange(lowest, lowest + last - first, device=inputs.device).clamp(min=0)
-        if self._adapter.keeps == "logits_to_keep":
-            call["logits_to_keep"] = rows
-        elif self._adapter.keeps == "num_logits_to_keep":
-            call["num_logits_to_keep"] = evaluated.stop - evaluated.start - max(lowest, 0)
-        inputs = inputs[:, evaluated]
-        if inputs.ndim == 2:
-            logits = self._model(inputs, **call).logits
-        else:
-            logits = self._model(inputs_embeds=inputs, **call).logits
-        if self._adapter.keeps == "num_logits_to_keep":
-            rows = rows - max(lowest, 0)
-        if self._adapter.keeps != "logits_to_keep":
-            logits = logits[:, rows]
+        offset = self._prompt - self._adapter.shifted - evaluated.start
+        # without a prompt, shifted logits have none before the first
+        rows = torch.arange(offset + first, offset + last, device=inputs.device).clamp(min=0)
+        logits = self._run(inputs[:, evaluated], rows, max(offset + first, 0), call)
         if self._guidance:
             given, blank = logits.chunk(2)
             logits = blank + (1 + self._guidance) * (given - blank)
-        return self._without_mask(logits)
+        return logits.index_fill(-1, self._mask_token, -math.inf)
+
+    def _run(self, inputs: Tensor, rows: Tensor, lowest: int, call: dict[str, Any]) -> Tensor:
+        """The model's logits at `rows`, `lowest` the first of them; computed there alone, if it can be told so."""
+        keeps = self._adapter.keeps
+        kept = {"logits_to_keep": rows, "num_logits_to_keep": inputs.shape[1] - lowest}
+        if keeps is not None:
+            call[keeps] = kept[keeps]
+        output = self._model(inputs, **call) if inputs.ndim == 2 else self._model(inputs_embeds=inputs, **call)
+        logits: Tensor = output.logits
+        if keeps == "num_logits_to_keep":
+            rows = rows - lowest
+        return logits if keeps == "logits_to_keep" else logits[:, rows]
 
     def take(self, rows: Tensor) -> None:
         """Keep only these rows of the batch."""
@@ -94,6 +96,3 @@ class Denoiser:
         blank = inputs.clone()
         blank[:, : self._prompt] = self._mask_token if inputs.ndim == 2 else self.embed(self._mask_token)
         return torch.cat([inputs, blank])
-
-    def _without_mask(self, logits: Tensor) -> Tensor:
-        return logits.index_fill(-1, self._mask_token, -math.inf)

@@ -52,7 +52,7 @@ class Prophet(CommitRule):
             raise ValueError(f"phases = {self.phases}: they must not fall")
         if self.progress not in ("code", "paper", "tokens"):
             raise ValueError(f'progress = {self.progress!r}: give "code", "paper" or "tokens"')
-        if isinstance(self.region, tuple) and (len(self.region) != 2 or self.region[0] < 0 or self.region[1] < 1):
+        if not (self.region is None or callable(self.region) or _is_span(self.region)):
             raise ValueError(f"region = {self.region}: give (start, length), from 0 and at least 1 long")
 
     @property
@@ -98,6 +98,10 @@ class Prophet(CommitRule):
         if progress.tokens is None:
             raise ValueError("progress.tokens = None: a region that is a function needs the text so far")
         return self.region(torch.where(masked, statistics.token, progress.tokens), masked)
+
+
+def _is_span(region: object) -> bool:
+    return isinstance(region, tuple) and len(region) == 2 and region[0] >= 0 and region[1] >= 1
 
 
 @dataclass(frozen=True)
