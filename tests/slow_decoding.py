@@ -53,7 +53,7 @@ class Position:
 
 @dataclass
 class Moment:
-    """What a slow rule knows: `at` every response position, `masked`, `eligible` (in order), the schedule."""
+    """What a slow rule knows: `at` every response position; `masked` and `eligible` ones, in order; the schedule."""
 
     at: list[Position]
     masked: list[int]
@@ -61,7 +61,8 @@ class Moment:
     quota: int
     step: int
     steps: int
-    text: list[int]
+    share: float
+    uniform: list[float]
 
 
 Rule = Callable[[Moment], list[int]]
@@ -85,6 +86,14 @@ def margin(moment: Moment) -> list[int]:
 
 def entropy(moment: Moment) -> list[int]:
     return most(moment, lambda p: -p.entropy, moment.quota)
+
+
+def random_places(moment: Moment) -> list[int]:
+    return sorted(moment.eligible, key=lambda i: -moment.uniform[i])[: moment.quota]
+
+
+def origin(moment: Moment) -> list[int]:
+    return [i for i in moment.eligible if moment.uniform[i] < moment.share]
 
 
 def threshold(limit: float) -> Rule:
@@ -167,8 +176,12 @@ def slow_decode(
     constraints: dict[int, int] | None = None,
     ends: Sequence[int] = (),
     schedule: str = "even",
+    numbers: Callable[[int], list[float]] = lambda forward: [],
 ) -> tuple[list[int], list[int], int]:
-    """Response, forward of each commit (0: given, or behind the end), and forwards. `logits_of` a whole text."""
+    """Response, forward of each commit (0: given, or behind the end), and forwards.
+
+    `logits_of` a whole text; `numbers` in (0, 1) of a forward, one a response position, for random rules.
+    """
     response = [mask] * gen_length
     for place, token in (constraints or {}).items():
         response[place] = token
@@ -190,9 +203,11 @@ def slow_decode(
             forwards += 1
             eligible = [i for i in masked if i in inside]
             a_block = steps // blocks
-            quota = due(schedule, total, len(eligible), step, a_block)
+            share = due(schedule, total, len(eligible), step, a_block) / max(len(eligible), 1)
             at = [Position(row) for row in logits]
-            moment = Moment(at, masked, eligible, quota, block * a_block + min(step, a_block - 1), steps, response)
+            made = block * a_block + min(step, a_block - 1)
+            quota = int(share * len(eligible) + 1e-9)
+            moment = Moment(at, masked, eligible, quota, made, steps, share, numbers(forwards))
             for i in rule(moment):
                 response[i], committed_at[i] = at[i].token, forwards
                 masked = [j for j in masked if j != i]
@@ -206,11 +221,11 @@ def slow_decode(
     return response, committed_at, forwards
 
 
-def due(schedule: str, total: int, left: int, step: int, steps: int) -> int:
-    """LLaDA's or Dream's number of tokens."""
+def due(schedule: str, total: int, left: int, step: int, steps: int) -> float:
+    """LLaDA's or Dream's number of tokens, before it is rounded down."""
     if step >= steps - 1:
         return left
     if schedule == "even":
         return min(total // steps + (step < total % steps), left)
     times = [1 - (1 - 1e-3) * i / steps for i in range(steps + 1)]
-    return int(left * (1 - times[step + 1] / times[step]))
+    return left * (1 - times[step + 1] / times[step])

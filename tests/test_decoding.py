@@ -13,12 +13,15 @@ from torch import Tensor
 
 import fastsample as fs
 from fastsample.decoding import Adapter, Commit, CommitRule, Decoder
+from fastsample.decoding.statistics import uniforms
 
 VOCABULARY, MASK = 9, 8
 RULES: dict[str, tuple[CommitRule, slow.Rule]] = {
     "low confidence": (fs.LowConfidence(), slow.low_confidence),
     "margin": (fs.Margin(), slow.margin),
     "entropy": (fs.Entropy(), slow.entropy),
+    "random": (fs.Random(), slow.random_places),
+    "origin": (fs.Origin(), slow.origin),
     "threshold": (fs.Threshold(0.8), slow.threshold(0.8)),
     "factor": (fs.Factor(0.7), slow.factor(0.7)),
     "entropy-bounded": (fs.EntropyBounded(0.6), slow.entropy_bounded(0.6)),
@@ -72,13 +75,15 @@ def test_each_rule_is_that_of_a_slow_decoder(name: str, data: st.DataObject) -> 
     ids, attention = batch_of(prompts)
     found, ledger = fs.decode_masked(
         model, ids, rule=rule, mask_token_id=MASK, attention_mask=attention, guidance_scale=guidance,
-        eos_token_id=ends, **common,
+        eos_token_id=ends, generator=[torch.Generator().manual_seed(row) for row in range(len(ids))], **common,
     )  # fmt: skip
     assert torch.equal(found[:, : ids.shape[1]], ids)
     for row, prompt in enumerate(prompts):
+        seeds = torch.randint(2**63 - 1, (1, 12), generator=torch.Generator().manual_seed(row))
         expected, committed_at, forwards = slow.slow_decode(
-            texts(model), prompt, rule=slow_rule, mask=MASK, guidance=guidance, ends=ends, **common
-        )
+            texts(model), prompt, rule=slow_rule, mask=MASK, guidance=guidance, ends=ends,
+            numbers=lambda forward, seeds=seeds: uniforms(seeds, torch.tensor([forward]))[0].tolist(), **common,
+        )  # fmt: skip
         assert found[row, ids.shape[1] :].tolist() == expected
         assert ledger.committed_at[row].tolist() == committed_at
         assert ledger.row_forwards[row] == forwards

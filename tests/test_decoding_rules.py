@@ -20,6 +20,8 @@ RULES: dict[str, tuple[CommitRule, slow.Rule]] = {
     "low confidence": (fs.LowConfidence(), slow.low_confidence),
     "margin": (fs.Margin(), slow.margin),
     "entropy": (fs.Entropy(), slow.entropy),
+    "random": (fs.Random(), slow.random_places),
+    "origin": (fs.Origin(), slow.origin),
     "threshold": (fs.Threshold(0.6), slow.threshold(0.6)),
     "factor": (fs.Factor(1.0), slow.factor(1.0)),
     "factor, wide": (fs.Factor(2.5), slow.factor(2.5)),
@@ -51,14 +53,22 @@ def test_each_rule_is_its_definition(name: str, data: st.DataObject) -> None:
     eligible = masked & (torch.arange(length) < 8)
     steps, step = 9, torch.randint(9, (rows,), generator=draw)
     quota = torch.randint(4, (rows,), generator=draw)
-    progress = Progress(step, steps, quota, quota / 4, first=0, length=length)
+    uniform = torch.rand(rows, length, generator=draw)
+    progress = Progress(step, steps, quota, quota / 4, first=0, length=length, uniform=uniform)
     statistics = statistics_of(logits)
     found = rule.commit(statistics, masked, eligible, progress)
     for row in range(rows):
         at = [slow.Position(values) for values in logits[row].tolist()]
         assert [position.token for position in at] == statistics.token[row].tolist()
         moment = slow.Moment(
-            at, places(masked[row]), places(eligible[row]), int(quota[row]), int(step[row]), steps, []
+            at,
+            places(masked[row]),
+            places(eligible[row]),
+            int(quota[row]),
+            int(step[row]),
+            steps,
+            int(quota[row]) / 4,
+            uniform[row].tolist(),
         )
         expected = slow_rule(moment) if moment.eligible or "prophet" in name else []
         assert places(found[row]) == sorted(expected)
@@ -145,7 +155,7 @@ def test_both_backends_commit_the_same_tokens(vocabulary: int, sampling: Samplin
         with use_backend(backend):  # type: ignore[arg-type]
             found.append(statistics_of(logits, sampling, seed=torch.arange(48).reshape(4, 12), draw=where.step))
     assert torch.equal(found[0].token, found[1].token)
-    for rule in [rule for rule, _ in RULES.values()] + [fs.Random(), fs.Origin()]:
+    for rule, _ in RULES.values():
         one, other = (rule.commit(statistics, masked, masked, where) for statistics in found)
         assert torch.equal(one, other)
 
@@ -241,7 +251,7 @@ def test_rows_are_judged_apart(seed: int) -> None:
         progress = Progress(step[rows], 9, quota[rows], quota[rows] / 9, 0, 9, uniform=uniform[rows])
         return rule.commit(statistics_of(logits[rows]), masked[rows], masked[rows], progress)
 
-    for rule in [rule for rule, _ in RULES.values()] + [fs.Random(), fs.Origin()]:
+    for rule, _ in RULES.values():
         together = commit(rule, slice(None))
         assert torch.equal(together, torch.cat([commit(rule, slice(i, i + 1)) for i in range(4)]))
         assert not (together & ~masked).any()
