@@ -131,10 +131,10 @@ class Decoder:
         self._write(chosen, statistics.token, columns)
         self._end()
         self._advance()
-        report = [rows.block, broken.long(), (rows.age == 0).long()]
+        report = torch.stack([rows.block, broken.long(), (rows.age == 0).long()], -1)
         if self._stream is not None:
-            report += torch.where(chosen, statistics.token, -1).unbind(-1)
-        self._report(torch.stack(report, -1).tolist(), read.first)
+            report = torch.cat([report, torch.where(chosen, statistics.token, -1)], -1)
+        self._report(report.tolist(), read.first)
 
     def stop(self) -> None:
         """End all rows as they are."""
@@ -231,7 +231,10 @@ class Decoder:
         rows.block = block
 
     def _report(self, report: list[list[int]], first: int) -> None:
-        """Count the forward, stream its commits, and let finished rows go."""
+        """Count the forward, stream its commits, and let finished rows go.
+
+        `report`, a row each: its block, whether its logits were broken, whether its cache is due, tokens (-1: none).
+        """
         ledger, branches = self.ledger, self._denoiser.branches
         ledger.forward_calls += 1
         ledger.rows += branches * len(self._active)

@@ -126,9 +126,7 @@ class MaskedDiffusionPipeline(DiffusionPipeline):  # type: ignore[misc]
             raise ValueError('output_type = "text" needs a tokenizer: give the pipeline one, or output_type="seq"')
         unknown = sorted(set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs))
         if unknown:
-            raise ValueError(
-                f"callback_on_step_end_tensor_inputs = {unknown}: give {self._callback_tensor_inputs}"
-            )
+            raise ValueError(f"callback_on_step_end_tensor_inputs = {unknown}: give {self._callback_tensor_inputs}")
         if eos_token_id is None:
             eos_token_id = getattr(self.tokenizer, "eos_token_id", None)
         ends = [eos_token_id] if isinstance(eos_token_id, int) else list(eos_token_id or [])

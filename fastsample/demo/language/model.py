@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -63,7 +63,7 @@ class MaskedDiffusionLM(PreTrainedModel):  # type: ignore[misc]
 
     config_class = MaskedDiffusionConfig
     base_model_prefix = "model"
-    _tied_weights_keys: dict[str, str] = {}
+    _tied_weights_keys: ClassVar[dict[str, str]] = {}
 
     def __init__(self, config: MaskedDiffusionConfig) -> None:
         super().__init__(config)
