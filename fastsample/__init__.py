@@ -39,16 +39,66 @@ _HOME = {
     "DPMSolverScheduler": "fastsample.schedulers",
     "GHVBScheduler": "fastsample.schedulers",
     "HeavyBallScheduler": "fastsample.schedulers",
+    "EntropyBoundedScheduler": "fastsample.decoding.schedulers",
+    "EntropyScheduler": "fastsample.decoding.schedulers",
+    "FactorScheduler": "fastsample.decoding.schedulers",
+    "HierarchyScheduler": "fastsample.decoding.schedulers",
+    "MarginScheduler": "fastsample.decoding.schedulers",
+    "ProphetScheduler": "fastsample.decoding.schedulers",
+    "ThresholdScheduler": "fastsample.decoding.schedulers",
     "TGate": "fastsample.caching",
     "TGateGuider": "fastsample.caching.guider",
+    "decode_masked": "fastsample.decoding",
+    "MaskedDiffusionPipeline": "fastsample.decoding.pipeline",
+    "After": "fastsample.decoding",
+    "Caching": "fastsample.decoding",
+    "Entropy": "fastsample.decoding",
+    "EntropyBounded": "fastsample.decoding",
+    "Factor": "fastsample.decoding",
+    "Hierarchy": "fastsample.decoding",
+    "LatentRefinement": "fastsample.decoding",
+    "LowConfidence": "fastsample.decoding",
+    "Margin": "fastsample.decoding",
+    "Origin": "fastsample.decoding",
+    "Prophet": "fastsample.decoding",
+    "Random": "fastsample.decoding",
+    "Threshold": "fastsample.decoding",
+    "anchor": "fastsample.decoding",
+    "harness_model": "fastsample.bench.harness",
+    "load_language_model": "fastsample.demo.language.loading",
     "GaussianMixture": "fastsample.demo.mixture",
 }
 
 __all__ = ["__version__", *_HOME]
 
 if TYPE_CHECKING:
+    from fastsample.bench.harness import harness_model as harness_model
     from fastsample.caching import TGate as TGate
     from fastsample.caching.guider import TGateGuider as TGateGuider
+    from fastsample.decoding import After as After
+    from fastsample.decoding import Caching as Caching
+    from fastsample.decoding import Entropy as Entropy
+    from fastsample.decoding import EntropyBounded as EntropyBounded
+    from fastsample.decoding import Factor as Factor
+    from fastsample.decoding import Hierarchy as Hierarchy
+    from fastsample.decoding import LatentRefinement as LatentRefinement
+    from fastsample.decoding import LowConfidence as LowConfidence
+    from fastsample.decoding import Margin as Margin
+    from fastsample.decoding import Origin as Origin
+    from fastsample.decoding import Prophet as Prophet
+    from fastsample.decoding import Random as Random
+    from fastsample.decoding import Threshold as Threshold
+    from fastsample.decoding import anchor as anchor
+    from fastsample.decoding import decode_masked as decode_masked
+    from fastsample.decoding.pipeline import MaskedDiffusionPipeline as MaskedDiffusionPipeline
+    from fastsample.decoding.schedulers import EntropyBoundedScheduler as EntropyBoundedScheduler
+    from fastsample.decoding.schedulers import EntropyScheduler as EntropyScheduler
+    from fastsample.decoding.schedulers import FactorScheduler as FactorScheduler
+    from fastsample.decoding.schedulers import HierarchyScheduler as HierarchyScheduler
+    from fastsample.decoding.schedulers import MarginScheduler as MarginScheduler
+    from fastsample.decoding.schedulers import ProphetScheduler as ProphetScheduler
+    from fastsample.decoding.schedulers import ThresholdScheduler as ThresholdScheduler
+    from fastsample.demo.language.loading import load_language_model as load_language_model
     from fastsample.demo.mixture import GaussianMixture as GaussianMixture
     from fastsample.parallel import ParallelSampler as ParallelSampler
     from fastsample.parallel import integrate_parallel as integrate_parallel

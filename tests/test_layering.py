@@ -19,15 +19,28 @@ BELOW = {  # what each part may import of fastsample at module level
     "caching": {"sampling", "caching"},
     "parallel": {"schedules", "tables", "solvers", "sampling", "caching", "parallel"},
     "schedulers": {"schedules", "tables", "solvers", "sampling", "schedulers"},
+    "decoding": {"sampling", "schedulers", "decoding"},
     "demo": {"schedules", "tables", "solvers", "sampling", "demo"},
     "bench": {
-        *("schedules", "tables", "solvers", "sampling", "caching", "parallel", "schedulers", "demo", "bench"),
+        *(
+            "schedules",
+            "tables",
+            "solvers",
+            "sampling",
+            "caching",
+            "parallel",
+            "decoding",
+            "schedulers",
+            "demo",
+            "bench",
+        ),
         "version",
     },
 }
 TORCH = {"sampling", "parallel", "caching", "decoding"}  # diffusers only inside functions
-# but for subclasses of diffusers' hooks, in modules that are imported inside functions
+# but for subclasses of diffusers' classes, in modules that are imported inside functions
 HOOKS = {("caching", "hooks.py"), ("caching", "guider.py")}
+HOOKS |= {("decoding", "schedulers.py"), ("decoding", "block_refinement.py"), ("decoding", "pipeline.py")}
 KERNEL_DOORS = {("sampling", "backend.py"), ("decoding", "statistics.py")}
 HEAVY = {"torch", "diffusers", "transformers", "accelerate", "matplotlib"}
 

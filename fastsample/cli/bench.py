@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from fastsample.cli import common
+from fastsample.cli.bench_decoding import BenchDecoding
 
 SOLVERS = ["ddim", "dpmpp-2m", "hb-dpmpp-2m", "unipc", "ghvb:order=1,beta=0.8"]
 PEERS = ["DDIM", "DPMSolverMultistep", "UniPCMultistep", "DEISMultistep"]
@@ -55,11 +56,24 @@ def bench(
         ),
     ] = False,
     resume: Annotated[bool, typer.Option(help="Go on from what results.jsonl holds.")] = True,
+    decode: Annotated[
+        bool, typer.Option("--decode", help="Commit rules of the bundled language model, in place of all this.")
+    ] = False,
+    rule: Annotated[
+        list[str] | None, typer.Option(help="With --decode: name or name:key=value,..; repeat. Default: all.")
+    ] = None,
+    problems: Annotated[int, typer.Option(help="With --decode: how many, of the test split.")] = 512,
 ) -> None:
     """Compare samplers: error to the converged solution, prompt fidelity, Frechet distance, seconds.
 
+    With --decode, ways to decode a language model: right answers, wholly right texts, forwards, seconds.
+
     Every result is appended to results.jsonl as it comes; the same command goes on after an interruption.
     """
+    if decode:
+        run = BenchDecoding(rule or [], model, problems, batch, dtype, device, out, resume)
+        run(as_json=as_json, markdown=markdown, plot=plot)
+        return
     from fastsample.bench.cases import make_cases
 
     added = [*read_gates(tgate), *read_iterations(parallel, window, tolerance)]
@@ -129,21 +143,17 @@ def execute(
     pipe: Any, texts: list[str], folder: Path, cases: list[Any], batch: int, repeats: int, resume: bool, judge: bool
 ) -> tuple[Any, list[dict[str, Any]]]:
     """Run the cases with a progress bar; the runner, and the results of these cases."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
     from fastsample.bench.record import Record
     from fastsample.bench.runner import Bench
 
     record = Record(folder / "results.jsonl", resume=resume)
     runner = Bench(pipe, texts, record, batch, repeats, judge)
     done = sum(runner.result(case) is not None for case in cases)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task("benchmark", total=len(cases), completed=done)
-        for result in runner.run(cases):
-            name = f"{result['arm']}, {result['steps']} steps, guidance {result['guidance']:g}"
-            progress.update(task, advance=1, description=name)
+
+    def name(result: dict[str, Any]) -> str:
+        return f"{result['arm']}, {result['steps']} steps, guidance {result['guidance']:g}"
+
+    common.progress_over(runner.run(cases), total=len(cases), done=done, describe=name)
     return runner, [found for case in cases if (found := runner.result(case)) is not None]
 
 

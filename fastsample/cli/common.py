@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -93,6 +93,20 @@ def load_model(model: str | None, device: str, dtype: str) -> Any:
         raise ValueError(f"--model = {model!r} could not be loaded: {reason}") from None
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)
+
+
+def progress_over(
+    results: Iterable[dict[str, Any]], *, total: int, done: int, describe: Callable[[dict[str, Any]], str]
+) -> None:
+    """Draw `results` to the end under a progress bar on stderr; `done` of `total` are there already."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task("benchmark", total=total, completed=done)
+        for result in results:
+            progress.update(task, advance=1, description=describe(result))
 
 
 def quiet() -> None:

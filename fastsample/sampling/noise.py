@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -11,16 +14,24 @@ Generators = torch.Generator | list[torch.Generator] | None
 def draw_noise(like: Tensor, generator: Generators = None) -> Tensor:
     """Standard normal noise shaped as `like`, float32 or wider, on its device.
 
+    Streams are those of :func:`draw`.
+    """
+    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+    return draw(functools.partial(torch.randn, dtype=dtype), like, generator)
+
+
+def draw(kind: Callable[..., Tensor], like: Tensor, generator: Generators = None) -> Tensor:
+    """`kind(shape, generator=.., device=..)`, shaped as `like`, on its device.
+
     A list of generators gives one stream an image, so that an image does not depend on its batch; a CPU
     generator draws on the CPU, so that seeds give the same noise on every device.
     Raises ValueError when a list's length is not the batch size.
     """
-    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
     if isinstance(generator, list):
         if len(generator) != like.shape[0]:
             raise ValueError(
                 f"generator has {len(generator)} entries for a batch of {like.shape[0]}: give one a batch item"
             )
-        return torch.cat([draw_noise(like[i : i + 1], own) for i, own in enumerate(generator)])
+        return torch.cat([draw(kind, like[i : i + 1], own) for i, own in enumerate(generator)])
     device = like.device if generator is None else generator.device
-    return torch.randn(like.shape, generator=generator, dtype=dtype, device=device).to(like.device)
+    return kind(like.shape, generator=generator, device=device).to(like.device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from diffusers.configuration_utils import register_to_config
@@ -44,11 +44,13 @@ the one before the end, as AUTOMATIC1111 does for some samplers; `dualfast`, see
 Scheduler = TypeVar("Scheduler")
 
 
-def configured(**own: Any) -> Callable[[type[Scheduler]], type[Scheduler]]:
-    """Give a scheduler class an `__init__` with the common config keys and its `own` (key=default)."""
+def configured(
+    common: Mapping[str, Any] = COMMON_CONFIG, /, **own: Any
+) -> Callable[[type[Scheduler]], type[Scheduler]]:
+    """Give a scheduler class an `__init__` with the `common` config keys and its `own` (key=default)."""
 
     def decorate(cls: type[Scheduler]) -> type[Scheduler]:
-        defaults = {**COMMON_CONFIG, **own}
+        defaults = {**common, **own}
         kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
         parameters = [inspect.Parameter("self", kind)]
         parameters += [inspect.Parameter(key, kind, default=value) for key, value in defaults.items()]

@@ -10,8 +10,11 @@ from diffusers import DiffusionPipeline
 def load_pipeline(folder: str, **kwargs: Any) -> DiffusionPipeline:
     """`DiffusionPipeline.from_pretrained`, with fastsample's schedulers known to it.
 
-    diffusers resolves a foreign scheduler only when its module has been imported, as this module's package is.
+    diffusers resolves a foreign scheduler only when its module has been imported, as this module's package is, and as
+    that of the commit schedulers is here.
     """
+    import fastsample.decoding.schedulers  # noqa: F401
+
     return DiffusionPipeline.from_pretrained(folder, **kwargs)
 
 

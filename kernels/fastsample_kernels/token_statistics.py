@@ -101,14 +101,17 @@ def token_statistics_reference(
     seed: Tensor | None = None,
     offset: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The definition, in plain torch: values [4 or 5, ...] and indices [1 or 2, ...] in TokenStatistics' order."""
+    """The definition, in plain torch: values [4 or 5, ...] and indices [1 or 2, ...] in TokenStatistics' order.
+
+    Computed in float32, or in float64 for float64 logits, which only this reference takes.
+    """
     rows, vocabulary = logits.shape[:-1], logits.shape[-1]
-    exact = logits.float()
+    exact = logits if logits.dtype == torch.float64 else logits.float()
     token = exact.argmax(-1)
     top1 = exact.gather(-1, token[..., None])[..., 0]
     top2 = exact.topk(2, dim=-1).values[..., 1] if vocabulary > 1 else torch.full_like(top1, -math.inf)
     top2 = torch.where(top1.isnan(), top1, top2)
-    scaled = exact if temperature is None else exact / temperature.float().expand(rows)[..., None]
+    scaled = exact if temperature is None else exact / temperature.to(exact).expand(rows)[..., None]
     logsumexp = scaled.logsumexp(-1)
     entropy = torch.special.entr(scaled.softmax(-1)).sum(-1)
     values, indices = [top1, top2, logsumexp, entropy], [token]
@@ -117,7 +120,7 @@ def token_statistics_reference(
         seeds, offsets = (tensor.expand(rows).reshape(-1) for tensor in (seed, offset))
         place = torch.arange(count, device=logits.device) % max(rows_per_seed(seed, rows), 1)
         noise = gumbels(seeds, torch.zeros_like(place), offsets, place, vocabulary).reshape(logits.shape)
-        sample = (exact + gumbel_temperature.float().expand(rows)[..., None] * noise).argmax(-1)
+        sample = (exact + gumbel_temperature.to(exact).expand(rows)[..., None] * noise).argmax(-1)
         indices.append(sample)
         values.append(exact.gather(-1, sample[..., None])[..., 0])
     return torch.stack(values), torch.stack(indices)

@@ -43,10 +43,12 @@ class _Block(nn.Module):
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.up, self.down = nn.Linear(width, config.intermediate_size), nn.Linear(config.intermediate_size, width)
 
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None, cache: Any = None, layer: int = 0) -> Tensor:
         batch, length, width = x.shape
         qkv = self.qkv(self.norm_attention(x)).reshape(batch, length, 3, self.heads, width // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        if cache is not None:
+            k, v = cache.update(k, v, layer)
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         x = x + self.out(mixed.transpose(1, 2).reshape(batch, length, width))
         return x + self.down(F.gelu(self.up(self.norm_mlp(x))))
@@ -82,13 +84,16 @@ class MaskedDiffusionLM(PreTrainedModel):  # type: ignore[misc]
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
+        past_key_values: Any = None,
         logits_to_keep: int | Tensor = 0,
         **_: Any,
     ) -> MaskedLMOutput:
         """Logits [B, L, V] for `input_ids` [B, L] or `inputs_embeds` [B, L, H].
 
         `logits_to_keep`: only the last so many positions, or those of an index tensor; 0 is all. Without
-        `position_ids`, positions count from the first token that is not padding.
+        `position_ids`, positions count from the first token that is not padding. `past_key_values`: a
+        :class:`fastsample.decoding.cache.WindowCache`; then the tokens are a window of the text, with `position_ids`,
+        and `attention_mask` is of the whole text.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("input_ids and inputs_embeds: give exactly one of them")
@@ -99,8 +104,8 @@ class MaskedDiffusionLM(PreTrainedModel):  # type: ignore[misc]
                 position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
         x = x + self.positions(position_ids)
         mask = _visible(attention_mask)
-        for block in self.blocks:
-            x = block(x, mask)
+        for layer, block in enumerate(self.blocks):
+            x = block(x, mask, past_key_values, layer)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         return MaskedLMOutput(logits=self.head(self.norm(x[:, kept])))
 

@@ -17,7 +17,8 @@ PROMPT_LENGTH = NUMBERS * DIGITS + NUMBERS
 """Tokens: the digits, the signs between the numbers, and the = at the end."""
 RESPONSE_LENGTH = 96
 """Tokens of the response with the end tokens that fill it."""
-VOCABULARY = (*"0123456789+=;", "answer:", "<|end|>", "<|mask|>")
+END = "<|end|>"
+VOCABULARY = (*"0123456789+=;", "answer:", END, "<|mask|>")
 TEST_SHARE = 16
 """One problem in so many is of the test split."""
 
@@ -27,6 +28,17 @@ class Sum:
     """A problem: the numbers to add."""
 
     numbers: tuple[int, ...]
+
+    @classmethod
+    def from_text(cls, text: str) -> Sum:
+        """The problem that a text such as `123+45+678+901+234` states, with or without `=`; else ValueError."""
+        numbers = text.replace(" ", "").removesuffix("=").split("+")
+        if len(numbers) != NUMBERS or not all(part.isdecimal() and len(part) <= DIGITS for part in numbers):
+            raise ValueError(
+                f"prompt = {text!r}: the bundled model adds {NUMBERS} numbers of up to {DIGITS} digits, "
+                "as in 123+45+678+901+234"
+            )
+        return cls(tuple(map(int, numbers)))
 
     @property
     def prompt(self) -> str:
@@ -51,6 +63,11 @@ class Sum:
                 text += f"+{digit}={total:02d}"
             text += ";"
         return f"{text}answer:{self.answer:0{DIGITS + 1}d}"
+
+    def judge(self, text: str) -> tuple[bool, bool]:
+        """Whether the answer of a decoded response is right, and whether all of it is, up to its first end token."""
+        written = text.partition(END)[0]
+        return read_answer(written) == self.answer, written == self.response
 
     @property
     def is_test(self) -> bool:

@@ -1,0 +1,192 @@
+"""Masked diffusion language models in lm-evaluation-harness: its three kinds of request, answered.
+
+    model = fastsample.harness_model("GSAI-ML/LLaDA-8B-Instruct", rule="threshold", trust_remote_code=True)
+    results = lm_eval.simple_evaluate(model, tasks=["gsm8k"])
+
+Needs the extra: pip install 'fastsample[lm-eval]'. :class:`HarnessModel` itself does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastsample.bench.methods import Method, parse_method
+from fastsample.decoding import decode_masked
+from fastsample.decoding.denoiser import Denoiser
+from fastsample.decoding.pipeline import MaskedDiffusionPipeline
+
+
+@dataclass
+class HarnessModel:
+    """Answers requests (objects with `args`) by a pipeline, each independently of the others in its batch.
+
+    `method` writes texts of `gen_length` tokens, or of a request's `max_gen_toks`, in whole blocks. Likelihoods are
+    Monte Carlo estimates of a lower bound, over `draws` maskings (LLaDA, arXiv:2502.09992, eq. 6), the same for all
+    continuations of one length. `forwards` counts what was evaluated.
+    """
+
+    pipe: MaskedDiffusionPipeline
+    method: Method
+    gen_length: int = 256
+    batch: int = 8
+    draws: int = 128
+    seed: int = 0
+    forwards: int = 0
+
+    def generate_until(self, requests: Sequence[Any]) -> list[str]:
+        """For each (context, {until, max_gen_toks, temperature, do_sample}) the text before the first stop."""
+        found: dict[int, str] = {}
+        for settings, places in _grouped(requests):
+            length, temperature, stops = settings
+            for begin in range(0, len(places), self.batch):
+                own = places[begin : begin + self.batch]
+                texts = self._written([requests[place].args[0] for place in own], own, length, temperature)
+                found |= {place: _cut(text, stops) for place, text in zip(own, texts, strict=True)}
+        return [found[place] for place in range(len(requests))]
+
+    def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
+        """For each (context, continuation) the estimate, in nats, and whether greedy decoding writes it."""
+        return [self._scored(*request.args) for request in requests]
+
+    def loglikelihood_rolling(self, requests: Sequence[Any]) -> list[float]:
+        """For each (text,) the estimate of the whole of it, in nats, without a context."""
+        return [self._scored("", request.args[0])[0] for request in requests]
+
+    def _written(
+        self, contexts: Sequence[str], places: Sequence[int], length: int | None, temperature: float
+    ) -> list[str]:
+        block = self.method.block or 1
+        out: Any = self.pipe(
+            contexts,
+            use_chat_template=False,  # the harness has applied it
+            gen_length=-(-(length or self.gen_length) // block) * block,
+            temperature=temperature,
+            generator=[torch.Generator().manual_seed(self.seed + place) for place in places],
+            **self.method.pipeline_settings,
+        )
+        self.forwards += out.ledger.forward_calls
+        return out.texts
+
+    def _scored(self, context: str, continuation: str) -> tuple[float, bool]:
+        prompt, target = self._split(context, continuation)
+        if not len(target):
+            return 0.0, True
+        return self._bound(prompt, target), self._is_greedy(prompt, target)
+
+    def _split(self, context: str, continuation: str) -> tuple[Tensor, Tensor]:
+        """Tokens of the context and of the continuation, split where the context ends, spaces with what follows."""
+        head = context.rstrip()
+        tail = context[len(head) :] + continuation
+        both = self.pipe.tokenizer(head + tail, add_special_tokens=False).input_ids
+        cut = len(self.pipe.tokenizer(head, add_special_tokens=False).input_ids) if head else 0
+        whole = torch.tensor(both, dtype=torch.int64, device=self.pipe.device)
+        return whole[:cut], whole[cut:]
+
+    @torch.no_grad()
+    def _bound(self, prompt: Tensor, target: Tensor) -> float:
+        """Mean over maskings, k of the L tokens masked, of L / k times their log-likelihood."""
+        length, mask = len(target), self.pipe.config.mask_token_id
+        generator = torch.Generator().manual_seed(self.seed)
+        counts = 1 + (torch.arange(self.draws) * length) // self.draws  # stratified: every k as often
+        places = torch.rand(self.draws, length, generator=generator).argsort(-1).argsort(-1)
+        masked = (places < counts[:, None]).to(target.device)
+        total = 0.0
+        for hidden in masked.split(self.batch):
+            rows = torch.cat([prompt, target]).expand(len(hidden), -1).clone()
+            rows[:, len(prompt) :].masked_fill_(hidden, mask)
+            attention = torch.ones_like(rows)
+            read = Denoiser(self.pipe.model, self.pipe.adapter, attention, len(prompt), mask, 0.0)
+            logits = read(rows, 0, length).float()
+            self.forwards += 1
+            own = logits.log_softmax(-1).gather(-1, target.expand(len(hidden), -1)[..., None])[..., 0]
+            total += float((torch.where(hidden, own, 0).sum(-1) * length / hidden.sum(-1)).sum())
+        return total / self.draws
+
+    def _is_greedy(self, prompt: Tensor, target: Tensor) -> bool:
+        """Whether decoding one token a forward, the most confident first, gives `target`."""
+        if not len(prompt):
+            return False
+        sequences, ledger = decode_masked(
+            self.pipe.model,
+            prompt[None],
+            rule=parse_method("low-confidence").rule,
+            gen_length=len(target),
+            mask_token_id=self.pipe.config.mask_token_id,
+            adapter=self.pipe.adapter,
+        )
+        self.forwards += ledger.forward_calls
+        return torch.equal(sequences[0, len(prompt) :], target)
+
+
+def harness_model(
+    model: str | MaskedDiffusionPipeline,
+    *,
+    rule: str = "low-confidence",
+    device: str = "cpu",
+    dtype: str = "bfloat16",
+    trust_remote_code: bool = False,
+    **options: Any,
+) -> Any:
+    """A model for `lm_eval.simple_evaluate`: that of a folder or hub id, or a pipeline's, decoded by `rule`.
+
+    rule as for `fastsample decode`, such as "prophet+threshold:confidence=0.95,block=32"; `options` are those of
+    :class:`HarnessModel` (gen_length, batch, draws, seed).
+    Raises ImportError where lm-evaluation-harness is not installed, before anything is loaded.
+    """
+    try:
+        from lm_eval.api.model import LM
+    except ImportError as error:
+        raise ImportError(f"lm_eval cannot be imported ({error}): pip install 'fastsample[lm-eval]'") from None
+    method = parse_method(rule)
+
+    class FastsampleLM(HarnessModel, LM):  # type: ignore[misc]
+        """:class:`HarnessModel`, as the class that the harness asks for."""
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            LM.__init__(self)
+            HarnessModel.__init__(self, *args, **kwargs)
+
+        @property
+        def tokenizer_name(self) -> str:
+            return str(self.pipe.tokenizer.name_or_path).replace("/", "__")
+
+        def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+            written: str = self.pipe.tokenizer.apply_chat_template(
+                chat_history, tokenize=False, add_generation_prompt=add_generation_prompt
+            )
+            return written
+
+        def chat_template(self, chat_template: bool | str = False) -> str | None:
+            return self.pipe.tokenizer.chat_template if chat_template else ""
+
+    if isinstance(model, str):
+        pipe = MaskedDiffusionPipeline.from_pretrained(
+            model, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code
+        )
+        pipe.set_progress_bar_config(disable=True)
+        return FastsampleLM(pipe.to(device), method, **options)
+    return FastsampleLM(model, method, **options)
+
+
+def _grouped(requests: Sequence[Any]) -> Iterator[tuple[tuple[int | None, float, tuple[str, ...]], list[int]]]:
+    """Settings that requests share, and which requests; the longest contexts first, so that memory fails at once."""
+    groups: dict[tuple[int | None, float, tuple[str, ...]], list[int]] = {}
+    for place, request in enumerate(requests):
+        options = dict(request.args[1])
+        until = options.pop("until", None) or ()
+        stops = (until,) if isinstance(until, str) else tuple(until)
+        temperature = float(options.pop("temperature", 0.0)) if options.pop("do_sample", False) else 0.0
+        length = options.pop("max_gen_toks", None)
+        groups.setdefault((length, temperature, stops), []).append(place)
+    for settings, places in groups.items():
+        yield settings, sorted(places, key=lambda place: -len(requests[place].args[0]))
+
+
+def _cut(text: str, stops: Sequence[str]) -> str:
+    """The text before the first of the stops."""
+    return text[: min((at for at in map(text.find, filter(None, stops)) if at >= 0), default=len(text))]

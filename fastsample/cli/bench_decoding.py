@@ -1,0 +1,101 @@
+"""`fastsample bench --decode`: ways to decode the bundled language model, side by side."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastsample.cli import common
+
+RULES = [
+    "low-confidence",
+    "low-confidence:steps=48",
+    "low-confidence:steps=24",
+    "margin:steps=48",
+    "entropy:steps=48",
+    "random:steps=48",
+    "origin:steps=48",
+    "threshold:confidence=0.99",
+    "threshold:confidence=0.9",
+    "threshold:confidence=0.7",
+    "threshold:confidence=0.5",
+    "factor:factor=0.1",
+    "factor",
+    "entropy-bounded:gamma=0.01",
+    "entropy-bounded",
+    "entropy-bounded:gamma=0.5",
+    "hierarchy",
+    "prophet",
+    "prophet:thresholds=8/5/3.5",
+    "prophet:region=after/13/4",
+    "prophet:progress=tokens+threshold:confidence=0.9",
+    "lrd",
+    "lrd:refine_steps=0",
+    "lrd+threshold:confidence=0.9",
+    "threshold:confidence=0.9,block=32",
+    "prefix+threshold:confidence=0.9,block=32",
+    "dual+threshold:confidence=0.9,block=32",
+]
+"""Full decoding first, which the others are compared with; then every rule, at a few strengths."""
+
+
+@dataclass
+class BenchDecoding:
+    """The command: the rules by name (none is all) on `problems` problems of the test split."""
+
+    rules: list[str]
+    model: str | None
+    problems: int
+    batch: int
+    dtype: str
+    device: str
+    out: Path
+    resume: bool
+
+    def __call__(self, *, as_json: bool, markdown: bool, plot: bool) -> None:
+        """Run them with a progress bar; print the table, and write the files that are asked for."""
+        from rich.console import Console
+
+        from fastsample.bench import decoding_report as report
+
+        results = self._execute()
+        Console(width=max(Console().width, 165)).print(report.rich_table(results))
+        if markdown:
+            (self.out / "results.md").write_text(report.markdown(results))
+        if as_json:
+            (self.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+        if plot:
+            report.pareto(results, self.out / "pareto.png")
+        print(f"results: {self.out / 'results.jsonl'}")
+
+    def _execute(self) -> list[dict[str, Any]]:
+        """All is checked before anything is loaded."""
+        from fastsample.bench.methods import parse_method
+
+        methods = [parse_method(rule) for rule in self.rules or RULES]
+        for name, value in (("problems", self.problems), ("batch", self.batch)):
+            if value < 1:
+                raise ValueError(f"--{name} = {value}: give an integer of at least 1")
+        common.check_device(self.device, self.dtype)
+        if self.model is not None and not (Path(self.model) / "training.json").is_file():
+            raise ValueError(
+                f"--model = {self.model!r}: with --decode give a folder of scripts/train_language.py; "
+                "for other models use lm-evaluation-harness (fastsample.harness_model)"
+            )
+        common.writable_folder(self.out)
+        common.quiet()
+
+        import torch
+
+        from fastsample.bench.decoding import DecodingBench
+        from fastsample.bench.record import Record
+        from fastsample.demo.language.loading import load_language_model
+
+        loaded = load_language_model(getattr(torch, self.dtype), self.device, folder=self.model)
+        record = Record(self.out / "results.jsonl", resume=self.resume)
+        bench = DecodingBench(*loaded, record, self.problems, self.batch)
+        done = sum(bench.result(method) is not None for method in methods)
+        common.progress_over(bench.run(methods), total=len(methods), done=done, describe=lambda one: one["method"])
+        return [found for method in methods if (found := bench.result(method)) is not None]

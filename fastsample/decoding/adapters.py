@@ -1,0 +1,122 @@
+"""How a family of masked diffusion language models is called: which arguments, which logits predict which token."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from fastsample.decoding.schedule import Schedule
+
+Arguments = Callable[[Tensor, bool, slice], dict[str, Any]]
+"""From the attention mask [B, L], whether it has zeros, and the window of positions that is evaluated."""
+
+
+def plain(mask: Tensor, padded: bool, window: slice) -> dict[str, Any]:
+    """The 2-D attention mask, always."""
+    return {"attention_mask": mask}
+
+
+def where_padded(mask: Tensor, padded: bool, window: slice) -> dict[str, Any]:
+    """The 2-D attention mask where there is padding: models with relative positions (LLaDA)."""
+    return {"attention_mask": mask} if padded else {}
+
+
+def with_positions(mask: Tensor, padded: bool, window: slice) -> dict[str, Any]:
+    """As :func:`where_padded`, with positions that count from the first token that is not padding."""
+    return {"attention_mask": mask, "position_ids": positions_of(mask)[:, window]} if padded else {}
+
+
+def windowed(mask: Tensor, padded: bool, window: slice) -> dict[str, Any]:
+    """Positions of the window, and a 4-D mask over all keys where there is padding (the bundled model)."""
+    visible = {"attention_mask": mask[:, None, None].bool()} if padded else {}
+    return {**visible, "position_ids": positions_of(mask)[:, window]}
+
+
+def dream(mask: Tensor, padded: bool, window: slice) -> dict[str, Any]:
+    """Dream's: "full", or a 4-D boolean mask with positions."""
+    if not padded:
+        return {"attention_mask": "full"}
+    length = mask.shape[1]
+    return {
+        "attention_mask": mask[:, None, None].bool().expand(-1, 1, length, length),
+        "position_ids": positions_of(mask)[:, window],
+    }
+
+
+def positions_of(mask: Tensor) -> Tensor:
+    """int64 [B, L]: 0 for padding and the first token after it."""
+    return (mask.long().cumsum(-1) - 1).clamp(min=0)
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A family of models.
+
+    arguments: what is passed beside `input_ids` or `inputs_embeds`.
+    shifted: the logits at position i predict token i + 1 (Dream).
+    keeps: how the forward is told which logits are read: "logits_to_keep" (an index tensor), "num_logits_to_keep"
+        (the last n), or None.
+    embeds: it takes `inputs_embeds`. caches: it takes `past_key_values` as
+        :class:`fastsample.decoding.cache.WindowCache` says.
+    schedule, scaled: the family's own, see :func:`quota_and_share` and :class:`Sampling`.
+    """
+
+    arguments: Arguments = plain
+    shifted: bool = False
+    keeps: Literal["logits_to_keep", "num_logits_to_keep"] | None = None
+    embeds: bool = False
+    caches: bool = False
+    schedule: Schedule = "even"
+    scaled: bool = False
+
+
+LLADA = Adapter(where_padded, embeds=True)
+DREAM = Adapter(dream, shifted=True, embeds=True, schedule="dream", scaled=True)
+BUNDLED = Adapter(windowed, keeps="logits_to_keep", embeds=True, caches=True)
+FAMILIES = {"llada": LLADA, "Dream": DREAM, "fastsample_masked_diffusion": BUNDLED}
+"""By `config.model_type`."""
+
+
+def adapter_of(model: Any) -> Adapter:
+    """The adapter of a model: its family's, or what the parameters of its forward say; plain for another callable.
+
+    Raises ValueError for a causal model of transformers, whose tokens do not see what follows.
+    """
+    if not isinstance(model, nn.Module):
+        return Adapter()
+    parameters = inspect.signature(model.forward).parameters
+    kept: list[Literal["logits_to_keep", "num_logits_to_keep"]] = ["logits_to_keep", "num_logits_to_keep"]
+    keeps = next((name for name in kept if name in parameters), None)
+    from transformers import PreTrainedModel
+
+    if not isinstance(model, PreTrainedModel):
+        return Adapter(keeps=keeps, embeds="inputs_embeds" in parameters)
+    _refuse_causal(model)
+    own = FAMILIES.get(model.config.model_type)
+    if own is not None:
+        return own if own.keeps else replace(own, keeps=keeps)
+    arguments = with_positions if "position_ids" in parameters else where_padded
+    return Adapter(arguments, keeps=keeps, embeds="inputs_embeds" in parameters)
+
+
+def mask_token_of(model: Any, tokenizer: Any = None) -> int | None:
+    """The mask token of a model's config, else of its tokenizer; None where neither has one."""
+    own = getattr(getattr(model, "config", None), "mask_token_id", None)
+    token: int | None = getattr(tokenizer, "mask_token_id", None) if own is None else own
+    return token
+
+
+def _refuse_causal(model: Any) -> None:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as MASKED
+
+    name, config = type(model).__name__, model.config
+    causal = name in CAUSAL.values() and name not in MASKED.values() and getattr(config, "is_causal", True)
+    if causal or getattr(config, "is_decoder", False) or getattr(config, "is_encoder_decoder", False):
+        raise ValueError(
+            f"model = {name} is causal: give a masked (bidirectional) model, or decode it by fastsample.jacobi_decode"
+        )

@@ -1,0 +1,38 @@
+"""What a decoding run cost, and when each token was committed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from fastsample.sampling.ledger import Ledger
+
+
+@dataclass
+class DecodingLedger(Ledger):
+    """A :class:`~fastsample.Ledger` whose images are the sequences of a batch.
+
+    `committed_at` int64 [B, gen_length]: the forward, from 1, at which each token was committed; 0 for constraints
+    and for what follows the end token. `row_forwards`: forwards of each row; a guided one counts once here and twice
+    in `model_evaluations` and `tokens_per_forward`.
+    """
+
+    committed_at: Tensor = field(default_factory=lambda: torch.empty(0, 0, dtype=torch.int64))
+    row_forwards: list[int] = field(default_factory=list)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that were committed, of all rows."""
+        return int((self.committed_at > 0).sum())
+
+    @property
+    def tokens_per_forward(self) -> float:
+        """Tokens committed a model evaluation of one row."""
+        return self.tokens / max(self.rows, 1)
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Of all rows together."""
+        return self.tokens / self.seconds if self.seconds else 0.0

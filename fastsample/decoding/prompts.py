@@ -1,0 +1,55 @@
+"""Prompts of a pipeline as a left-padded batch of tokens, and texts from a batch of tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Message = dict[str, str]
+
+
+def encode(tokenizer: Any, prompts: Sequence[str], *, chat: bool) -> tuple[Tensor, Tensor]:
+    """Tokens and attention mask, int64 [B, P], of texts; with `chat`, of user messages, if there is a template.
+
+    Raises ValueError for no prompts.
+    """
+    if chat and getattr(tokenizer, "chat_template", None):
+        return encode_chats(tokenizer, [[{"role": "user", "content": prompt}] for prompt in prompts])
+    return left_pad([tokenizer(prompt)["input_ids"] for prompt in prompts], _filler(tokenizer))
+
+
+def encode_chats(tokenizer: Any, chats: Sequence[Sequence[Message]]) -> tuple[Tensor, Tensor]:
+    """As :func:`encode`, of lists of messages, by the tokenizer's chat template and open for the answer."""
+    texts = [tokenizer.apply_chat_template(list(chat), add_generation_prompt=True, tokenize=False) for chat in chats]
+    # the template writes the special tokens itself
+    ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    return left_pad(ids, _filler(tokenizer))
+
+
+def left_pad(rows: Sequence[Sequence[int]], filler: int) -> tuple[Tensor, Tensor]:
+    """Tokens and attention mask [B, longest]."""
+    if not rows:
+        raise ValueError("prompt = []: give at least one")
+    longest = max(map(len, rows))
+    tokens = torch.tensor([[filler] * (longest - len(row)) + list(row) for row in rows], dtype=torch.int64)
+    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], dtype=torch.int64)
+    return tokens.reshape(len(rows), longest), mask.reshape(len(rows), longest)
+
+
+def texts_of(tokenizer: Any, sequences: Tensor, ends: Sequence[int]) -> list[str]:
+    """Texts of responses [B, G] up to their first end token, without special tokens."""
+    kept = []
+    for row in sequences.tolist():
+        stops = [place for place, token in enumerate(row) if token in ends]
+        kept.append(row[: stops[0]] if stops else row)
+    decoded: list[str] = tokenizer.batch_decode(kept, skip_special_tokens=True)
+    return decoded
+
+
+def _filler(tokenizer: Any) -> int:
+    """What stands in padding, which no token sees."""
+    own: int | None = tokenizer.pad_token_id
+    return 0 if own is None else own

@@ -1,0 +1,119 @@
+"""The lm-evaluation-harness adapter: what it answers to each kind of request, by the bundled model."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+
+import fastsample
+from fastsample.bench.harness import HarnessModel
+from fastsample.bench.methods import parse_method
+from fastsample.decoding.pipeline import MaskedDiffusionPipeline
+from fastsample.demo.language.sums import Sum, problems
+
+HARNESS = importlib.util.find_spec("lm_eval") is not None
+
+
+@dataclass
+class Instance:
+    """What the harness hands over, as far as a model reads it."""
+
+    args: tuple[Any, ...]
+
+
+@pytest.fixture(scope="module")
+def pipe() -> MaskedDiffusionPipeline:
+    found = MaskedDiffusionPipeline(*fastsample.load_language_model())
+    found.set_progress_bar_config(disable=True)
+    return found
+
+
+@pytest.fixture(scope="module")
+def asked() -> list[Sum]:
+    return list(itertools.islice(problems(3, test=True), 5))
+
+
+def model_of(pipe: MaskedDiffusionPipeline, rule: str = "threshold", **options: Any) -> HarnessModel:
+    return HarnessModel(pipe, parse_method(rule), **{"gen_length": 96, "batch": 3, "draws": 32, **options})
+
+
+def test_generation_answers_in_order_up_to_the_stop(pipe: MaskedDiffusionPipeline, asked: list[Sum]) -> None:
+    stops: list[dict[str, Any]] = [{"until": ["answer:"]}, {"until": ";"}, {}, {"until": ["answer:"]}, {"until": []}]
+    model = model_of(pipe)
+    texts = model.generate_until([Instance((p.prompt, own)) for p, own in zip(asked, stops, strict=True)])
+    assert model.forwards > 0
+    whole = [model.generate_until([Instance((problem.prompt, {}))])[0] for problem in asked]
+    assert [text.partition("answer:")[0] for text in (whole[0], whole[3])] == [texts[0], texts[3]]
+    assert texts[1] == whole[1].partition(";")[0]
+    assert (texts[2], texts[4]) == (whole[2], whole[4])
+    right = sum(problem.judge(text)[0] for problem, text in zip(asked, whole, strict=True))
+    assert right >= 4
+
+
+def test_generation_takes_length_and_temperature(pipe: MaskedDiffusionPipeline, asked: list[Sum]) -> None:
+    model = model_of(pipe, "threshold:block=8")
+    (short,) = model.generate_until([Instance((asked[0].prompt, {"max_gen_toks": 10}))])
+    assert len(pipe.tokenizer(short).input_ids) == 16  # whole blocks
+    hot = {"max_gen_toks": 16, "do_sample": True, "temperature": 3.0}
+    sampled = model.generate_until([Instance((asked[0].prompt, hot))] * 4)
+    assert len(set(sampled)) > 1
+    assert sampled == model.generate_until([Instance((asked[0].prompt, hot))] * 4)
+    greedy = {**hot, "do_sample": False}
+    assert len(set(model.generate_until([Instance((asked[0].prompt, greedy))] * 4))) == 1
+
+
+def test_the_right_text_is_the_likelier_and_the_greedy_one(pipe: MaskedDiffusionPipeline, asked: list[Sum]) -> None:
+    model = model_of(pipe)
+    end = pipe.tokenizer.eos_token
+    for problem in asked[:2]:
+        context = problem.prompt + problem.response[:-4]
+        wrong = f"{(problem.answer + 111) % 10000:04d}"
+        requests = [Instance((context, text + 10 * end)) for text in (problem.response[-4:], wrong)]
+        (right, greedy), (other, also) = model.loglikelihood(requests)
+        assert right > other + 5
+        assert right <= 0
+        assert (greedy, also) == (True, False)
+
+
+def test_the_estimate_of_one_token_is_exact(pipe: MaskedDiffusionPipeline, asked: list[Sum]) -> None:
+    """With one token there is one masking: its log-probability."""
+    context, token = asked[0].prompt, asked[0].response[0]
+    ((found, _),) = model_of(pipe).loglikelihood([Instance((context, token))])
+    ids = pipe.tokenizer(context).input_ids
+    with torch.no_grad():
+        logits = pipe.model(torch.tensor([[*ids, pipe.tokenizer.mask_token_id]])).logits[0, -1]
+    logits[pipe.tokenizer.mask_token_id] = -math.inf
+    want = logits.log_softmax(-1)[pipe.tokenizer(token).input_ids[0]]
+    assert found == pytest.approx(float(want), abs=1e-5)
+
+
+def test_rolling_likelihoods_and_empty_continuations(pipe: MaskedDiffusionPipeline, asked: list[Sum]) -> None:
+    model = model_of(pipe)
+    text = asked[0].prompt + asked[0].response
+    shuffled = "".join(sorted(text.replace("answer:", "")))
+    likely, unlikely = model.loglikelihood_rolling([Instance((text,)), Instance((shuffled,))])
+    assert 0 > likely > unlikely
+    assert model.loglikelihood([Instance((asked[0].prompt, ""))]) == [(0.0, True)]
+
+
+@pytest.mark.skipif(HARNESS, reason="lm_eval is installed")
+def test_without_the_harness_the_extra_is_named() -> None:
+    with pytest.raises(ImportError, match=r"pip install 'fastsample\[lm-eval\]'"):
+        fastsample.harness_model("nowhere/nothing")
+
+
+@pytest.mark.skipif(not HARNESS, reason="lm_eval is not installed: the extra lm-eval")
+def test_the_harness_takes_it(pipe: MaskedDiffusionPipeline, asked: list[Sum]) -> None:
+    from lm_eval.api.model import LM
+
+    model = fastsample.harness_model(pipe, rule="threshold", gen_length=96)
+    assert isinstance(model, LM)
+    assert (model.rank, model.world_size) == (0, 1)
+    (text,) = model.generate_until([Instance((asked[0].prompt, {"until": ["answer:"]}))])
+    assert text == asked[0].response.partition("answer:")[0]
