@@ -41,6 +41,8 @@ _HOME = {
     "HeavyBallScheduler": "fastsample.schedulers",
     "TGate": "fastsample.caching",
     "TGateGuider": "fastsample.caching.guider",
+    "TarFlowModel": "fastsample.tarflow",
+    "TarFlowPipeline": "fastsample.tarflow",
     "GaussianMixture": "fastsample.demo.mixture",
 }
 
@@ -75,6 +77,8 @@ if TYPE_CHECKING:
     from fastsample.solvers import build_table as build_table
     from fastsample.solvers.registry import available as available_solvers  # noqa: F401
     from fastsample.tables import Table as Table
+    from fastsample.tarflow import TarFlowModel as TarFlowModel
+    from fastsample.tarflow import TarFlowPipeline as TarFlowPipeline
 
 
 def __getattr__(name: str) -> Any:

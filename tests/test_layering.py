@@ -19,15 +19,16 @@ BELOW = {  # what each part may import of fastsample at module level
     "caching": {"sampling", "caching"},
     "parallel": {"schedules", "tables", "solvers", "sampling", "caching", "parallel"},
     "schedulers": {"schedules", "tables", "solvers", "sampling", "schedulers"},
-    "demo": {"schedules", "tables", "solvers", "sampling", "demo"},
+    "demo": {"schedules", "tables", "solvers", "sampling", "tarflow", "demo"},
+    "tarflow": {"sampling", "parallel", "tarflow"},
     "bench": {
         *("schedules", "tables", "solvers", "sampling", "caching", "parallel", "schedulers", "demo", "bench"),
-        "version",
+        *("tarflow", "version"),
     },
 }
-TORCH = {"sampling", "parallel", "caching", "decoding"}  # diffusers only inside functions
-# but for subclasses of diffusers' hooks, in modules that are imported inside functions
-HOOKS = {("caching", "hooks.py"), ("caching", "guider.py")}
+TORCH = {"sampling", "parallel", "caching", "decoding", "tarflow"}  # diffusers only inside functions
+# but for subclasses of diffusers' hooks, models and pipelines, in modules that are imported when they are asked for
+SUBCLASSES = {("caching", "hooks.py"), ("caching", "guider.py"), ("tarflow", "model.py"), ("tarflow", "pipeline.py")}
 KERNEL_DOORS = {("sampling", "backend.py"), ("decoding", "statistics.py")}
 HEAVY = {"torch", "diffusers", "transformers", "accelerate", "matplotlib"}
 
@@ -70,7 +71,7 @@ def violations(part: str, source: str, *, file: str = "module.py") -> list[str]:
             wrong.append(name)
     for name in imports(source, everywhere=False):
         top, _, rest = name.partition(".")
-        if part in TORCH and top == "diffusers" and (part, file) not in HOOKS:
+        if part in TORCH and top == "diffusers" and (part, file) not in SUBCLASSES:
             wrong.append(name)
         if top == "fastsample" and rest and part in BELOW and rest.split(".")[0] not in BELOW[part]:
             wrong.append(name)
