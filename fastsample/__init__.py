@@ -64,15 +64,15 @@ _HOME = {
     "Random": "fastsample.decoding",
     "Threshold": "fastsample.decoding",
     "anchor": "fastsample.decoding",
-    "harness_model": "fastsample.bench.harness",
     "load_language_model": "fastsample.demo.language.loading",
+    "TarFlowModel": "fastsample.tarflow",
+    "TarFlowPipeline": "fastsample.tarflow",
     "GaussianMixture": "fastsample.demo.mixture",
 }
 
 __all__ = ["__version__", *_HOME]
 
 if TYPE_CHECKING:
-    from fastsample.bench.harness import harness_model as harness_model
     from fastsample.caching import TGate as TGate
     from fastsample.caching.guider import TGateGuider as TGateGuider
     from fastsample.decoding import After as After
@@ -125,6 +125,8 @@ if TYPE_CHECKING:
     from fastsample.solvers import build_table as build_table
     from fastsample.solvers.registry import available as available_solvers  # noqa: F401
     from fastsample.tables import Table as Table
+    from fastsample.tarflow import TarFlowModel as TarFlowModel
+    from fastsample.tarflow import TarFlowPipeline as TarFlowPipeline
 
 
 def __getattr__(name: str) -> Any:

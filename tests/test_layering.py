@@ -20,27 +20,17 @@ BELOW = {  # what each part may import of fastsample at module level
     "parallel": {"schedules", "tables", "solvers", "sampling", "caching", "parallel"},
     "schedulers": {"schedules", "tables", "solvers", "sampling", "schedulers"},
     "decoding": {"sampling", "schedulers", "decoding"},
-    "demo": {"schedules", "tables", "solvers", "sampling", "demo"},
+    "tarflow": {"sampling", "parallel", "tarflow"},
+    "demo": {"schedules", "tables", "solvers", "sampling", "tarflow", "demo"},
     "bench": {
-        *(
-            "schedules",
-            "tables",
-            "solvers",
-            "sampling",
-            "caching",
-            "parallel",
-            "decoding",
-            "schedulers",
-            "demo",
-            "bench",
-        ),
-        "version",
+        *("schedules", "tables", "solvers", "sampling", "caching", "parallel", "decoding", "tarflow", "schedulers"),
+        *("demo", "bench", "version"),
     },
 }
-TORCH = {"sampling", "parallel", "caching", "decoding"}  # diffusers only inside functions
-# but for subclasses of diffusers' classes, in modules that are imported inside functions
-HOOKS = {("caching", "hooks.py"), ("caching", "guider.py")}
-HOOKS |= {("decoding", "schedulers.py"), ("decoding", "block_refinement.py"), ("decoding", "pipeline.py")}
+TORCH = {"sampling", "parallel", "caching", "decoding", "tarflow"}  # diffusers only inside functions
+# but for subclasses of diffusers' hooks, models and pipelines, in modules that are imported when they are asked for
+SUBCLASSES = {("caching", "hooks.py"), ("caching", "guider.py"), ("tarflow", "model.py"), ("tarflow", "pipeline.py")}
+SUBCLASSES |= {("decoding", "schedulers.py"), ("decoding", "block_refinement.py"), ("decoding", "pipeline.py")}
 KERNEL_DOORS = {("sampling", "backend.py"), ("decoding", "statistics.py")}
 HEAVY = {"torch", "diffusers", "transformers", "accelerate", "matplotlib"}
 
@@ -83,7 +73,7 @@ def violations(part: str, source: str, *, file: str = "module.py") -> list[str]:
             wrong.append(name)
     for name in imports(source, everywhere=False):
         top, _, rest = name.partition(".")
-        if part in TORCH and top == "diffusers" and (part, file) not in HOOKS:
+        if part in TORCH and top == "diffusers" and (part, file) not in SUBCLASSES:
             wrong.append(name)
         if top == "fastsample" and rest and part in BELOW and rest.split(".")[0] not in BELOW[part]:
             wrong.append(name)

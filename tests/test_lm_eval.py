@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import fastsample
-from fastsample.bench.harness import HarnessModel
+from fastsample.bench.harness import HarnessModel, harness_model
 from fastsample.bench.methods import parse_method
 from fastsample.decoding.pipeline import MaskedDiffusionPipeline
 from fastsample.demo.language.sums import Sum, problems
@@ -105,14 +105,14 @@ def test_rolling_likelihoods_and_empty_continuations(pipe: MaskedDiffusionPipeli
 @pytest.mark.skipif(HARNESS, reason="lm_eval is installed")
 def test_without_the_harness_the_extra_is_named() -> None:
     with pytest.raises(ImportError, match=r"pip install 'fastsample\[lm-eval\]'"):
-        fastsample.harness_model("nowhere/nothing")
+        harness_model("nowhere/nothing")
 
 
 @pytest.mark.skipif(not HARNESS, reason="lm_eval is not installed: the extra lm-eval")
 def test_the_harness_takes_it(pipe: MaskedDiffusionPipeline, asked: list[Sum]) -> None:
     from lm_eval.api.model import LM
 
-    model = fastsample.harness_model(pipe, rule="threshold", gen_length=96)
+    model = harness_model(pipe, rule="threshold", gen_length=96)
     assert isinstance(model, LM)
     assert (model.rank, model.world_size) == (0, 1)
     (text,) = model.generate_until([Instance((asked[0].prompt, {"until": ["answer:"]}))])
