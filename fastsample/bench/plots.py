@@ -84,14 +84,14 @@ def strips(images: dict[str, Tensor], path: Path) -> None:
     columns = max(len(row) for row in images.values())
     size = (1.1 * columns + 2, 1.15 * len(images) + 0.4)
     figure, axes = pyplot.subplots(len(images), columns, figsize=size, squeeze=False)
-    figure.subplots_adjust(wspace=0.05, hspace=0.05)
+    figure.subplots_adjust(wspace=0.05, hspace=0.25)
     for row, (label, shown) in zip(axes, images.items(), strict=True):
         pictures = [*shown[:-1], *[None] * (columns - len(shown)), shown[-1]]
         for sweep, (axis, picture) in enumerate(zip(row, pictures, strict=True), 1):
             axis.axis("off")
             if picture is not None:
                 axis.imshow(np.nan_to_num(picture.permute(1, 2, 0).numpy()), interpolation="nearest")
-            axis.set_title("sequential" if sweep == columns else f"sweep {sweep}", fontsize=6)
+                axis.set_title("sequential" if sweep == columns else f"sweep {sweep}", fontsize=6)
         row[0].text(-0.1, 0.5, label, transform=row[0].transAxes, fontsize=7, ha="right", va="center")
     figure.savefig(path, dpi=110, bbox_inches="tight")
     pyplot.close(figure)
