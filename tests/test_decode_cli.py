@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,27 +13,11 @@ from fastsample.bench import decoding_report as report
 from fastsample.bench.decoding import DecodingBench
 from fastsample.bench.methods import ADDED, RULES, parse_method
 from fastsample.bench.record import Record
-from fastsample.cli import main
 from fastsample.decoding import After, Caching, Entropy, LatentRefinement, LowConfidence, Prophet, Threshold
 from fastsample.demo.language.loading import load_language_model
 from fastsample.demo.language.sums import Sum
 
 PROMPT = "123+45+678+901+234"
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path):  # type: ignore[no-untyped-def]
-    """Call the command in this process; (exit status, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["fastsample", *arguments])
-        with pytest.raises(SystemExit) as stopped:
-            main.run()
-        out, err = capsys.readouterr()
-        return int(stopped.value.code or 0), out, err
-
-    return call
 
 
 def test_methods_by_name() -> None:
