@@ -165,6 +165,7 @@ PHASES = (
     Phase(300, 64, 1e-3, 20, (1, 1, 2, 2, 3, 4, 5, 7, 9), None, losses=("column",)),
     Phase(1400, 32, 1.5e-3, 30, (2, 3, 5, 9, 9, 9), 1400),
     Phase(1000, 32, 1e-3, 30, (4, 9, 9, 9), 1000, losses=("sparse", "llada")),
+    Phase(1400, 32, 1e-3, 30, (9,), 1400, losses=("sparse", "llada")),
 )
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -23,3 +25,21 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
 
     with use_backend(request.param):
         yield request.param
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path):  # type: ignore[no-untyped-def]
+    """Call the command in this process, in a folder of its own; (exit status, stdout, stderr)."""
+    from fastsample.cli import main
+
+    monkeypatch.setenv("FASTSAMPLE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["fastsample", *arguments])
+        with pytest.raises(SystemExit) as stopped:
+            main.run()
+        out, err = capsys.readouterr()
+        return int(stopped.value.code or 0), out, err
+
+    return call

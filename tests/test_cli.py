@@ -12,25 +12,7 @@ import pipelines
 import pytest
 from PIL import Image
 
-from fastsample.cli import main
-
 ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path):  # type: ignore[no-untyped-def]
-    """Call the command in this process; (exit status, stdout, stderr)."""
-    monkeypatch.setenv("FASTSAMPLE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["fastsample", *arguments])
-        with pytest.raises(SystemExit) as stopped:
-            main.run()
-        out, err = capsys.readouterr()
-        return int(stopped.value.code or 0), out, err
-
-    return call
 
 
 @pytest.fixture(scope="module")
