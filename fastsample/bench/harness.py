@@ -1,6 +1,6 @@
 """Masked diffusion language models in lm-evaluation-harness: its three kinds of request, answered.
 
-    model = fastsample.harness_model("GSAI-ML/LLaDA-8B-Instruct", rule="threshold", trust_remote_code=True)
+    model = harness_model("GSAI-ML/LLaDA-8B-Instruct", rule="threshold", trust_remote_code=True)
     results = lm_eval.simple_evaluate(model, tasks=["gsm8k"])
 
 Needs the extra: pip install 'fastsample[lm-eval]'. :class:`HarnessModel` itself does not.
