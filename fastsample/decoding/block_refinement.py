@@ -56,8 +56,8 @@ class CommitScheduler(BlockRefinementScheduler):  # type: ignore[misc]
     - in `LLaDA2Pipeline` a block ends with the forward that decides its last token (diffusers makes one more), and a
       row that has ended (by its end token) holds nothing up;
     - in `DiffusionGemmaPipeline` (no mask token: what is undecided is drawn anew) the pipeline's own test ends a
-      block, and asks for `stability_threshold` equal predictions in a row. A decided row is shown to it as certain, so
-      the block ends that many forwards after its last row; with `confidence_threshold=None` every step is run.
+      block, and asks for `stability_threshold` equal predictions in a row. A decided row is shown to it as certain,
+      so that the block ends that many forwards after its last row; with `confidence_threshold=None` every step is run.
 
     A rule sees the block alone: its response is the block's positions, its steps are the block's.
     """
