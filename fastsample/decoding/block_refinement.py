@@ -57,7 +57,7 @@ class CommitScheduler(BlockRefinementScheduler):  # type: ignore[misc]
       row that has ended (by its end token) holds nothing up;
     - in `DiffusionGemmaPipeline` (no mask token: what is undecided is drawn anew) the pipeline's own test ends a
       block, and asks for `stability_threshold` equal predictions in a row. A decided row is shown to it as certain,
-      so that the block ends that many forwards after its last row; with `confidence_threshold=None` every step is run.
+      and the block ends that many forwards after its last row; with `confidence_threshold=None` every step is run.
 
     A rule sees the block alone: its response is the block's positions, its steps are the block's.
     """
