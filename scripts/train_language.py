@@ -166,6 +166,7 @@ PHASES = (
     Phase(1400, 32, 1.5e-3, 30, (2, 3, 5, 9, 9, 9), 1400),
     Phase(1000, 32, 1e-3, 30, (4, 9, 9, 9), 1000, losses=("sparse", "llada")),
     Phase(1400, 32, 1e-3, 30, (9,), 1400, losses=("sparse", "llada")),
+    Phase(900, 48, 7e-4, 30, (9,), 900, losses=("sparse", "llada")),
 )
 
 

@@ -31,11 +31,13 @@ RULES = [
     "prophet",
     "prophet:thresholds=8/5/3.5,progress=paper",
     "prophet:region=81/5",
-    "prophet:progress=tokens+threshold:confidence=0.9",
+    "prophet:thresholds=12/12/12",
+    "prophet:thresholds=15/15/15",
+    "prophet:thresholds=15/15/15,progress=tokens+threshold:confidence=0.99",
     "lrd",
-    "lrd:refine_steps=0",
-    "lrd:refine_steps=0,settled=0.01",
+    "lrd:mixing=0",
     "lrd:refine_steps=0,settled=0+threshold:confidence=0.9",
+    "lrd:mixing=0.05,refine_steps=0,settled=0+threshold:confidence=0.99",
     "threshold:confidence=0.9,block=32",
     "prefix+threshold:confidence=0.9,block=32",
     "dual+threshold:confidence=0.9,block=32",
@@ -84,7 +86,7 @@ class BenchDecoding:
         if self.model is not None and not (Path(self.model) / "training.json").is_file():
             raise ValueError(
                 f"--model = {self.model!r}: with --decode give a folder of scripts/train_language.py; "
-                "for other models use lm-evaluation-harness (fastsample.bench.harness.harness_model)"
+                "for other models use lm-evaluation-harness (fastsample.harness_model)"
             )
         common.writable_folder(self.out)
         common.quiet()
