@@ -113,7 +113,8 @@ def token_statistics_reference(
     top2 = torch.where(top1.isnan(), top1, top2)
     scaled = exact if temperature is None else exact / temperature.to(exact).expand(rows)[..., None]
     logsumexp = scaled.logsumexp(-1)
-    entropy = torch.special.entr(scaled.softmax(-1)).sum(-1)
+    # not softmax, whose sum in float32 loses digits on some processors where the vocabulary is large
+    entropy = torch.special.entr((scaled - logsumexp[..., None]).exp()).sum(-1)
     values, indices = [top1, top2, logsumexp, entropy], [token]
     if gumbel_temperature is not None and seed is not None and offset is not None:
         count = rows.numel()
