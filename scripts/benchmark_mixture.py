@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 from fastsample import GaussianMixture, __version__
 from fastsample.bench.cases import Arm
 from fastsample.bench.mixture import MixtureProblem
+from fastsample.bench.report import markdown_table
 
 EVALUATIONS = (5, 6, 8, 10, 15, 20)
 MIXTURES = {
@@ -106,9 +107,8 @@ def markdown(mixture: str, cells: list[Cell]) -> str:
         error = found.get((family, count))
         return "" if error is None else f"**{error:.4f}**" if error == least[count] else f"{error:.4f}"
 
-    rows = [[mixture, *map(str, EVALUATIONS)], ["---"] * (len(EVALUATIONS) + 1)]
-    rows += [[family, *(text(family, count) for count in EVALUATIONS)] for family in FAMILIES]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
+    rows = [[family, *(text(family, count) for count in EVALUATIONS)] for family in FAMILIES]
+    return markdown_table([mixture, *map(str, EVALUATIONS)], rows)
 
 
 if __name__ == "__main__":

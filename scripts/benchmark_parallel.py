@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 from fastsample import GaussianMixture, NoiseSchedule, build_table, integrate, integrate_parallel, time_grid
 from fastsample.bench.metrics import rms
 from fastsample.bench.record import environment
+from fastsample.bench.report import markdown_table
 from fastsample.parallel.updates import UPDATES
 
 MIXTURES = {
@@ -77,8 +78,8 @@ def cells(name: str, model: str, solver: str, steps: int) -> list[Cell]:
 def markdown(found: list[Cell], model: str, solver: str) -> str:
     """Iterations by steps and tolerance, a section a mixture."""
     columns = [(steps, tolerance) for steps in STEPS for tolerance in TOLERANCES]
-    lines = [[f"{model}, {solver}", *(f"{steps}, {tolerance:g}" for steps, tolerance in columns)]]
-    lines.append(["---"] * len(lines[0]))
+    header = [f"{model}, {solver}", *(f"{steps}, {tolerance:g}" for steps, tolerance in columns)]
+    lines = []
     for name in MIXTURES:
         lines.append([f"*{name}*"] + [""] * len(columns))
         for iteration in UPDATES:
@@ -88,7 +89,7 @@ def markdown(found: list[Cell], model: str, solver: str) -> str:
                 if (cell.mixture, cell.model, cell.solver, cell.iteration) == (name, model, solver, iteration)
             }
             lines.append([iteration, *(own[column] for column in columns)])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+    return markdown_table(header, lines)
 
 
 def main(out: Annotated[Path, typer.Option(help="Folder for sweeps.json and sweeps.md.")]) -> None:

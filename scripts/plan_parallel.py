@@ -18,6 +18,7 @@ from typing import Annotated
 import typer
 
 from fastsample.bench.planning import RowCost, expected_speedup
+from fastsample.bench.report import markdown_table
 
 HEADER = """# Expected speed-ups of parallel sampling, on paper
 
@@ -56,7 +57,7 @@ def main(
             found[key].append((result["rounds"], (evaluations - 1) / result["sweeps"]))
     header = ["solver", "guidance", "steps", "iteration, window, tolerance", "rounds", "rows a sweep"]
     header += [f"{name}: {count}" for name in costs for count in DEVICES]
-    lines = [header, ["---"] * len(header)]
+    lines = []
     for (solver, guidance, steps, label), values in found.items():
         rounds, size = (statistics.mean(column) for column in zip(*values, strict=True))
         speedups = [
@@ -66,7 +67,7 @@ def main(
         ]
         numbers = [f"{value:.1f}" for value in (rounds, size, *speedups)]
         lines.append([solver, f"{guidance:g}", str(steps), label, *numbers])
-    out.write_text(HEADER + "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n")
+    out.write_text(HEADER + markdown_table(header, lines))
 
 
 if __name__ == "__main__":

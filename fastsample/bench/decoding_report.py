@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.table import Table
 
 from fastsample.bench.record import Result
+from fastsample.bench.report import markdown_table
 
 COLUMNS = {
     "answers": "answers",
@@ -58,9 +59,8 @@ def rich_table(results: Sequence[Result]) -> Table:
 
 def markdown(results: Sequence[Result]) -> str:
     """A GitHub table; forwards are compared with the first result's."""
-    lines = [["rule", *COLUMNS.values()], ["---"] * (1 + len(COLUMNS))]
-    lines += [[f"`{result['method']}`", *cells(result, results[0])] for result in results]
-    return "\n".join(f"| {' | '.join(row)} |" for row in lines) + "\n"
+    rows = [[f"`{result['method']}`", *cells(result, results[0])] for result in results]
+    return markdown_table(["rule", *COLUMNS.values()], rows)
 
 
 def pareto(results: Sequence[Result], path: Path) -> None:

@@ -108,6 +108,11 @@ def _by_steps(rows: Sequence[Summary]) -> str:
     least = {count: min(_error(row) for row in rows if row.steps == count) for count in steps}
     header = [f"guidance {rows[0].guidance:g}", *(f"{count} steps" for count in steps)]
     body = [[arm, *(_cell(found.get((arm, count)), least[count]) for count in steps)] for arm in arms]
+    return markdown_table(header, body)
+
+
+def markdown_table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    """A GitHub table."""
     lines = [header, ["---"] * len(header), *body]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
 

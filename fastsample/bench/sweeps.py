@@ -33,11 +33,10 @@ def draw(runner: Bench, arms: Sequence[Arm], steps: int, guidance: float, folder
 
 def tightest(arms: Sequence[Arm]) -> list[Arm]:
     """Of the arms that differ in window and tolerance alone, one of the least tolerance."""
-    kept: dict[tuple[Arm, str], Arm] = {}
-    for arm in arms:
+
+    def tolerance(arm: Arm) -> float:
         assert arm.parallel is not None
-        key = (arm.plain, arm.parallel.iteration)
-        held = kept.get(key, arm).parallel
-        if key not in kept or (held is not None and arm.parallel.tolerance < held.tolerance):
-            kept[key] = arm
-    return list(kept.values())
+        return arm.parallel.tolerance
+
+    ordered = sorted(arms, key=tolerance, reverse=True)  # the last one of a key is kept
+    return list({(arm.plain, arm.parallel and arm.parallel.iteration): arm for arm in ordered}.values())

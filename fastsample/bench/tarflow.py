@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from fastsample.bench.metrics import frechet_distance
 from fastsample.bench.record import Record, Result, environment
-from fastsample.sampling.ledger import count
+from fastsample.sampling.ledger import clock, count
 from fastsample.tarflow import BlockPlan, DecodeReport, Plan, TarFlowPipeline
 from fastsample.tarflow.planner import relative_residual
 
@@ -52,18 +51,20 @@ class FlowBench:
     def speed(self, arms: Sequence[Arm], batch: int, repeats: int) -> Iterator[Result]:
         """A result an arm: seconds, work, and the first arm's seconds over its own in each repeat (quartiles)."""
         z, labels = self._noise(batch, self.seed)
-        decoded = [self._decode(arm, z, labels) for arm in arms]  # the warm-up
+        decoded, passes = [], []
+        for arm in arms:  # the warm-up
+            with count(self.pipe, batch) as ledger:
+                decoded.append(self._decode(arm, z, labels))
+            passes.append(ledger.forward_calls)
         seconds: list[list[float]] = [[] for _ in arms]
         for _ in range(repeats):
             for arm, own in zip(arms, seconds, strict=True):
-                began = self._now()
+                began = clock(self.pipe.transformer.device)
                 self._decode(arm, z, labels)
-                own.append(self._now() - began)
+                own.append(clock(self.pipe.transformer.device) - began)
         exact = decoded[0][0]
-        for arm, own, (images, report) in zip(arms, seconds, decoded, strict=True):
+        for arm, own, (images, report), calls in zip(arms, seconds, decoded, passes, strict=True):
             ratios = [first / each for first, each in zip(seconds[0], own, strict=True)]
-            with count(self.pipe, batch) as ledger:
-                self._decode(arm, z, labels)
             yield self._append(
                 f"speed {batch}",
                 arm,
@@ -72,7 +73,7 @@ class FlowBench:
                     "seconds": statistics.median(own),
                     "speedup": _quartiles(ratios),
                     "repeats": repeats,
-                    "passes": ledger.forward_calls,
+                    "passes": calls,
                     "sweeps": report.sweeps,
                     "tokens": report.evaluations / batch / (len(report.blocks) * len(self.pipe.transformer.var)),
                     "residual": relative_residual(images, exact),
@@ -118,11 +119,6 @@ class FlowBench:
     def _append(self, kind: str, arm: Arm, values: dict[str, Any]) -> Result:
         shared = {"arm": arm.label, "guidance": self.guidance, "environment": environment()}
         return self.record.append({"key": f"{kind} {self.guidance} {arm.label}", **shared, **values})
-
-    def _now(self) -> float:
-        if self.pipe.transformer.device.type == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter()
 
 
 def digit_score(images: Tensor, labels: Tensor) -> dict[str, float]:

@@ -79,9 +79,7 @@ def bench(
     added = [*read_gates(tgate), *read_iterations(parallel, window, tolerance)]
     arms = read_arms(solver or SOLVERS, PEERS if peer is None else peer, grid or [None], added)
     scales = common.numbers(guidance, "guidance", float)
-    for name, value in (("seeds", seeds), ("batch", batch), ("repeats", repeats)):
-        if value < 1:
-            raise ValueError(f"--{name} = {value}: give an integer of at least 1")
+    common.check_least(seeds=seeds, batch=batch, repeats=repeats)
     cases = make_cases(arms, common.numbers(steps, "steps", int), scales, range(seeds))
     common.check_device(device, dtype)
     common.check_model(model)

@@ -79,9 +79,7 @@ class BenchDecoding:
         from fastsample.bench.methods import parse_method
 
         methods = [parse_method(rule) for rule in self.rules or RULES]
-        for name, value in (("problems", self.problems), ("batch", self.batch)):
-            if value < 1:
-                raise ValueError(f"--{name} = {value}: give an integer of at least 1")
+        common.check_least(problems=self.problems, batch=self.batch)
         common.check_device(self.device, self.dtype)
         if self.model is not None and not (Path(self.model) / "training.json").is_file():
             raise ValueError(

@@ -21,6 +21,13 @@ def numbers(text: str, argument: str, kind: Callable[[str], Number]) -> list[Num
     return values
 
 
+def check_least(**values: int) -> None:
+    """Raise ValueError, naming the option, for a value below 1."""
+    for name, value in values.items():
+        if value < 1:
+            raise ValueError(f"--{name} = {value}: give an integer of at least 1")
+
+
 def writable_folder(path: Path, argument: str = "out") -> Path:
     """Make `path` a folder that can be written to; ValueError where that is impossible."""
     try:
@@ -69,10 +76,13 @@ def check_model(model: str | None) -> None:
         if not (model_path() / "model_index.json").is_file():
             raise ValueError(f"--model: the bundled model is missing at {model_path()}; reinstall, or give --model")
         return
-    folder = Path(model)
-    looks_local = folder.exists() or model.startswith((".", "/", "~")) or model.count("/") != 1
-    if looks_local and not (folder / "model_index.json").is_file():
+    if looks_local(model) and not (Path(model) / "model_index.json").is_file():
         raise ValueError(f"--model = {model!r} is no diffusers folder (no model_index.json): give one, or a hub id")
+
+
+def looks_local(model: str) -> bool:
+    """Whether `model` means a folder, not a hub id."""
+    return Path(model).exists() or model.startswith((".", "/", "~")) or model.count("/") != 1
 
 
 def load_model(model: str | None, device: str, dtype: str) -> Any:

@@ -92,9 +92,8 @@ def check_model(model: str | None) -> None:
     """Raise ValueError when `model` looks like a folder and is none."""
     if model is None:
         return
-    folder = Path(model)
-    looks_local = folder.exists() or model.startswith((".", "/", "~")) or model.count("/") != 1
-    if looks_local and not any((folder / name).is_file() for name in ("config.json", "model_index.json")):
+    files = (Path(model) / name for name in ("config.json", "model_index.json"))
+    if common.looks_local(model) and not any(file.is_file() for file in files):
         raise ValueError(f"--model = {model!r} is no model's folder (no config.json): give one, or a hub id")
 
 

@@ -55,7 +55,7 @@ def sample(
     common.quiet()
     pipe = common.load_model(model, device, dtype)
     pipe.scheduler = arm.scheduler(pipe.scheduler.config)
-    with gate.apply(pipe) if gate else nullcontext(), iteration(pipe) if iteration else nullcontext() as run:
+    with gate.apply(pipe) if gate else nullcontext(), iteration.apply(pipe) if iteration else nullcontext() as run:
         report(generate(pipe, texts, seeds, steps, guidance, folder, run), folder, as_json)
 
 
@@ -88,19 +88,16 @@ def check_gate(step: int | None, steps: int, guidance: float) -> Any:
 
 
 def check_iteration(name: str | None, window: int, tolerance: float, gate: int | None) -> Any:
-    """What makes a pipeline sample in parallel, or None; ValueError for wrong settings."""
+    """The parallel iteration of a run, or None; ValueError for wrong settings."""
     if name is None:
         return None
     if gate is not None:
         raise ValueError(
             f"--tgate = {gate} with --parallel = {name!r}: T-GATE counts sequential steps; use one of them"
         )
-    from functools import partial
+    from fastsample.bench.accelerations import Parallel
 
-    from fastsample.parallel import check_settings, parallelise
-
-    check_settings(name, window, tolerance)
-    return partial(parallelise, iteration=name, window=window, tolerance=tolerance)
+    return Parallel(name, window, tolerance)
 
 
 def generate(

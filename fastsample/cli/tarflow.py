@@ -50,7 +50,7 @@ def sample(
     import torch
 
     classes = common.numbers(labels, "labels", int) if labels else None
-    _check_least(count=count)
+    common.check_least(count=count)
     pipe = load(model, device, dtype)
     known = pipe.transformer.config.num_classes
     if classes is None and known:
@@ -107,7 +107,7 @@ def make_plan(
     """
     import torch
 
-    _check_least(batch=batch, repeats=repeats)
+    common.check_least(batch=batch, repeats=repeats)
     images, labels = read_data(data)
     pipe = load(model, device, dtype)
     if out is None and model is not None and not Path(model).is_dir():
@@ -152,7 +152,7 @@ def bench(
     import torch
 
     sizes = common.numbers(batch, "batch", int)
-    _check_least(batch=min(sizes), repeats=repeats, seeds=seeds, images=images + 1)
+    common.check_least(batch=min(sizes), repeats=repeats, seeds=seeds, images=images + 1)
     if images and model is not None:
         raise ValueError(f"--images = {images}: only the bundled digits have a classifier, give 0 with --model")
     if images == 1:
@@ -274,9 +274,3 @@ def _folder_of(model: str | None) -> Path:
     from fastsample.demo.digits import model_path
 
     return model_path() if model is None else Path(model)
-
-
-def _check_least(**values: int) -> None:
-    for name, value in values.items():
-        if value < 1:
-            raise ValueError(f"--{name} = {value}: give an integer of at least 1")

@@ -27,7 +27,7 @@ class TableSystem(Trajectory):
         self._model, self._noises = model, noises
         self._instructions = compile_program(table).steps
         self._times = torch.tensor([step.node.time for step in table.steps], dtype=torch.float64)
-        self._gain = [(step.next.sample, step.next.output) for step in table.steps]
+        self._rows = [step.next for step in table.steps]
         self._values: Values = {}
         self._dropped = 0  # steps whose dead values are gone
 
@@ -52,7 +52,7 @@ class TableSystem(Trajectory):
 
     def gain(self, index: int) -> tuple[float, float]:
         """As the table has them."""
-        return self._gain[index]
+        return self._rows[index].sample, self._rows[index].output
 
     def commit(self, begin: Tensor) -> None:
         """Drops the history that no coming step reads."""

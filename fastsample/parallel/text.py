@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from fastsample.parallel.blockwise import BlockIteration
 from fastsample.parallel.iterations import ParallelReport
 from fastsample.parallel.updates import Jacobi
-from fastsample.sampling.noise import Generators
+from fastsample.sampling.noise import Generators, draw
 
 
 class TextSystem:
@@ -153,10 +154,5 @@ def jacobi_decode(
 
 def _gumbel_like(logits: Tensor, generator: Generators) -> Tensor:
     """Standard Gumbel noise shaped as `logits` [B, V], of one stream, or of one for each row."""
-    if isinstance(generator, list):
-        if len(generator) != len(logits):
-            raise ValueError(f"generator has {len(generator)} entries for {len(logits)} rows: give one a row")
-        return torch.cat([_gumbel_like(logits[i : i + 1], own) for i, own in enumerate(generator)])
-    device = logits.device if generator is None else generator.device
-    uniform = torch.rand(logits.shape, generator=generator, dtype=torch.float64, device=device)
+    uniform = draw(functools.partial(torch.rand, dtype=torch.float64), logits, generator)
     return -(-uniform.clamp(min=1e-300).log()).log().to(logits)

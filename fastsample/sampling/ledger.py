@@ -52,6 +52,13 @@ class Ledger:
             self.peak_memory = torch.cuda.max_memory_allocated() if cuda else _resident_peak()
 
 
+def clock(device: torch.device) -> float:
+    """A clock's seconds, once `device` has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
 @contextlib.contextmanager
 def count(pipe: Any, images: int) -> Iterator[Ledger]:
     """A ledger of what happens to `pipe`'s denoiser (unet or transformer) in the block, for `images` images.

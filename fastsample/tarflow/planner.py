@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fastsample.parallel.iterations import ParallelReport
+from fastsample.sampling.ledger import clock
 from fastsample.sampling.noise import Generators, draw_noise
 from fastsample.tarflow.decode import decode, decode_block
 from fastsample.tarflow.plans import BlockPlan, Plan
@@ -180,19 +180,14 @@ class _Bench:
         if (index, plan) not in self._timings:
             seconds = []
             for _ in range(self._repeats):
-                began = self._now()
+                began = clock(self._model.device)
                 _, report = self._run(index, plan)
-                seconds.append(self._now() - began)
+                seconds.append(clock(self._model.device) - began)
             self._timings[index, plan] = _Choice(plan, statistics.median(seconds), report.sweeps)
         return self._timings[index, plan]
 
     def _run(self, index: int, plan: BlockPlan) -> tuple[Tensor, ParallelReport]:
         return decode_block(self._model, index, self._inputs[index], self._labels, plan, self._guidance)
-
-    def _now(self) -> float:
-        if self._model.device.type == "cuda":
-            torch.cuda.synchronize(self._model.device)
-        return time.perf_counter()
 
 
 def _most_sweeps(report: ParallelReport, ends: list[int]) -> int:
