@@ -84,7 +84,7 @@ class BenchDecoding:
         if self.model is not None and not (Path(self.model) / "training.json").is_file():
             raise ValueError(
                 f"--model = {self.model!r}: with --decode give a folder of scripts/train_language.py; "
-                "for other models use lm-evaluation-harness (fastsample.harness_model)"
+                "for other models use lm-evaluation-harness (fastsample.bench.harness.harness_model)"
             )
         common.writable_folder(self.out)
         common.quiet()
