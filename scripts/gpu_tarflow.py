@@ -17,8 +17,8 @@ from typing import Any
 import torch
 
 from fastsample.bench.record import Record
-from fastsample.bench.tarflow import FlowBench, arms, markdown
-from fastsample.tarflow import TarFlowModel, TarFlowPipeline, plan
+from fastsample.bench.tarflow import FlowBench, markdown
+from fastsample.tarflow import TarFlowModel, TarFlowPipeline
 
 SIZES: dict[str, dict[str, Any]] = {  # arXiv:2412.06329, table 1: patch, channels, blocks, layers
     "imagenet128": dict(sample_size=128, patch_size=4, channels=1024, num_classes=1000, noise_std=0.15),
@@ -52,11 +52,8 @@ def main() -> None:
     record = Record(args.out / "results.jsonl")
     for size in args.size or [name for name in SIZES if name != "tiny"]:
         pipe = TarFlowPipeline(random_model(size, args.spread).to(args.device, getattr(torch, args.dtype)))
-        chosen = plan(pipe.transformer, args.residual, batch=args.batch, repeats=args.repeats)
-        results = []
-        for result in FlowBench(pipe, record).speed(arms(chosen, args.residual), args.batch, args.repeats):
-            named = f"{size} {args.dtype} {result['key']}"
-            results.append(record.append({**result, "key": named, "size": size, "dtype": args.dtype}))
+        named = {"size": size, "dtype": args.dtype}
+        results = FlowBench(pipe, record, args.residual, named=named).speed(args.batch, args.repeats)
         print(f"{size}, random weights: sweeps are only indicative\n{markdown(results)}", flush=True)
 
 

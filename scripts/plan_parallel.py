@@ -32,12 +32,12 @@ DEVICES = (1, 2, 4, 8)
 FREE_ROWS = (1, 2, 4)
 
 
-def measured_costs(path: Path) -> dict[str, tuple[RowCost, float]]:
-    """The row cost of each model in a record of gpu_parallel.py, and its gather's seconds."""
+def measured_costs(path: Path) -> dict[str, RowCost]:
+    """The row cost of each model in a record of gpu_parallel.py."""
     seconds: dict[str, dict[int, float]] = defaultdict(dict)
     for record in json.loads(path.read_text()):
         seconds[f"{record['model']}, {record['device']}"][record["rows"]] = record["median_us"] / 1e6
-    return {name: (RowCost(by_rows), 0.0) for name, by_rows in seconds.items()}
+    return {name: RowCost(by_rows) for name, by_rows in seconds.items()}
 
 
 def main(
@@ -47,7 +47,7 @@ def main(
     gather: Annotated[float, typer.Option(help="Cost of gathering a sweep's outputs, in calls of one row.")] = 0.05,
 ) -> None:
     """Write the page."""
-    assumed = {f"{free} free" if free > 1 else "saturated": (RowCost.saturating(free), gather) for free in FREE_ROWS}
+    assumed = {f"{free} free" if free > 1 else "saturated": RowCost.saturating(free) for free in FREE_ROWS}
     costs = measured_costs(rows) if rows else assumed
     found: dict[tuple[str, float, int, str], list[tuple[float, float]]] = defaultdict(list)
     for result in map(json.loads, results.read_text().splitlines()):
@@ -61,8 +61,8 @@ def main(
     for (solver, guidance, steps, label), values in found.items():
         rounds, size = (statistics.mean(column) for column in zip(*values, strict=True))
         speedups = [
-            expected_speedup(steps, rounds, math.ceil(size), cost, devices=count, gather=seconds)
-            for cost, seconds in costs.values()
+            expected_speedup(steps, rounds, math.ceil(size), cost, devices=count, gather=gather * cost(1))
+            for cost in costs.values()
             for count in DEVICES
         ]
         numbers = [f"{value:.1f}" for value in (rounds, size, *speedups)]

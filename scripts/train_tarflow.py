@@ -34,9 +34,10 @@ CONFIG = dict(
     in_channels=1,
     patch_size=2,
     channels=16,
-    num_blocks=16,
+    num_blocks=64,
     layers_per_block=1,
     head_dim=16,
+    expansion=2,
     num_classes=10,
     noise_std=0.2,
 )
@@ -171,7 +172,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("build/tarflow"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--classifier-steps", type=int, default=3000)
-    parser.add_argument("--steps", type=int, default=8000)
+    parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--count", type=int, default=100, help="Samples of each digit that evaluate draws.")
     args = parser.parse_args()

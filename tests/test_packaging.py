@@ -24,13 +24,17 @@ def wheel_names(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     return set(zipfile.ZipFile(wheel).namelist())
 
 
-def test_the_wheel_holds_both_packages_and_the_model(wheel_names: set[str]) -> None:
+def test_the_wheel_holds_both_packages_and_the_models(wheel_names: set[str]) -> None:
     for name in (
         "fastsample/py.typed",
         "fastsample_kernels/py.typed",
         "fastsample_kernels/__init__.py",
         "fastsample/demo/text_to_image/model_index.json",
         "fastsample/demo/text_to_image/unet/diffusion_pytorch_model.safetensors",
+        "fastsample/demo/language/model.safetensors",
+        "fastsample/demo/tarflow/transformer/diffusion_pytorch_model.safetensors",
+        "fastsample/demo/tarflow/classifier.safetensors",
+        "fastsample/demo/tarflow/gs_jacobi_plan.json",
     ):
         assert name in wheel_names
     tops = {name.split("/")[0] for name in wheel_names}

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from refusal import check_refused
 
 from fastsample.schedules import GRIDS, NoiseSchedule, time_grid
 from fastsample.solvers import available, build_table
@@ -247,10 +248,7 @@ def test_order_plans() -> None:
     ],
 )
 def test_wrong_options_are_one_line(name: str, options: dict, words: str) -> None:
-    with pytest.raises(ValueError, match=r".") as caught:
-        build_table(name, VP, TIMES, **options)
-    assert words in str(caught.value)
-    assert "\n" not in str(caught.value)
+    check_refused(lambda: build_table(name, VP, TIMES, **options), words)
 
 
 def test_epsilon_at_zero_snr_is_refused() -> None:

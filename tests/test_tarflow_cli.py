@@ -62,9 +62,13 @@ def test_plan_is_kept_beside_the_model_and_used(run, folder: Path) -> None:  # t
 def test_bench(run, folder: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     options = ("--batch", "2,3", "--repeats", "2", "--images", "0", "--out", "bench")
     status, out, _ = run("bench", "--model", str(folder), *options)
-    results = [json.loads(line) for line in (tmp_path / "bench" / "results.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (tmp_path / "bench" / "results.jsonl").read_text().splitlines()]
+    results = [line for line in lines if "arm" in line]
     assert status == 0
     assert out == (tmp_path / "bench" / "table.md").read_text() == markdown(results)
+    assert [line["plan"] for line in lines if "plan" in line] == [
+        (tmp_path / "bench" / f"plan-{batch}.json").read_text() for batch in (2, 3)
+    ]
     assert {(result["batch"], result["arm"]) for result in results} == {
         (batch, arm) for batch in (2, 3) for arm in ("sequential", "Jacobi", "GS-Jacobi, 8 chunks", "plan")
     }
@@ -73,6 +77,24 @@ def test_bench(run, folder: Path, tmp_path: Path) -> None:  # type: ignore[no-un
         assert result["residual"] <= 1e-3
         assert result["speedup"][0] <= result["speedup"][1] <= result["speedup"][2]
     assert [result["passes"] for result in results if result["arm"] == "sequential"] == [2 * 8] * 2
+
+
+def test_bench_goes_on_from_its_record(run, folder: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    record = tmp_path / "bench" / "results.jsonl"
+
+    def lines(*options: str) -> list[str]:
+        common = ("--model", str(folder), "--repeats", "1", "--images", "0", "--out", "bench")
+        assert run("bench", *common, *options)[0] == 0
+        return record.read_text().splitlines()
+
+    first = lines("--batch", "2")
+    assert lines("--batch", "2,3")[: len(first)] == first  # the seconds are those of the first run
+    record.write_text("\n".join(first[:-1]) + '\n{"key": "torn')  # stopped within an arm
+    again = lines("--batch", "2")
+    assert again[0] == first[0]  # the plan is kept, and all arms are timed again together
+    assert len(again) == len(first[:-1]) + 4
+    assert len(lines("--batch", "2", "--residual", "1e-3")) == 5 + 5  # other settings are other results
+    assert len(lines("--batch", "2", "--no-resume")) == len(first) == 5
 
 
 WRONG = {

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fastsample.bench.methods import Method
-from fastsample.bench.record import Record, Result, environment
+from fastsample.bench.record import Record, Result, environment, weights_digest
 from fastsample.decoding import decode_masked
 from fastsample.demo.language.sums import RESPONSE_LENGTH, Sum, problems
 
@@ -51,7 +51,7 @@ class DecodingBench:
             self.timed,
             str(self.model.dtype),
             str(self.model.device),
-            _weights(self.model),
+            weights_digest(self.model),
         )
         self._context = hashlib.sha256(repr(known).encode()).hexdigest()[:12]
 
@@ -126,11 +126,3 @@ class DecodingBench:
 def judged(tokenizer: Any, asked: Sequence[Sum], responses: Tensor) -> list[tuple[bool, bool]]:
     """For each problem whether the answer is right, and whether the whole response is."""
     return [problem.judge(tokenizer.decode(row)) for problem, row in zip(asked, responses, strict=True)]
-
-
-def _weights(model: Any) -> str:
-    """A hash of the weights, so that a record of others is not taken for these."""
-    total = hashlib.sha256()
-    for parameter in model.parameters():
-        total.update(parameter.detach().float().cpu().numpy().tobytes())
-    return total.hexdigest()

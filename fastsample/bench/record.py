@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import platform
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
 
 Result = dict[str, Any]
 
@@ -43,6 +47,14 @@ class Record:
 def _json_number(value: Any) -> Any:
     """JSON has no inf and nan: they become None (a diverged or absent figure)."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def weights_digest(model: nn.Module) -> str:
+    """A hash of the weights, so that a record of others is not taken for these."""
+    total = hashlib.sha256()
+    for parameter in model.parameters():
+        total.update(parameter.detach().float().cpu().numpy().tobytes())
+    return total.hexdigest()
 
 
 def environment() -> dict[str, Any]:

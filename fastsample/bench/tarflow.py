@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import statistics
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastsample.bench.metrics import frechet_distance
-from fastsample.bench.record import Record, Result, environment
+from fastsample.bench.record import Record, Result, environment, weights_digest
+from fastsample.bench.report import markdown_table
 from fastsample.sampling.ledger import clock, count
 from fastsample.tarflow import BlockPlan, DecodeReport, Plan, TarFlowPipeline
+from fastsample.tarflow import plan as make_plan
 from fastsample.tarflow.planner import relative_residual
 
 Score = Callable[[Tensor, Tensor], dict[str, float]]
@@ -29,27 +33,58 @@ class Arm:
     plan: Plan | BlockPlan | None = None
 
 
-def arms(plan: Plan, tolerance: float) -> list[Arm]:
-    """Sequential decoding, both iterations the same for all blocks, and the plan."""
-    return [
-        Arm("sequential", "sequential"),
-        Arm("Jacobi", "jacobi", BlockPlan(tolerance=tolerance)),
-        Arm("GS-Jacobi, 8 chunks", "gs-jacobi", BlockPlan(chunks=8, tolerance=tolerance)),
-        Arm("plan", "gs-jacobi", plan),
-    ]
-
-
 @dataclass
 class FlowBench:
-    """Decodes the same noise by every arm in turn, `repeats` times after a warm-up, and appends to `record`."""
+    """A benchmark of a pipeline's decoding at a target residual, sequential against parallel.
+
+    What `record` holds of these weights and settings is taken from there; results are on disk as they come, with
+    `named` added to each.
+    """
 
     pipe: TarFlowPipeline
     record: Record
+    residual: float = 1e-4
     guidance: float = 0.0
     seed: int = 0
+    named: Mapping[str, Any] = field(default_factory=dict)
 
-    def speed(self, arms: Sequence[Arm], batch: int, repeats: int) -> Iterator[Result]:
-        """A result an arm: seconds, work, and the first arm's seconds over its own in each repeat (quartiles)."""
+    def __post_init__(self) -> None:
+        model = self.pipe.transformer
+        known = (self.residual, self.guidance, self.seed, str(model.dtype), str(model.device), weights_digest(model))
+        self._context = hashlib.sha256(repr(known).encode()).hexdigest()[:12]
+
+    def plan(self, batch: int, on_block: Callable[[int], None] | None = None) -> Plan:
+        """The automatic plan for batches of that size."""
+        key = f"{self._context} plan {batch}"
+        if key not in self.record.results:
+            made = make_plan(
+                self.pipe.transformer,
+                self.residual,
+                batch=batch,
+                guidance=self.guidance,
+                generator=torch.Generator().manual_seed(self.seed + 1),
+                on_block=on_block,
+            )
+            self.record.append({"key": key, "plan": made.to_json()})
+        return Plan.from_json(self.record.results[key]["plan"])
+
+    def arms(self, batch: int) -> list[Arm]:
+        """Sequential decoding, both iterations the same for all blocks, and the plan."""
+        return [
+            Arm("sequential", "sequential"),
+            Arm("Jacobi", "jacobi", BlockPlan(tolerance=self.residual)),
+            Arm("GS-Jacobi, 8 chunks", "gs-jacobi", BlockPlan(chunks=8, tolerance=self.residual)),
+            Arm("plan", "gs-jacobi", self.plan(batch)),
+        ]
+
+    def speed(self, batch: int, repeats: int) -> list[Result]:
+        """A result an arm, decoding the same noise in turn, `repeats` times after a warm-up.
+
+        Seconds, work, and the sequential seconds over its own in each repeat (quartiles).
+        """
+        arms, kind = self.arms(batch), f"speed {batch} x {repeats}"
+        if (known := self._known(kind, arms)) is not None:
+            return known
         z, labels = self._noise(batch, self.seed)
         decoded, passes = [], []
         for arm in arms:  # the warm-up
@@ -63,27 +98,34 @@ class FlowBench:
                 self._decode(arm, z, labels)
                 own.append(clock(self.pipe.transformer.device) - began)
         exact = decoded[0][0]
+        results = []
         for arm, own, (images, report), calls in zip(arms, seconds, decoded, passes, strict=True):
             ratios = [first / each for first, each in zip(seconds[0], own, strict=True)]
-            yield self._append(
-                f"speed {batch}",
-                arm,
-                {
-                    "batch": batch,
-                    "seconds": statistics.median(own),
-                    "speedup": _quartiles(ratios),
-                    "repeats": repeats,
-                    "passes": calls,
-                    "sweeps": report.sweeps,
-                    "tokens": report.evaluations / batch / (len(report.blocks) * len(self.pipe.transformer.var)),
-                    "residual": relative_residual(images, exact),
-                    "substituted": sum(map(len, report.substituted.values())),
-                },
-            )
+            values = {
+                "batch": batch,
+                "seconds": statistics.median(own),
+                "speedup": _quartiles(ratios),
+                "repeats": repeats,
+                "passes": calls,
+                "sweeps": report.sweeps,
+                "tokens": report.evaluations / batch / (len(report.blocks) * len(self.pipe.transformer.var)),
+                "residual": relative_residual(images, exact),
+                "substituted": sum(map(len, report.substituted.values())),
+            }
+            results.append(self._append(kind, arm, values))
+        return results
 
-    def quality(self, arms: Sequence[Arm], images: int, batch: int, seeds: int, score: Score) -> Iterator[Result]:
-        """A result an arm and seed: the metrics of `images` samples, denoised, and their residual to the first's."""
+    def quality(self, images: int, batch: int, seeds: int, score: Score) -> Iterator[Result]:
+        """A result a seed of sequential decoding, and one of the plan for `batch`.
+
+        The metrics of `images` samples, denoised, and the largest residual to the sequential ones.
+        """
+        arms = [arm for arm in self.arms(batch) if arm.label in ("sequential", "plan")]
         for seed in range(seeds):
+            kind = f"quality {seed} of {images}"
+            if (known := self._known(kind, arms)) is not None:
+                yield from known
+                continue
             exact: Tensor | None = None
             for arm in arms:
                 parts = []
@@ -101,7 +143,7 @@ class FlowBench:
                 samples = torch.cat(parts)
                 exact = samples if exact is None else exact
                 values = score(samples, labels) | {"residual": relative_residual(samples, exact)}
-                yield self._append(f"quality {seed}", arm, {"images": images, "seed": seed, **values})
+                yield self._append(kind, arm, {"images": images, "seed": seed, **values})
 
     def _noise(self, images: int, seed: int) -> tuple[Tensor, Tensor]:
         model = self.pipe.transformer
@@ -116,9 +158,17 @@ class FlowBench:
         images, report = model.decode(z, own, method=arm.method, plan=arm.plan, guidance=self.guidance)
         return images, report
 
+    def _key(self, kind: str, arm: Arm) -> str:
+        return f"{self._context} {kind} {arm.label}"
+
+    def _known(self, kind: str, arms: Sequence[Arm]) -> list[Result] | None:
+        """What the record holds, if that is all: arms are compared within one run."""
+        found = [self.record.results.get(self._key(kind, arm)) for arm in arms]
+        return [result for result in found if result] if all(found) else None
+
     def _append(self, kind: str, arm: Arm, values: dict[str, Any]) -> Result:
-        shared = {"arm": arm.label, "guidance": self.guidance, "environment": environment()}
-        return self.record.append({"key": f"{kind} {self.guidance} {arm.label}", **shared, **values})
+        shared = {"arm": arm.label, "guidance": self.guidance, **self.named, "environment": environment()}
+        return self.record.append({"key": self._key(kind, arm), **shared, **values})
 
 
 def digit_score(images: Tensor, labels: Tensor) -> dict[str, float]:
@@ -130,34 +180,37 @@ def digit_score(images: Tensor, labels: Tensor) -> dict[str, float]:
     return {"accuracy": digits.accuracy(images, labels), "frechet": distance}
 
 
+SPEED: dict[str, Callable[[Result], str]] = {
+    "batch": lambda result: str(result["batch"]),
+    "decoding": lambda result: result["arm"],
+    "seconds": lambda result: f"{result['seconds']:.3f}",
+    "times faster (quartiles)": lambda result: "{1:.2f} ({0:.2f} to {2:.2f})".format(*result["speedup"]),
+    "passes": lambda result: str(result["passes"]),
+    "tokens": lambda result: f"{result['tokens']:.2f}",
+    "largest residual": lambda result: f"{result['residual']:.1e}",
+    "redone": lambda result: str(result["substituted"]),
+}
+"""The columns of the table of speed."""
+
+
 def markdown(results: Sequence[Result]) -> str:
     """Two tables: speed, and quality as mean and standard deviation over seeds."""
-    lines = [
-        "| batch | decoding | seconds | times faster (quartiles) | passes | tokens | largest residual | redone |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for result in (result for result in results if "batch" in result):
-        low, middle, high = result["speedup"]
-        cells = [
-            str(result["batch"]),
-            result["arm"],
-            f"{result['seconds']:.3f}",
-            f"{middle:.2f} ({low:.2f} to {high:.2f})",
-            str(result["passes"]),
-            f"{result['tokens']:.2f}",
-            f"{result['residual']:.1e}",
-            str(result["substituted"]),
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    judged = [result for result in results if "accuracy" in result]
+    timed = [result for result in results if "speedup" in result]
+    tables = [markdown_table(list(SPEED), [[text(result) for text in SPEED.values()] for result in timed])]
+    judged: dict[str, list[Result]] = defaultdict(list)
+    for result in (result for result in results if "accuracy" in result):
+        judged[result["arm"]].append(result)
     if judged:
-        lines += ["", "| decoding | accuracy | Frechet | largest residual |", "|---|---|---|---|"]
-    for label in dict.fromkeys(result["arm"] for result in judged):
-        own = [result for result in judged if result["arm"] == label]
-        accuracy, distance = (_spread([result[name] for result in own]) for name in ("accuracy", "frechet"))
-        residual = max(result["residual"] for result in own)
-        lines.append(f"| {label} | {accuracy} | {distance} | {residual:.1e} |")
-    return "\n".join(lines) + "\n"
+        rows = [
+            [
+                label,
+                *(_spread([result[name] for result in own]) for name in ("accuracy", "frechet")),
+                f"{max(result['residual'] for result in own):.1e}",
+            ]
+            for label, own in judged.items()
+        ]
+        tables.append(markdown_table(["decoding", "accuracy", "Frechet", "largest residual"], rows))
+    return "\n".join(tables)
 
 
 def _quartiles(values: list[float]) -> list[float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -107,15 +108,18 @@ def make_plan(
     """
     import torch
 
+    from fastsample.tarflow import plan as measure
+
     common.check_least(batch=batch, repeats=repeats)
     images, labels = read_data(data)
     pipe = load(model, device, dtype)
     if out is None and model is not None and not Path(model).is_dir():
         raise ValueError(f"--out: {model!r} is no folder to keep the plan in; give one")
     folder = common.writable_folder(out or _folder_of(model))
-    chosen = plan_with_progress(
-        pipe,
-        target_residual=residual,
+    chosen = with_bar(
+        measure,
+        pipe.transformer,
+        residual,
         images=None if images is None else images.to(pipe.device, pipe.dtype),
         labels=None if labels is None else labels.to(pipe.device),
         batch=batch,
@@ -143,13 +147,13 @@ def bench(
     dtype: Dtype = "float32",
     device: Device = "cpu",
     out: Annotated[Path, typer.Option(help="Folder for results.jsonl and table.md.")] = Path("results/tarflow_bench"),
+    resume: Annotated[bool, typer.Option(help="Go on from what results.jsonl holds.")] = True,
     as_json: Json = False,
 ) -> None:
     """Sequential decoding with kept keys and values against Jacobi, GS-Jacobi and the automatic plan.
 
     Example: fastsample tarflow bench --batch 16,32 --repeats 9 --images 500 --seeds 4
     """
-    import torch
 
     sizes = common.numbers(batch, "batch", int)
     common.check_least(batch=min(sizes), repeats=repeats, seeds=seeds, images=images + 1)
@@ -161,23 +165,16 @@ def bench(
     folder = common.writable_folder(out)
 
     from fastsample.bench.record import Record
-    from fastsample.bench.tarflow import FlowBench, arms, digit_score, markdown
+    from fastsample.bench.tarflow import FlowBench, digit_score, markdown
 
-    runner = FlowBench(pipe, Record(folder / "results.jsonl", resume=False), guidance)
+    runner = FlowBench(pipe, Record(folder / "results.jsonl", resume=resume), residual, guidance)
     results = []
     for size in sizes:
-        own = plan_with_progress(
-            pipe,
-            target_residual=residual,
-            batch=size,
-            guidance=guidance,
-            generator=torch.Generator().manual_seed(1),
-        )
+        own = with_bar(runner.plan, size)
         (folder / f"plan-{size}.json").write_text(own.to_json())
-        ways = arms(own, residual)
-        results += list(runner.speed(ways, size, repeats))
+        results += runner.speed(size, repeats)
     if images:
-        results += list(runner.quality([ways[0], ways[-1]], images, sizes[-1], seeds, digit_score))
+        results += runner.quality(images, sizes[-1], seeds, digit_score)
     table = markdown(results)
     (folder / "table.md").write_text(table)
     print(json.dumps(results, indent=2) if as_json else table, end="")
@@ -221,14 +218,12 @@ def read_data(path: Path | None) -> tuple[Any, Any]:
         raise ValueError(f"--data = {str(path)!r} is no safetensors file with images ({error})") from None
 
 
-def plan_with_progress(pipe: TarFlowPipeline, **options: Any) -> Plan:
-    """:func:`fastsample.tarflow.plan` with a bar of the blocks measured."""
+def with_bar(measure: Callable[..., Plan], *arguments: Any, **options: Any) -> Plan:
+    """What `measure` finds, with a bar of the blocks measured."""
     from tqdm.auto import tqdm
 
-    from fastsample.tarflow import plan
-
     with tqdm(desc="blocks measured") as bar:
-        return plan(pipe.transformer, on_block=lambda index: bar.update(), **options)
+        return measure(*arguments, on_block=lambda index: bar.update(), **options)
 
 
 def show_plan(plan: Plan, path: Path) -> None:

@@ -54,8 +54,9 @@ class BlockSystem:
     ) -> None:
         self._model, self._index, self._guidance = model, index, guidance or Guidance()
         self._guided = self._guidance.scale > 0
-        self._z = model.blocks[index].ordered(z).transpose(0, 1).contiguous()
-        self._size = self._z.to(accumulation_dtype(z.dtype)).square().mean((0, 2)).sqrt()
+        self._z = model.blocks[index].ordered(z).transpose(0, 1)  # a view: all tensors stay [B, T, C] in memory
+        wide = self._z.to(accumulation_dtype(z.dtype))
+        self._size = (wide.square().mean((0, 2)) * z.shape[-1]).sqrt()  # the norm of a token of the image's RMS
         self._tokens = self._z.clone()
         if start == "zeros":
             self._tokens[1:] = 0
@@ -94,9 +95,12 @@ class BlockSystem:
         """The tokens after `rows`."""
         following = slice(int(rows[0, 0]) + 1, int(rows[0, 0]) + 1 + len(rows))
         a, b = outputs.chunk(2, -1)
-        scale = a.to(accumulation_dtype(a.dtype)).exp().to(a.dtype)
-        self._tokens[following] = torch.addcmul(b, self._z[following], scale)
-        return self._tokens[following].clone()
+        scale = (
+            a.clone().to(accumulation_dtype(a.dtype)).exp_().to(a.dtype)
+        )  # dense: exp of a half is 10 times slower
+        new = torch.addcmul(b, self._z[following], scale)
+        self._tokens[following] = new
+        return new
 
     def replay(self, rows: Tensor, states: Tensor, outputs: Tensor, slopes: Tensor | None = None) -> Tensor:
         """As :meth:`advance`: a token follows from the outputs alone."""
@@ -108,7 +112,7 @@ class BlockSystem:
 
     def change(self, rows: Tensor, new: Tensor, old: Tensor) -> Tensor:
         """RMS change of each token, relative to the RMS of its image's z."""
-        return (new - old).to(self._size.dtype).square().mean(-1).sqrt() / self._size
+        return (new - old).to(self._size.dtype).square_().sum(-1).sqrt_() / self._size
 
     def commit(self, begin: Tensor) -> None:
         """Keys and values are renewed when the next tokens are evaluated."""
