@@ -71,7 +71,7 @@ def plan(
     igm, crm = model.metrics(model.images(exact) if images is None else images, labels)
     starts = ["z" if of_z <= of_zeros else "zeros" for of_z, of_zeros in zip(igm["z"], igm["zeros"], strict=True)]
     bench = _Bench(model, labels, guide, z, trace, repeats)
-    allowed = MARGIN * target_residual  # of each block; most are damped by those after them
+    allowed = target_residual  # of each block; most are damped by those after them, else it is lowered
     while True:
         found: dict[int, _Choice] = {}
         for index in reversed(range(len(model.blocks))):
