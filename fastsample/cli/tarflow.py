@@ -235,7 +235,8 @@ def show_plan(plan: Plan, path: Path) -> None:
         "block",
         "CRM",
         "IGM z",
-        "IGM zeros",
+        "zeros",
+        "affine",
         "start",
         "chunks",
         "sweep limit",
@@ -251,7 +252,7 @@ def show_plan(plan: Plan, path: Path) -> None:
         table.add_row(
             str(index),
             f"{found['crm'][index]:.2f}",
-            *(f"{found['igm'][start][index]:.2f}" for start in ("z", "zeros")),
+            *(f"{found['igm'][start][index]:.2f}" for start in ("z", "zeros", "affine")),
             block.start,
             str(block.chunks),
             str(block.max_sweeps or "-"),

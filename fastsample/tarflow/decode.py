@@ -88,12 +88,13 @@ def decode_block(
     model: TarFlowModel, index: int, z: Tensor, labels: Tensor | None, plan: BlockPlan, guidance: Guidance
 ) -> tuple[Tensor, ParallelReport]:
     """Tokens whose forward pass through block `index` gives `z` [B, T, C]."""
-    system = BlockSystem(model, index, z, labels, guidance, plan.start)
     if plan.chunks == z.shape[1]:
-        states, report = substitute(system)
+        states, report = substitute(BlockSystem(model, index, z, labels, guidance))
     else:
-        ends = plan.ends(z.shape[1])
+        system, ends = BlockSystem(model, index, z, labels, guidance, plan.start), plan.ends(z.shape[1])
         states, report = solve_blocks(system, Jacobi(), ends, tolerance=plan.tolerance, max_sweeps=plan.max_sweeps)
+        if plan.start == "affine":  # its pass, of one image
+            report.sweeps, report.evaluations = report.sweeps + 1, report.evaluations + system.length
     return model.blocks[index].ordered(states.transpose(0, 1)), report
 
 

@@ -146,7 +146,7 @@ class TarFlowModel(ModelMixin, ConfigMixin):
     def metrics(
         self, images: Tensor, labels: Tensor | None = None, *, norm: float = 2
     ) -> tuple[dict[str, list[float]], list[float]]:
-        """IGM by start ("z", "zeros") and CRM, a number for each block; see :mod:`fastsample.tarflow.metrics`."""
+        """IGM by start ("z", "zeros", "affine") and CRM, a number a block; see :mod:`fastsample.tarflow.metrics`."""
         self._check_images(images)
         self.check_labels(labels, len(images))
         return metrics.convergence_metrics(self, self.tokens(images), labels, norm)

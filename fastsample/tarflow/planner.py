@@ -16,7 +16,7 @@ from fastsample.sampling.ledger import clock
 from fastsample.sampling.noise import Generators, draw_noise
 from fastsample.tarflow.decode import decode, decode_block
 from fastsample.tarflow.plans import BlockPlan, Plan
-from fastsample.tarflow.system import Guidance
+from fastsample.tarflow.system import STARTS, Guidance
 
 if TYPE_CHECKING:
     from fastsample.tarflow.model import TarFlowModel
@@ -69,7 +69,7 @@ def plan(
     trace: dict[int, Tensor] = {}
     exact, _ = decode(model, z, labels, None, guide, trace.__setitem__)
     igm, crm = model.metrics(model.images(exact) if images is None else images, labels)
-    starts = ["z" if of_z <= of_zeros else "zeros" for of_z, of_zeros in zip(igm["z"], igm["zeros"], strict=True)]
+    starts = [min(STARTS, key=lambda start: igm[start][index]) for index in range(len(model.blocks))]
     bench = _Bench(model, labels, guide, z, trace, repeats)
     allowed = target_residual  # of each block; most are damped by those after them, else it is lowered
     while True:

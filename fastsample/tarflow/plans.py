@@ -17,7 +17,8 @@ PLAN_FILE = "gs_jacobi_plan.json"
 class BlockPlan:
     """One block: its tokens in `chunks` solved in turn, each by at most `max_sweeps` Jacobi sweeps from `start`.
 
-    `start` is "z" or "zeros"; a chunk is done once its tokens move by at most `tolerance` of the image's z (RMS).
+    `start` is "z", "zeros" or "affine", see :data:`fastsample.tarflow.system.STARTS`. A chunk is done once its tokens
+    move by at most `tolerance` of the image's z (RMS).
     As many chunks as tokens is sequential decoding.
     """
 

@@ -14,7 +14,11 @@ from fastsample.tarflow.layers import Pass
 if TYPE_CHECKING:
     from fastsample.tarflow.model import TarFlowModel
 
-STARTS = ("z", "zeros")
+STARTS = ("z", "zeros", "affine")
+"""First guesses of a block's tokens: z itself, zeros, and z by the scales and shifts that the block has at zeros.
+
+"affine" takes one pass of one image, unlabelled. "z" and "zeros" are those of GS-Jacobi (arXiv:2505.12849).
+"""
 
 
 @dataclass(frozen=True)
@@ -58,8 +62,12 @@ class BlockSystem:
         wide = self._z.to(accumulation_dtype(z.dtype))
         self._size = (wide.square().mean((0, 2)) * z.shape[-1]).sqrt()  # the norm of a token of the image's RMS
         self._tokens = self._z.clone()
-        if start == "zeros":
+        if start != "z":
             self._tokens[1:] = 0
+        if start == "affine":
+            zeros, free = self._tokens[1:, :1].transpose(0, 1), model.blocks[index].condition(None)
+            at_zeros: Tensor = model(zeros, free, block=index, now=Pass())
+            self.advance(torch.zeros(self.length, 1, dtype=torch.int64), self._tokens[:-1], at_zeros.transpose(0, 1))
         self._condition = self._conditions(labels, z.shape[0])
         self._temperature: float | Tensor = 1.0
         if self._guided and self._guidance.temperature != 1.0:
