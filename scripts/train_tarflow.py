@@ -5,8 +5,8 @@
 The data are scikit-learn's `load_digits` (8x8 scans), 1500 for training and 297 held out, drawn at 16x16 with small
 turns, shifts and changes of size. Stages can be run one by one: data, classifier, flow, plan. flow writes a
 checkpoint every 200 steps, which the same command continues from to the same weights. The finished pipeline is
-OUT/folder. On one CPU core flow takes about 35 minutes and the others 1 each. `evaluate` prints accuracy and Frechet
-distance of samples of the bundled model over guidance.
+OUT/folder. On one CPU core flow takes about an hour, plan 4 minutes, the others 1. `evaluate` prints accuracy and
+Frechet distance of samples of the bundled model over guidance.
 """
 
 from __future__ import annotations
