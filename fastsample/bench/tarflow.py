@@ -37,8 +37,8 @@ class Arm:
 class FlowBench:
     """A benchmark of a pipeline's decoding at a target residual, sequential against parallel.
 
-    What `record` holds of these weights and settings is taken from there; results are on disk as they come, with
-    `named` added to each.
+    What `record` holds of these weights, settings and threads is taken from there; results are on disk as they come,
+    with `named` added to each.
     """
 
     pipe: TarFlowPipeline
@@ -50,7 +50,15 @@ class FlowBench:
 
     def __post_init__(self) -> None:
         model = self.pipe.transformer
-        known = (self.residual, self.guidance, self.seed, str(model.dtype), str(model.device), weights_digest(model))
+        known = (
+            self.residual,
+            self.guidance,
+            self.seed,
+            str(model.dtype),
+            str(model.device),
+            torch.get_num_threads(),
+            weights_digest(model),
+        )
         self._context = hashlib.sha256(repr(known).encode()).hexdigest()[:12]
 
     def plan(self, batch: int, on_block: Callable[[int], None] | None = None) -> Plan:
@@ -122,7 +130,7 @@ class FlowBench:
         """
         arms = [arm for arm in self.arms(batch) if arm.label in ("sequential", "plan")]
         for seed in range(seeds):
-            kind = f"quality {seed} of {images}"
+            kind = f"quality {seed} of {images} by {batch}"
             if (known := self._known(kind, arms)) is not None:
                 yield from known
                 continue

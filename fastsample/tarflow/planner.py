@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import statistics
+from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -168,23 +170,17 @@ class _Bench:
 
         Of the tolerances that take as many sweeps, one nearer to the smallest: harder images then take a sweep more.
         """
-        low, high = 0, len(TOLERANCES)  # the first tolerance that is small enough, by bisection
-        while low < high:
-            middle = (low + high) // 2
-            if self._try(index, replace(plan, tolerance=TOLERANCES[middle])).residual <= allowed:
-                high = middle
-            else:
-                low = middle + 1
-        if low == len(TOLERANCES):
+
+        def trial(tolerance: float) -> _Trial:
+            return self._try(index, replace(plan, tolerance=tolerance))
+
+        first = bisect_left(TOLERANCES, True, key=lambda tolerance: trial(tolerance).residual <= allowed)
+        if first == len(TOLERANCES):
             return None
-        found = self._try(index, replace(plan, tolerance=TOLERANCES[low]))
-        last = low
-        while last + 1 < len(TOLERANCES):
-            if self._try(index, replace(plan, tolerance=TOLERANCES[last + 1])).sweeps > found.sweeps:
-                break
-            last += 1
+        found = trial(TOLERANCES[first])
+        same = list(takewhile(lambda tolerance: trial(tolerance).sweeps == found.sweeps, TOLERANCES[first:]))
         limit = found.most + max(2, found.most // 4)
-        return replace(plan, tolerance=TOLERANCES[last - (last - low) // 4], max_sweeps=limit)
+        return replace(plan, tolerance=same[-1 - (len(same) - 1) // 4], max_sweeps=limit)
 
     def _try(self, index: int, plan: BlockPlan) -> _Trial:
         if (index, plan) not in self._tried:
