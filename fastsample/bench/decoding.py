@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import statistics
 from collections.abc import Iterator, Sequence
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fastsample.bench.methods import Method
-from fastsample.bench.record import Record, Result, environment, weights_digest
+from fastsample.bench.record import Record, Result, context_of, environment, weights_digest
 from fastsample.decoding import decode_masked
 from fastsample.demo.language.sums import RESPONSE_LENGTH, Sum, problems
 
@@ -45,7 +44,7 @@ class DecodingBench:
         self.prompts = torch.tensor(self.tokenizer([problem.prompt for problem in self.problems]).input_ids)
         self.prompts = self.prompts.to(self.model.device)
         self._environment = environment()
-        known = (
+        self._context = context_of(
             self.seed,
             self.count,
             self.timed,
@@ -53,7 +52,6 @@ class DecodingBench:
             str(self.model.device),
             weights_digest(self.model),
         )
-        self._context = hashlib.sha256(repr(known).encode()).hexdigest()[:12]
 
     def run(self, methods: Sequence[Method]) -> Iterator[Result]:
         """Run what the record does not hold yet, yielding each result once it is on disk."""

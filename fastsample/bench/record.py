@@ -49,6 +49,11 @@ def _json_number(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def context_of(*known: Any) -> str:
+    """A hash of what a record's results depend on, for their keys."""
+    return hashlib.sha256(repr(known).encode()).hexdigest()[:12]
+
+
 def weights_digest(model: nn.Module) -> str:
     """A hash of the weights, so that a record of others is not taken for these."""
     total = hashlib.sha256()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import statistics
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from fastsample.bench.cases import Arm, Case
 from fastsample.bench.metrics import decode, frechet_distance, psnr, rms
-from fastsample.bench.record import Record, Result, environment
+from fastsample.bench.record import Record, Result, context_of, environment
 from fastsample.bench.reference import converged
 from fastsample.caching import TGateSummary
 from fastsample.parallel import ParallelRun
@@ -46,8 +45,7 @@ class Bench:
         self._own = self.pipe.scheduler
         self._environment = environment()
         name = getattr(self.pipe.config, "_name_or_path", "")
-        known = repr((type(self.pipe).__name__, name, str(self.pipe.vae.dtype), list(self.prompts)))
-        self._context = hashlib.sha256(known.encode()).hexdigest()[:12]
+        self._context = context_of(type(self.pipe).__name__, name, str(self.pipe.vae.dtype), list(self.prompts))
         self._converged: dict[tuple[float, int], tuple[Tensor, Tensor]] = {}
         self._plain: tuple[Any, Tensor] | None = None  # the last sequential latents compared to
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fastsample.bench.metrics import frechet_distance
-from fastsample.bench.record import Record, Result, environment, weights_digest
+from fastsample.bench.record import Record, Result, context_of, environment, weights_digest
 from fastsample.bench.report import markdown_table
 from fastsample.sampling.ledger import clock, count
 from fastsample.tarflow import BlockPlan, DecodeReport, Plan, TarFlowPipeline
@@ -50,7 +49,7 @@ class FlowBench:
 
     def __post_init__(self) -> None:
         model = self.pipe.transformer
-        known = (
+        self._context = context_of(
             self.residual,
             self.guidance,
             self.seed,
@@ -59,7 +58,6 @@ class FlowBench:
             torch.get_num_threads(),
             weights_digest(model),
         )
-        self._context = hashlib.sha256(repr(known).encode()).hexdigest()[:12]
 
     def plan(self, batch: int, on_block: Callable[[int], None] | None = None) -> Plan:
         """The automatic plan for batches of that size."""
@@ -128,7 +126,8 @@ class FlowBench:
 
         The metrics of `images` samples, denoised, and the largest residual to the sequential ones.
         """
-        arms = [arm for arm in self.arms(batch) if arm.label in ("sequential", "plan")]
+        sequential, *_, planned = self.arms(batch)
+        arms = [sequential, planned]
         for seed in range(seeds):
             kind = f"quality {seed} of {images} by {batch}"
             if (known := self._known(kind, arms)) is not None:
@@ -171,8 +170,8 @@ class FlowBench:
 
     def _known(self, kind: str, arms: Sequence[Arm]) -> list[Result] | None:
         """What the record holds, if that is all: arms are compared within one run."""
-        found = [self.record.results.get(self._key(kind, arm)) for arm in arms]
-        return [result for result in found if result] if all(found) else None
+        keys, results = [self._key(kind, arm) for arm in arms], self.record.results
+        return [results[key] for key in keys] if results.keys() >= set(keys) else None
 
     def _append(self, kind: str, arm: Arm, values: dict[str, Any]) -> Result:
         shared = {"arm": arm.label, "guidance": self.guidance, **self.named, "environment": environment()}

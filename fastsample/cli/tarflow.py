@@ -108,7 +108,7 @@ def make_plan(
     """
     import torch
 
-    from fastsample.tarflow import plan as measure
+    from fastsample.tarflow import plan
 
     common.check_least(batch=batch, repeats=repeats)
     images, labels = read_data(data)
@@ -117,7 +117,7 @@ def make_plan(
         raise ValueError(f"--out: {model!r} is no folder to keep the plan in; give one")
     folder = common.writable_folder(out or _folder_of(model))
     chosen = with_bar(
-        measure,
+        plan,
         pipe.transformer,
         residual,
         images=None if images is None else images.to(pipe.device, pipe.dtype),
@@ -154,7 +154,6 @@ def bench(
 
     Example: fastsample tarflow bench --batch 16,32 --repeats 9 --images 500 --seeds 4
     """
-
     sizes = common.numbers(batch, "batch", int)
     common.check_least(batch=min(sizes), repeats=repeats, seeds=seeds, images=images + 1)
     if images and model is not None:
@@ -234,9 +233,7 @@ def show_plan(plan: Plan, path: Path) -> None:
     titles = (
         "block",
         "CRM",
-        "IGM z",
-        "zeros",
-        "affine",
+        *(f"IGM {start}" for start in plan.measured["igm"]),
         "start",
         "chunks",
         "sweep limit",
@@ -252,7 +249,7 @@ def show_plan(plan: Plan, path: Path) -> None:
         table.add_row(
             str(index),
             f"{found['crm'][index]:.2f}",
-            *(f"{found['igm'][start][index]:.2f}" for start in ("z", "zeros", "affine")),
+            *(f"{values[index]:.2f}" for values in found["igm"].values()),
             block.start,
             str(block.chunks),
             str(block.max_sweeps or "-"),

@@ -44,8 +44,8 @@ class BlockIteration:
         self._limits = iter(limits)
         guess = system.initial()
         self._guessed = len(guess) > 1
-        self.trajectory = guess if self._guessed else guess.new_zeros((system.length + 1, *guess.shape[1:]))
-        self.trajectory[0] = guess[0]
+        later = guess.new_zeros((system.length + 1 - len(guess), *guess.shape[1:]))
+        self.trajectory = guess if self._guessed else torch.cat([guess, later])
         self._enter()
 
     @property

@@ -21,7 +21,7 @@ class TriangularSystem(Protocol):
         """How many states follow `x_0`."""
 
     def initial(self) -> Tensor:
-        """`x_0` as [1, B, ..], or `x_0` with a guess of every state, [length + 1, B, ..]."""
+        """`x_0` as [1, B, ..], or with a guess of every state, [length + 1, B, ..], the caller's to write to."""
 
     def extend(self, reached: Tensor, rows: Tensor, states: Tensor) -> Tensor:
         """A first guess of the states `rows` [R, B], those after `reached` [B], whose values are `states` [B, ..]."""
