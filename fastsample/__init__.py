@@ -22,15 +22,15 @@ _HOME = {
     "integrate": "fastsample.sampling",
     "integrate_adaptive": "fastsample.sampling",
     "GraphedLoop": "fastsample.sampling",
-    "integrate_parallel": "fastsample.parallel",
-    "ParallelSampler": "fastsample.parallel",
-    "parallelise": "fastsample.parallel",
-    "jacobi_decode": "fastsample.parallel",
+    "integrate_parallel": "fastsample.fixed_point",
+    "ParallelSampler": "fastsample.pipelines.parallel",
+    "parallelise": "fastsample.pipelines.parallel",
+    "jacobi_decode": "fastsample.fixed_point",
     "Ledger": "fastsample.sampling",
     "create_scheduler": "fastsample.schedulers",
-    "load_pipeline": "fastsample.schedulers",
+    "load_pipeline": "fastsample.pipelines.swap",
     "scheduler_from_name": "fastsample.schedulers",
-    "set_scheduler": "fastsample.schedulers",
+    "set_scheduler": "fastsample.pipelines.swap",
     "AcceleratedScheduler": "fastsample.schedulers",
     "DEISScheduler": "fastsample.schedulers",
     "IPNDMScheduler": "fastsample.schedulers",
@@ -46,8 +46,8 @@ _HOME = {
     "MarginScheduler": "fastsample.decoding.schedulers",
     "ProphetScheduler": "fastsample.decoding.schedulers",
     "ThresholdScheduler": "fastsample.decoding.schedulers",
-    "TGate": "fastsample.caching",
-    "TGateGuider": "fastsample.caching.guider",
+    "TGate": "fastsample.pipelines.tgate",
+    "TGateGuider": "fastsample.pipelines.tgate.guider",
     "decode_masked": "fastsample.decoding",
     "MaskedDiffusionPipeline": "fastsample.decoding.pipeline",
     "After": "fastsample.decoding",
@@ -73,8 +73,6 @@ _HOME = {
 __all__ = ["__version__", *_HOME]
 
 if TYPE_CHECKING:
-    from fastsample.caching import TGate as TGate
-    from fastsample.caching.guider import TGateGuider as TGateGuider
     from fastsample.decoding import After as After
     from fastsample.decoding import Caching as Caching
     from fastsample.decoding import Entropy as Entropy
@@ -100,10 +98,14 @@ if TYPE_CHECKING:
     from fastsample.decoding.schedulers import ThresholdScheduler as ThresholdScheduler
     from fastsample.demo.language.loading import load_language_model as load_language_model
     from fastsample.demo.mixture import GaussianMixture as GaussianMixture
-    from fastsample.parallel import ParallelSampler as ParallelSampler
-    from fastsample.parallel import integrate_parallel as integrate_parallel
-    from fastsample.parallel import jacobi_decode as jacobi_decode
-    from fastsample.parallel import parallelise as parallelise
+    from fastsample.fixed_point import integrate_parallel as integrate_parallel
+    from fastsample.fixed_point import jacobi_decode as jacobi_decode
+    from fastsample.pipelines.parallel import ParallelSampler as ParallelSampler
+    from fastsample.pipelines.parallel import parallelise as parallelise
+    from fastsample.pipelines.swap import load_pipeline as load_pipeline
+    from fastsample.pipelines.swap import set_scheduler as set_scheduler
+    from fastsample.pipelines.tgate import TGate as TGate
+    from fastsample.pipelines.tgate.guider import TGateGuider as TGateGuider
     from fastsample.sampling import GraphedLoop as GraphedLoop
     from fastsample.sampling import Ledger as Ledger
     from fastsample.sampling import integrate as integrate
@@ -117,9 +119,7 @@ if TYPE_CHECKING:
     from fastsample.schedulers import IPNDMScheduler as IPNDMScheduler
     from fastsample.schedulers import UniPCScheduler as UniPCScheduler
     from fastsample.schedulers import create_scheduler as create_scheduler
-    from fastsample.schedulers import load_pipeline as load_pipeline
     from fastsample.schedulers import scheduler_from_name as scheduler_from_name
-    from fastsample.schedulers import set_scheduler as set_scheduler
     from fastsample.schedules import NoiseSchedule as NoiseSchedule
     from fastsample.schedules import time_grid as time_grid
     from fastsample.solvers import build_table as build_table

@@ -21,7 +21,7 @@ from fastsample import GaussianMixture, NoiseSchedule, build_table, integrate, i
 from fastsample.bench.metrics import rms
 from fastsample.bench.record import environment
 from fastsample.bench.report import markdown_table
-from fastsample.parallel.updates import UPDATES
+from fastsample.fixed_point.updates import UPDATES
 
 MIXTURES = {
     "2 dimensions, 5 components": {"components": 5, "dims": 2, "std": 0.25},

@@ -10,7 +10,7 @@ from pipelines import quiet, stable_diffusion
 from zoo import ZOO
 
 import fastsample as fs
-from fastsample.sampling import count
+from fastsample.pipelines.counting import count
 
 
 def main(case: str, out: str) -> None:

@@ -8,7 +8,7 @@ import torch
 
 import fastsample as fs
 from fastsample.sampling import integrate_adaptive
-from fastsample.tables.plan import fast_blocks
+from fastsample.tables.orders import fast_blocks
 
 VP, FLOW = fs.NoiseSchedule.linear_vp(), fs.NoiseSchedule.flow()
 MIXTURE = fs.GaussianMixture.random(components=3, dims=2, std=0.4, seed=1)

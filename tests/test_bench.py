@@ -13,11 +13,13 @@ import pytest
 import torch
 
 from fastsample.bench import metrics, report
-from fastsample.bench.cases import Arm, make_cases, parse_arm, parse_value, peer_class
+from fastsample.bench.cases import Arm, make_cases, parse_arm
 from fastsample.bench.mixture import MixtureProblem
 from fastsample.bench.record import Record
 from fastsample.bench.runner import Bench
 from fastsample.demo.mixture import GaussianMixture
+from fastsample.names.options import parse_value
+from fastsample.names.peers import peer_class
 
 PROMPTS = ["a small red circle", "a red circle"]
 

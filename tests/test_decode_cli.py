@@ -11,11 +11,11 @@ import torch
 
 from fastsample.bench import decoding_report as report
 from fastsample.bench.decoding import DecodingBench
-from fastsample.bench.methods import ADDED, RULES, parse_method
 from fastsample.bench.record import Record
 from fastsample.decoding import After, Caching, Entropy, LatentRefinement, LowConfidence, Prophet, Threshold
 from fastsample.demo.language.loading import load_language_model
 from fastsample.demo.language.sums import Sum
+from fastsample.names.rules import ADDED, RULES, parse_method
 
 PROMPT = "123+45+678+901+234"
 

@@ -11,25 +11,30 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "fastsample"
 HOST = {"schedules", "tables", "solvers"}
-BELOW = {  # what each part may import of fastsample at module level
+BELOW = {  # what each part may import of fastsample, in functions too
     "schedules": {"schedules"},
     "tables": {"schedules", "tables"},
     "solvers": {"schedules", "tables", "solvers"},
     "sampling": {"schedules", "tables", "solvers", "sampling"},
-    "caching": {"sampling", "caching"},
-    "parallel": {"schedules", "tables", "solvers", "sampling", "caching", "parallel"},
-    "schedulers": {"schedules", "tables", "solvers", "sampling", "schedulers"},
+    "fixed_point": {"schedules", "tables", "solvers", "sampling", "fixed_point"},
+    "schedulers": {"schedules", "tables", "solvers", "sampling", "schedulers", "names"},
     "decoding": {"sampling", "schedulers", "decoding"},
-    "tarflow": {"sampling", "parallel", "tarflow"},
+    "pipelines": {"schedules", "sampling", "fixed_point", "pipelines"},
+    "tarflow": {"sampling", "fixed_point", "tarflow"},
+    "names": {"decoding", "names"},
     "demo": {"schedules", "tables", "solvers", "sampling", "tarflow", "demo"},
+    "testing": {"schedules", "tables", "solvers", "sampling", "demo"},
     "bench": {
-        *("schedules", "tables", "solvers", "sampling", "caching", "parallel", "decoding", "tarflow", "schedulers"),
-        *("demo", "bench", "version"),
+        *("schedules", "tables", "solvers", "sampling", "fixed_point", "pipelines", "decoding", "tarflow"),
+        *("schedulers", "names", "demo", "bench", "version"),
     },
 }
-TORCH = {"sampling", "parallel", "caching", "decoding", "tarflow"}  # diffusers only inside functions
-# but for subclasses of diffusers' hooks, models and pipelines, in modules that are imported when they are asked for
-SUBCLASSES = {("caching", "hooks.py"), ("caching", "guider.py"), ("tarflow", "model.py"), ("tarflow", "pipeline.py")}
+ALSO = {  # single files that reach further than their part
+    ("pipelines", "swap.py"): {"schedulers", "decoding"},  # the modules that saved pipelines name
+}
+TORCH = {"sampling", "fixed_point", "decoding", "tarflow"}  # diffusers only inside functions
+# but for subclasses of diffusers' models and pipelines, in modules that are imported when they are asked for
+SUBCLASSES = {("tarflow", "model.py"), ("tarflow", "pipeline.py")}
 SUBCLASSES |= {("decoding", "schedulers.py"), ("decoding", "block_refinement.py"), ("decoding", "pipeline.py")}
 KERNEL_DOORS = {("sampling", "backend.py"), ("decoding", "statistics.py")}
 HEAVY = {"torch", "diffusers", "transformers", "accelerate", "matplotlib"}
@@ -75,7 +80,10 @@ def violations(part: str, source: str, *, file: str = "module.py") -> list[str]:
         top, _, rest = name.partition(".")
         if part in TORCH and top == "diffusers" and (part, file) not in SUBCLASSES:
             wrong.append(name)
-        if top == "fastsample" and rest and part in BELOW and rest.split(".")[0] not in BELOW[part]:
+    for name in imports(source, everywhere=True):
+        top, _, rest = name.partition(".")
+        allowed = BELOW.get(part, set()) | ALSO.get((part, file), set())
+        if top == "fastsample" and rest and part in BELOW and rest.split(".")[0] not in allowed:
             wrong.append(name)
     return wrong
 

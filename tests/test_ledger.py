@@ -6,7 +6,8 @@ import pipelines
 import pytest
 import torch
 
-from fastsample.sampling import Ledger, count
+from fastsample.pipelines.counting import count
+from fastsample.sampling import Ledger
 
 
 @pytest.mark.parametrize(("guidance", "evaluations"), [(1.0, 4), (5.0, 8)])

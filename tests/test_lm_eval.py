@@ -13,9 +13,9 @@ import torch
 
 import fastsample
 from fastsample.bench.harness import HarnessModel, harness_model
-from fastsample.bench.methods import parse_method
 from fastsample.decoding.pipeline import MaskedDiffusionPipeline
 from fastsample.demo.language.sums import Sum, problems
+from fastsample.names.rules import parse_method
 
 HARNESS = importlib.util.find_spec("lm_eval") is not None
 

@@ -9,9 +9,9 @@ import torch
 from refusal import check_refused
 
 import fastsample as fs
+from fastsample.names.samplers import A1111, COMFYUI, parse_sampler_name, sampler_names
 from fastsample.schedules import GRIDS
 from fastsample.solvers import available
-from fastsample.solvers.names import A1111, COMFYUI, parse_sampler_name, sampler_names
 from fastsample.testing import exact_model, run_scheduler
 
 SD = pipelines.SD_CONFIG

@@ -13,9 +13,9 @@ from torch import Tensor
 
 import fastsample
 from fastsample.demo.mixture import GaussianMixture
-from fastsample.parallel import integrate_parallel, solve, solve_blocks
-from fastsample.parallel.trajectory import noise_scales
-from fastsample.parallel.updates import UPDATES, Jacobi, make_update
+from fastsample.fixed_point import integrate_parallel, solve, solve_blocks
+from fastsample.fixed_point.trajectory import noise_scales
+from fastsample.fixed_point.updates import UPDATES, Jacobi, make_update
 from fastsample.sampling import integrate
 from fastsample.schedules import NoiseSchedule, time_grid
 from fastsample.solvers import build_table

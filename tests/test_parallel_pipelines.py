@@ -16,8 +16,8 @@ from torch import Tensor
 from zoo import ZOO, picture
 
 import fastsample as fs
-from fastsample.parallel import ParallelRun, driver, loop, pipeline
-from fastsample.parallel.layout import CallLayout
+from fastsample.pipelines.parallel import ParallelRun, driver, loop, pipeline
+from fastsample.pipelines.parallel.layout import CallLayout
 
 SEQUENTIAL = {  # why these are not sampled in parallel
     "stable_diffusion_inpaint": "decides by the step: if i < len(timesteps) - 1",  # blends the image in after a step

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from fastsample.parallel.text import jacobi_decode
+from fastsample.fixed_point.text import jacobi_decode
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from refusal import check_refused
 from fastsample.schedules import GRIDS, NoiseSchedule, time_grid
 from fastsample.solvers import available, build_table
 from fastsample.tables import PREDICTION_TYPES, Row, Table, Weights, phi, prediction_weights
-from fastsample.tables.plan import multistep_orders, singlestep_orders
+from fastsample.tables.orders import multistep_orders, singlestep_orders
 from fastsample.tables.table import output_of
 
 VP = NoiseSchedule.linear_vp()

@@ -12,7 +12,7 @@ from refusal import check_refused
 from torch import Tensor
 
 from fastsample.demo import digits
-from fastsample.sampling import count
+from fastsample.pipelines.counting import count
 from fastsample.tarflow import BlockPlan, Plan, TarFlowModel, TarFlowPipeline, load_original, plan
 from fastsample.tarflow.planner import relative_residual
 

@@ -18,10 +18,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from zoo import ZOO
 
 import fastsample as fs
-from fastsample.caching import PRESETS, Action, Convergence, TGate, TGatePolicy
-from fastsample.caching.targets import TextReader
 from fastsample.demo.bundled import load_pipeline
-from fastsample.sampling import count
+from fastsample.pipelines.counting import count
+from fastsample.pipelines.denoisers import TextReader
+from fastsample.pipelines.tgate import PRESETS, Action, Convergence, TGate, TGatePolicy
 
 PROMPTS = ["a small red circle", "a red circle"]
 

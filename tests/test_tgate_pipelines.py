@@ -6,7 +6,7 @@ import pytest
 import torch
 from zoo import ZOO
 
-from fastsample.caching import TGate
+from fastsample.pipelines.tgate import TGate
 
 JOINT = {
     *("aura_flow", "bria", "chroma", "cogview_3", "cogview_4", "cogvideox", "cogvideox_image_to_video", "flux"),

@@ -7,8 +7,9 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
-from fastsample.caching import TGate
-from fastsample.parallel import FixedPoint, ParallelRun, check_settings, parallelise
+from fastsample.fixed_point import FixedPoint, check_settings
+from fastsample.pipelines.parallel import ParallelRun, parallelise
+from fastsample.pipelines.tgate import TGate
 
 
 @dataclass(frozen=True)

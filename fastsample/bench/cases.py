@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -10,8 +9,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fastsample.bench.accelerations import Gate, Parallel
-
-OPTION_ALIASES = {"true": True, "false": False, "none": None}
+from fastsample.names.options import parse_options
+from fastsample.names.peers import peer_class
 
 
 @dataclass(frozen=True)
@@ -69,19 +68,6 @@ class Case:
         return json.dumps([self.arm.label, self.steps, self.guidance, self.seed])
 
 
-def peer_class(name: str) -> Any:
-    """The diffusers scheduler class called `name` or `name`Scheduler; ValueError names the nearest ones."""
-    import diffusers
-
-    known = [entry for entry in dir(diffusers) if entry.endswith("Scheduler") and not entry.startswith("Flax")]
-    for candidate in (name, f"{name}Scheduler"):
-        if candidate in known:
-            return getattr(diffusers, candidate)
-    short = [entry.removesuffix("Scheduler") for entry in known]
-    near = difflib.get_close_matches(name, short, n=3, cutoff=0.3) or short[:3]
-    raise ValueError(f"peer = {name!r} is no scheduler class of diffusers: did you mean {', '.join(near)}?")
-
-
 def parse_arm(text: str, *, grid: str | None = None, peer: bool = False) -> Arm:
     """An arm from `name` or `name:key=value,key=value`; unknown names and options raise ValueError."""
     name, _, tail = text.strip().partition(":")
@@ -93,29 +79,6 @@ def parse_arm(text: str, *, grid: str | None = None, peer: bool = False) -> Arm:
 
         create_scheduler(name, {}, grid=grid, **dict(arm.options))
     return arm
-
-
-def parse_options(pairs: Sequence[str], argument: str) -> tuple[tuple[str, Any], ...]:
-    """`key=value` texts as typed pairs: int, float, true, false, none or str."""
-    options = []
-    for pair in pairs:
-        key, sign, value = pair.partition("=")
-        if not sign or not key.strip():
-            raise ValueError(f"option {pair!r} in {argument!r}: write key=value, as in order=3")
-        options.append((key.strip(), parse_value(value.strip())))
-    return tuple(options)
-
-
-def parse_value(text: str) -> Any:
-    """The Python value that a command-line text means."""
-    if text.lower() in OPTION_ALIASES:
-        return OPTION_ALIASES[text.lower()]
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
 
 
 def make_cases(

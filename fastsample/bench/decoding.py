@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastsample.bench.methods import Method
 from fastsample.bench.record import Record, Result, context_of, environment, weights_digest
 from fastsample.decoding import decode_masked
 from fastsample.demo.language.sums import RESPONSE_LENGTH, Sum, problems
+from fastsample.names.rules import Method
 
 BATCHES = (1, 8)
 """Sequences a batch, where seconds are taken."""

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastsample.bench.methods import Method, parse_method
 from fastsample.decoding import decode_masked
 from fastsample.decoding.denoiser import Denoiser
 from fastsample.decoding.pipeline import MaskedDiffusionPipeline
+from fastsample.names.rules import Method, parse_method
 
 
 @dataclass

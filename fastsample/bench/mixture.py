@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastsample.bench.cases import Arm, peer_class
+from fastsample.bench.cases import Arm
 from fastsample.demo.mixture import GaussianMixture
+from fastsample.names.peers import peer_class
 from fastsample.sampling import integrate
 from fastsample.schedules import NoiseSchedule, time_grid
 from fastsample.solvers import build_table_on_nodes, get_solver

@@ -16,9 +16,9 @@ from fastsample.bench.cases import Arm, Case
 from fastsample.bench.metrics import decode, frechet_distance, psnr, rms
 from fastsample.bench.record import Record, Result, context_of, environment
 from fastsample.bench.reference import converged
-from fastsample.caching import TGateSummary
-from fastsample.parallel import ParallelRun
-from fastsample.sampling import count
+from fastsample.pipelines.counting import count
+from fastsample.pipelines.parallel import ParallelRun
+from fastsample.pipelines.tgate import TGateSummary
 
 
 @dataclass

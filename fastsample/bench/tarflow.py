@@ -14,7 +14,8 @@ from torch import Tensor
 from fastsample.bench.metrics import frechet_distance
 from fastsample.bench.record import Record, Result, context_of, environment, weights_digest
 from fastsample.bench.report import markdown_table
-from fastsample.sampling.ledger import clock, count
+from fastsample.pipelines.counting import count
+from fastsample.sampling.ledger import clock
 from fastsample.tarflow import BlockPlan, DecodeReport, Plan, TarFlowPipeline
 from fastsample.tarflow import plan as make_plan
 from fastsample.tarflow.planner import relative_residual

@@ -76,7 +76,7 @@ class BenchDecoding:
 
     def _execute(self) -> list[dict[str, Any]]:
         """All is checked before anything is loaded."""
-        from fastsample.bench.methods import parse_method
+        from fastsample.names.rules import parse_method
 
         methods = [parse_method(rule) for rule in self.rules or RULES]
         common.check_least(problems=self.problems, batch=self.batch)

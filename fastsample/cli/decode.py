@@ -69,7 +69,7 @@ def decode(
 
 def check(rule: str, block_length: int | None, steps: int | None) -> dict[str, Any]:
     """What the rule and the options beside it mean for the pipeline; ValueError before anything is loaded."""
-    from fastsample.bench.methods import parse_method
+    from fastsample.names.rules import parse_method
 
     settings = parse_method(rule).pipeline_settings
     for name, value in (("block_length", block_length), ("num_inference_steps", steps)):

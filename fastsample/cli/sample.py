@@ -80,7 +80,7 @@ def check_gate(step: int | None, steps: int, guidance: float) -> Any:
     """The T-GATE of a run, or None; ValueError where the gate would not close."""
     if step is None:
         return None
-    from fastsample.caching import TGate
+    from fastsample.pipelines.tgate import TGate
 
     gate = TGate(step, drop_guidance=guidance > 1)
     gate.policy.check_steps(steps)
@@ -108,8 +108,8 @@ def generate(
     from PIL import Image
     from tqdm.auto import tqdm
 
-    from fastsample.parallel.distributed import own_share
-    from fastsample.sampling import count
+    from fastsample.pipelines.counting import count
+    from fastsample.pipelines.parallel.distributed import own_share
 
     made: list[dict[str, Any]] = []
     jobs = own_share([(i, text, seed) for i, text in enumerate(prompts) for seed in seeds])
@@ -140,7 +140,7 @@ def generate(
 
 def report(made: list[dict[str, Any]], folder: Path, as_json: bool) -> None:
     """Write the contact sheet and say what was made."""
-    from fastsample.parallel.distributed import collected
+    from fastsample.pipelines.parallel.distributed import collected
 
     everything = collected(made)
     if everything is None:

@@ -4,7 +4,7 @@ from fastsample.sampling.adaptive import AdaptiveResult, integrate_adaptive
 from fastsample.sampling.backend import combine
 from fastsample.sampling.executor import Runner, integrate, run_step
 from fastsample.sampling.graphs import GraphedLoop
-from fastsample.sampling.ledger import Ledger, count
+from fastsample.sampling.ledger import Ledger
 from fastsample.sampling.noise import draw_noise
 from fastsample.sampling.program import compile_program
 
@@ -15,7 +15,6 @@ __all__ = [
     "Runner",
     "combine",
     "compile_program",
-    "count",
     "draw_noise",
     "integrate",
     "integrate_adaptive",

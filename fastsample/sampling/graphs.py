@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from fastsample.sampling.backend import MOST_INPUTS, MOST_OUTPUTS, accumulation_dtype, combine_into
-from fastsample.sampling.hooked import hooks_of
 from fastsample.sampling.noise import Generators, draw_noise
 from fastsample.tables.table import Combination, Step, Table
 
@@ -134,12 +133,10 @@ class GraphedLoop:
 
 
 def _check_hooks(denoiser: nn.Module | None) -> None:
-    """Raise ValueError where Python decides what runs at each step."""
+    """Raise ValueError where Python decides what runs at each step: hooks of every library replace `forward`."""
     for name, module in denoiser.named_modules() if denoiser is not None else ():
-        hooks = hooks_of(module)
-        if hooks or hasattr(module, "_hf_hook"):
-            found = ", ".join(hooks) or type(module._hf_hook).__name__
+        if "forward" in vars(module):
             raise ValueError(
-                f"denoiser.{name} has hooks ({found}): a graph would replay what they decided at the first step; "
-                "remove them (T-GATE, caches, offloading)"
+                f"denoiser.{name} has hooks, which replaced its forward: a graph would replay what they decided at "
+                "the first step; remove them (T-GATE, caches, offloading)"
             )

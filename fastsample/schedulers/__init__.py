@@ -4,7 +4,6 @@ from fastsample.schedulers.adams import AcceleratedScheduler, DEISScheduler, IPN
 from fastsample.schedulers.ddim import DDIMScheduler
 from fastsample.schedulers.dpm_solver import DPMSolverScheduler
 from fastsample.schedulers.momentum import GHVBScheduler, HeavyBallScheduler
-from fastsample.schedulers.pipelines import load_pipeline, set_scheduler
 from fastsample.schedulers.solver import SolverScheduler, create_scheduler, scheduler_from_name
 from fastsample.schedulers.unipc import UniPCScheduler
 
@@ -19,7 +18,5 @@ __all__ = [
     "SolverScheduler",
     "UniPCScheduler",
     "create_scheduler",
-    "load_pipeline",
     "scheduler_from_name",
-    "set_scheduler",
 ]

@@ -17,12 +17,12 @@ from fastsample.sampling.executor import Runner
 from fastsample.sampling.noise import Generators, draw_noise
 from fastsample.sampling.program import compile_program
 from fastsample.schedulers.edm import EDMInterface
-from fastsample.schedulers.families import understood
 from fastsample.schedulers.grid import GridRequest, make_nodes, whole_timesteps
 from fastsample.schedulers.noising import Noising
 from fastsample.schedulers.run import Run, RunPerThread
 from fastsample.schedulers.threshold import threshold
 from fastsample.schedules.base import Node, NoiseSchedule
+from fastsample.schedules.config import understood
 from fastsample.solvers import build_table_on_nodes, get_solver
 from fastsample.tables.table import Step, Table
 

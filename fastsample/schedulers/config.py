@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from diffusers.configuration_utils import register_to_config
 
-from fastsample.schedulers.families import MODEL_CONFIG
+from fastsample.schedules.config import MODEL_CONFIG
 
 COMMON_CONFIG: dict[str, Any] = {
     **MODEL_CONFIG,

@@ -7,10 +7,10 @@ from typing import Any
 
 from diffusers.schedulers.scheduling_utils import SchedulerMixin  # noqa: F401  diffusers looks it up in this module
 
+from fastsample.names.samplers import parse_sampler_name
 from fastsample.schedulers.base import TableScheduler
 from fastsample.schedulers.config import configured
 from fastsample.schedulers.grid import grid_name
-from fastsample.solvers.names import parse_sampler_name
 from fastsample.solvers.registry import get_solver
 
 

@@ -1,6 +1,7 @@
 """Noise schedules and time grids: NumPy float64, no torch."""
 
 from fastsample.schedules.base import Node, NoiseSchedule
+from fastsample.schedules.config import schedule_from_config
 from fastsample.schedules.continuous import LinearVPSchedule
 from fastsample.schedules.discrete import DiscreteSchedule
 from fastsample.schedules.edm import EDMSchedule
@@ -15,5 +16,6 @@ __all__ = [
     "LinearVPSchedule",
     "Node",
     "NoiseSchedule",
+    "schedule_from_config",
     "time_grid",
 ]

@@ -12,7 +12,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -56,9 +56,13 @@ class Node:
 class NoiseSchedule(ABC):
     """alpha(t), sigma(t), lam(t) and its inverse `time(lam)`, vectorised, in float64.
 
-    Made by :meth:`from_config` (a diffusers scheduler config; times are training timesteps as floats),
-    :meth:`linear_vp` or :meth:`flow` (times in [0, 1]).
+    Made by `NoiseSchedule.from_config` (a diffusers scheduler config; times are training timesteps as floats),
+    `NoiseSchedule.linear_vp` or `NoiseSchedule.flow` (times in [0, 1]), all of `fastsample.schedules.config`.
     """
+
+    from_config: ClassVar[staticmethod[[Mapping[str, Any]], NoiseSchedule]]
+    linear_vp: ClassVar[staticmethod[..., NoiseSchedule]]
+    flow: ClassVar[staticmethod[..., NoiseSchedule]]
 
     kind: str  # "vp" (alpha^2 + sigma^2 = 1), "flow" (alpha + sigma = 1) or "edm" (alpha = sigma_data)
     clean_time: float  # the time at which sigma = 0
@@ -110,31 +114,6 @@ class NoiseSchedule(ABC):
         nodes = tuple(self.node(t) for t in values.tolist())
         require_falling_noise(nodes)
         return nodes
-
-    @staticmethod
-    def from_config(config: Mapping[str, Any]) -> NoiseSchedule:
-        """The schedule that a diffusers scheduler config describes: flow matching, EDM, or discrete betas."""
-        from fastsample.schedules.discrete import DiscreteSchedule
-        from fastsample.schedules.edm import EDMSchedule, is_edm
-        from fastsample.schedules.flow import FlowSchedule, is_flow
-
-        if is_flow(config):
-            return FlowSchedule.from_config(config)
-        return EDMSchedule.from_config(config) if is_edm(config) else DiscreteSchedule.from_config(config)
-
-    @staticmethod
-    def linear_vp(beta_min: float = 0.1, beta_max: float = 20.0) -> NoiseSchedule:
-        """Continuous VP with linear beta(t), t in [0, 1] (Song et al., arXiv:2011.13456, eq. 32)."""
-        from fastsample.schedules.continuous import LinearVPSchedule
-
-        return LinearVPSchedule(beta_min, beta_max)
-
-    @staticmethod
-    def flow(shift: float = 1.0) -> NoiseSchedule:
-        """Flow matching, t in [0, 1], sigma = shift t / (1 + (shift - 1) t) (SD3, arXiv:2403.03206, eq. 23)."""
-        from fastsample.schedules.flow import FlowSchedule
-
-        return FlowSchedule(shift=shift)
 
 
 def require_falling_noise(nodes: tuple[Node, ...]) -> None:

@@ -87,17 +87,6 @@ class EDMSchedule(NoiseSchedule):
         return float(self.time(math.log(self.sigma_data) - math.log(sigma)))
 
 
-def is_edm(config: Mapping[str, Any]) -> bool:
-    """Whether a diffusers config that is not flow matching describes an EDM model; told by its keys."""
-    ranges = all(config.get(key) is not None for key in ("sigma_min", "sigma_max", "sigma_data"))
-    return is_continuous(config) or (ranges and not is_consistency(config))
-
-
-def is_consistency(config: Mapping[str, Any]) -> bool:
-    """Whether it is CMStochasticIterativeScheduler's: EDM's keys, but a network scaled in another way."""
-    return "s_noise" in config and "clip_denoised" in config
-
-
 def is_continuous(config: Mapping[str, Any]) -> bool:
     """Whether it is EulerDiscreteScheduler's config of a model that is told log(sigma) / 4."""
     return config.get("timestep_type") == "continuous" and config.get("prediction_type") == "v_prediction"

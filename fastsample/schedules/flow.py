@@ -66,15 +66,6 @@ class FlowSchedule(NoiseSchedule):
         return np.asarray(self.scale * shift_sigmas(sigma, 1.0 / self.shift), dtype=np.float64)
 
 
-def is_flow(config: Mapping[str, Any]) -> bool:
-    """Whether a diffusers config describes flow matching; told by its keys, as the class name may be absent."""
-    if config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction":
-        return True
-    if "beta_start" in config or "trained_betas" in config or "beta_schedule" in config:
-        return False
-    return "shift" in config or "use_dynamic_shifting" in config or "base_shift" in config
-
-
 def shift_sigmas(sigmas: ArrayLike, shift: float) -> Array:
     """Move flow sigmas towards noise: shift s / (1 + (shift - 1) s) (arXiv:2403.03206, eq. 23)."""
     sigmas = np.asarray(sigmas, dtype=np.float64)

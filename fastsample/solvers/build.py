@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 
 from fastsample.schedules.base import Node, NoiseSchedule, require_falling_noise
 from fastsample.solvers.registry import Solver, check_choice, get_solver
-from fastsample.tables.plan import LowerFinal, lower_at_limits, multistep_orders, singlestep_orders
+from fastsample.tables.orders import LowerFinal, lower_at_limits, multistep_orders, singlestep_orders
 from fastsample.tables.prediction import check_prediction_type
 from fastsample.tables.row import Row
 from fastsample.tables.table import Table, compile_rows
@@ -39,7 +39,7 @@ def build_table(
     `lower_final` lowers the order of the last steps: never (False), always (True), or when there are fewer
     evaluations than the given int. `dualfast` in [0, 1) is the strength of DualFast's correction
     (:func:`fastsample.tables.transforms.dualfast`; 0: none). `blocks` gives a single-step solver the order of
-    each step, as :func:`fastsample.tables.plan.fast_blocks` does. `options` are the solver's own
+    each step, as :func:`fastsample.tables.orders.fast_blocks` does. `options` are the solver's own
     (`fastsample.available_solvers()[name].options`).
     Raises ValueError for unknown names and options, values out of range, and grids whose noise does not fall.
     """

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from fastsample.parallel.blockwise import solve_blocks, substitute
-from fastsample.parallel.iterations import ParallelReport
-from fastsample.parallel.updates import Jacobi
+from fastsample.fixed_point.blockwise import solve_blocks, substitute
+from fastsample.fixed_point.iterations import ParallelReport
+from fastsample.fixed_point.updates import Jacobi
 from fastsample.tarflow.plans import BlockPlan, Plan
 from fastsample.tarflow.system import BlockSystem, Guidance
 

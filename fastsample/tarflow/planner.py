@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from fastsample.parallel.iterations import ParallelReport
+from fastsample.fixed_point.iterations import ParallelReport
 from fastsample.sampling.ledger import clock
 from fastsample.sampling.noise import Generators, draw_noise
 from fastsample.tarflow.decode import decode, decode_block

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fastsample.parallel.iterations import check_extent
+from fastsample.fixed_point.iterations import check_extent
 from fastsample.tarflow.system import STARTS
 
 PLAN_FILE = "gs_jacobi_plan.json"

@@ -6,6 +6,9 @@ from typing import Any
 
 from diffusers import DiffusionPipeline
 
+import fastsample.decoding.schedulers
+import fastsample.schedulers  # noqa: F401  as diffusers looks for a saved scheduler among the modules that are loaded
+
 
 def load_pipeline(folder: str, **kwargs: Any) -> DiffusionPipeline:
     """`DiffusionPipeline.from_pretrained`, with fastsample's schedulers known to it.
@@ -13,8 +16,6 @@ def load_pipeline(folder: str, **kwargs: Any) -> DiffusionPipeline:
     diffusers resolves a foreign scheduler only when its module has been imported, as this module's package is, and as
     that of the commit schedulers is here.
     """
-    import fastsample.decoding.schedulers  # noqa: F401
-
     return DiffusionPipeline.from_pretrained(folder, **kwargs)
 
 

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from fastsample.parallel.iterations import FixedPoint, ParallelReport, solve
-from fastsample.parallel.trajectory import Trajectory
-from fastsample.parallel.updates import make_update
+from fastsample.fixed_point.iterations import FixedPoint, ParallelReport, solve
+from fastsample.fixed_point.trajectory import Trajectory
+from fastsample.fixed_point.updates import make_update
 from fastsample.sampling.executor import Values, run_step
 from fastsample.sampling.noise import Generators, draw_noise
 from fastsample.sampling.program import compile_program

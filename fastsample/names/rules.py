@@ -7,7 +7,6 @@ import inspect
 from dataclasses import dataclass
 from typing import Any
 
-from fastsample.bench.cases import parse_options
 from fastsample.decoding import (
     After,
     Caching,
@@ -24,6 +23,7 @@ from fastsample.decoding import (
     Random,
     Threshold,
 )
+from fastsample.names.options import parse_options
 
 RULES: dict[str, type[CommitRule]] = {
     "low-confidence": LowConfidence,

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from fastsample.parallel.streams import Streams
-from fastsample.parallel.trajectory import Trajectory
+from fastsample.fixed_point.trajectory import Trajectory
+from fastsample.pipelines.parallel.streams import Streams
 from fastsample.schedules import NoiseSchedule
 from fastsample.schedules.base import Node
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
-from fastsample.caching.policy import Action, StepPlan, TGatePolicy
-from fastsample.caching.targets import TextReader
+from fastsample.pipelines.denoisers import TextReader
+from fastsample.pipelines.tgate.policy import Action, StepPlan, TGatePolicy
 
 BATCHED = ("", "cond_uncond")
 """Contexts of calls that hold both guidance branches in one batch; others ("cond", "uncond") hold one."""

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from fastsample.parallel.triangular import TriangularSystem
-from fastsample.parallel.updates import Update, make_update
+from fastsample.fixed_point.triangular import TriangularSystem
+from fastsample.fixed_point.updates import Update, make_update
 
 
 @dataclass

@@ -13,16 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastsample.parallel.conversion import TimestepConversion
+from fastsample.pipelines.denoisers import timestep_argument
+from fastsample.pipelines.parallel.conversion import TimestepConversion
 
 UNBATCHED = ("img_ids", "txt_ids", "image_rotary_emb")
 """Arguments without a batch dimension, whose first one may be of the batch's size by chance."""
 
 FROM_CONTROLNET = ("residual", "controlnet", "block_samples")
 """In the names of arguments that are made anew in every step, row by row."""
-
-TIMESTEPS = ("timestep", "timesteps", "t")
-"""What denoisers call their timestep."""
 
 Call = dict[str, Any]
 """A denoiser's arguments by name."""
@@ -42,12 +40,6 @@ def bind(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ca
         if parameter.kind is parameter.VAR_KEYWORD:
             call.update(call.pop(parameter.name, {}))
     return call
-
-
-def timestep_argument(module: nn.Module) -> str | None:
-    """The name of a denoiser's timestep argument; None when it has none."""
-    parameters = inspect.signature(module.forward).parameters
-    return next((name for name in TIMESTEPS if name in parameters), None)
 
 
 @dataclass(frozen=True)

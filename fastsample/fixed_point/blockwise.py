@@ -12,9 +12,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from fastsample.parallel.iterations import ParallelReport, check_extent
-from fastsample.parallel.triangular import TriangularSystem
-from fastsample.parallel.updates import Jacobi, Update
+from fastsample.fixed_point.iterations import ParallelReport, check_extent
+from fastsample.fixed_point.triangular import TriangularSystem
+from fastsample.fixed_point.updates import Jacobi, Update
 
 
 class BlockIteration:

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastsample.parallel.driver import Loop, Settings
-from fastsample.parallel.layout import NotParallelError
+from fastsample.pipelines.parallel.driver import Loop, Settings
+from fastsample.pipelines.parallel.layout import NotParallelError
 
 
 class Patches:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastsample.caching.targets import TextReader, attention_modules, find_denoisers
+from fastsample.pipelines.denoisers import TextReader, attention_modules, find_denoisers
 
 MOST_ELEMENTS = 65536
 """Of a layer's output that are kept a step; a fixed random choice beyond that."""

@@ -13,15 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastsample.caching.targets import check_caches, inner
-from fastsample.parallel.distributed import RowShares
-from fastsample.parallel.driver import Loop, Settings
-from fastsample.parallel.iterations import FixedPoint, ParallelReport
-from fastsample.parallel.layout import NotParallelError, timestep_argument
-from fastsample.parallel.loop import step_decision
-from fastsample.parallel.patches import Patches
-from fastsample.parallel.streams import Streams
-from fastsample.sampling.hooked import hooks_of
+from fastsample.fixed_point.iterations import FixedPoint, ParallelReport
+from fastsample.pipelines.denoisers import check_caches, hooks_of, inner, timestep_argument
+from fastsample.pipelines.parallel.distributed import RowShares
+from fastsample.pipelines.parallel.driver import Loop, Settings
+from fastsample.pipelines.parallel.layout import NotParallelError
+from fastsample.pipelines.parallel.loop import step_decision
+from fastsample.pipelines.parallel.patches import Patches
+from fastsample.pipelines.parallel.streams import Streams
 
 
 @dataclass

@@ -9,10 +9,10 @@ from diffusers.guiders import ClassifierFreeGuidance
 from diffusers.hooks import HookRegistry
 from torch import Tensor, nn
 
-from fastsample.caching.hooks import AttentionHook, Gate
-from fastsample.caching.policy import TGatePolicy
-from fastsample.caching.targets import attention_modules, check_class
-from fastsample.caching.tgate import NAME, remove_hook
+from fastsample.pipelines.denoisers import attention_modules, check_class
+from fastsample.pipelines.tgate.handle import NAME, remove_hook
+from fastsample.pipelines.tgate.hooks import AttentionHook, Gate
+from fastsample.pipelines.tgate.policy import TGatePolicy
 
 BRANCHES = ("conditional", "unconditional")
 

@@ -7,8 +7,6 @@ from typing import Any
 
 from torch import nn
 
-from fastsample.sampling.hooked import hooks_of
-
 DENOISERS = ("unet", "transformer", "transformer_2", "dit", "controlnet")
 JOINT = (
     "SD3", "Flux", "Chroma", "QwenImage", "AuraFlow", "CogVideoX", "CogView", "HunyuanVideo", "HunyuanImage", "Mochi",
@@ -17,6 +15,22 @@ JOINT = (
 DISGUISED = ("PRX", "StableCascade")
 TEXTLESS = ("DiTTransformer2DModel", "UNet2DModel")
 CONCATENATED = "concatenates text to the keys of self-attention, so neither can be cached alone"
+
+
+TIMESTEPS = ("timestep", "timesteps", "t")
+"""What denoisers call their timestep."""
+
+
+def hooks_of(module: nn.Module) -> dict[str, Any]:
+    """The hooks registered on `module` through diffusers' HookRegistry, by name; empty where there is no registry."""
+    found: dict[str, Any] = getattr(getattr(module, "_diffusers_hook", None), "hooks", {})
+    return found
+
+
+def timestep_argument(module: nn.Module) -> str | None:
+    """The name of a denoiser's timestep argument; None when it has none."""
+    parameters = inspect.signature(module.forward).parameters
+    return next((name for name in TIMESTEPS if name in parameters), None)
 
 
 def find_denoisers(pipe: Any) -> dict[str, nn.Module]:

@@ -8,13 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from fastsample.caching.convergence import Convergence, measure_convergence
-from fastsample.caching.policy import TGatePolicy
-from fastsample.caching.targets import TextReader, attention_modules, check_caches, find_denoisers, inner
-from fastsample.sampling.hooked import hooks_of
+from fastsample.pipelines.denoisers import (
+    TextReader,
+    attention_modules,
+    check_caches,
+    find_denoisers,
+    hooks_of,
+    inner,
+)
+from fastsample.pipelines.tgate.convergence import Convergence, measure_convergence
+from fastsample.pipelines.tgate.policy import TGatePolicy
 
 if TYPE_CHECKING:
-    from fastsample.caching.hooks import Gate
+    from fastsample.pipelines.tgate.hooks import Gate
 
 NAME = "fastsample_tgate"
 PRESETS: dict[str, dict[str, Any]] = {
@@ -65,7 +71,7 @@ class TGate:
     def suggest(pipe: Any, prompts: Sequence[str], *, tolerance: float = 0.1, **call: Any) -> Convergence:
         """Where the gate may lie on this pipeline: `.gate_step`, the earliest whose outputs are within `tolerance`.
 
-        One ungated run; see :func:`fastsample.caching.convergence.measure_convergence`.
+        One ungated run; see :func:`fastsample.pipelines.tgate.convergence.measure_convergence`.
         """
         return measure_convergence(pipe, prompts, tolerance=tolerance, **call)
 
@@ -124,7 +130,7 @@ class TGateHandle:
     """A gated pipeline. A context manager; :meth:`remove` leaves the pipeline as it was before."""
 
     def __init__(self, tgate: TGate, pipe: Any, denoisers: dict[str, nn.Module]) -> None:
-        from fastsample.caching.hooks import AttentionHook, DenoiserHook, Gate
+        from fastsample.pipelines.tgate.hooks import AttentionHook, DenoiserHook, Gate
 
         self.gate: Gate = Gate(tgate.policy, pipe, tgate.keep)
         self._hooked: list[tuple[nn.Module, bool]] = []  # and whether it had a registry
@@ -151,14 +157,14 @@ class TGateHandle:
 
     def reset(self) -> None:
         """Forget the last call's outputs and all counts."""
-        from fastsample.caching.hooks import Counts
+        from fastsample.pipelines.tgate.hooks import Counts
 
         self.gate.forget()
         self.gate.counts = Counts()
 
     def summary(self) -> TGateSummary:
         """Counts since the handle was made or reset."""
-        from fastsample.caching.hooks import Macs
+        from fastsample.pipelines.tgate.hooks import Macs
 
         hooks, counts = self.gate.attention, asdict(self.gate.counts)
         macs = self.gate.macs.get("denoiser", Macs())

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastsample.parallel.blockwise import BlockIteration
-from fastsample.parallel.iterations import ParallelReport
-from fastsample.parallel.updates import Jacobi
+from fastsample.fixed_point.blockwise import BlockIteration
+from fastsample.fixed_point.iterations import ParallelReport
+from fastsample.fixed_point.updates import Jacobi
 from fastsample.sampling.noise import Generators, draw
 
 

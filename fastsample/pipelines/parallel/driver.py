@@ -15,12 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastsample.caching.targets import inner
-from fastsample.parallel.conversion import TimestepConversion
-from fastsample.parallel.distributed import RowShares
-from fastsample.parallel.iterations import FixedPoint, ParallelReport, check_settings
-from fastsample.parallel.layout import Call, CallLayout, NotParallelError, bind
-from fastsample.parallel.stepping import (
+from fastsample.fixed_point.iterations import FixedPoint, ParallelReport, check_settings
+from fastsample.fixed_point.updates import make_update
+from fastsample.pipelines.denoisers import inner
+from fastsample.pipelines.parallel.conversion import TimestepConversion
+from fastsample.pipelines.parallel.distributed import RowShares
+from fastsample.pipelines.parallel.layout import Call, CallLayout, NotParallelError, bind
+from fastsample.pipelines.parallel.stepping import (
     SchedulerTrajectory,
     Stepper,
     next_sample,
@@ -28,7 +29,6 @@ from fastsample.parallel.stepping import (
     scheduler_nodes,
     with_sample,
 )
-from fastsample.parallel.updates import make_update
 
 CHECKED_SWEEPS = 2
 """Sweeps of a segment that evaluate one more row, whose output is known."""

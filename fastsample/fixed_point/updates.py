@@ -14,7 +14,7 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from fastsample.parallel.triangular import TriangularSystem
+from fastsample.fixed_point.triangular import TriangularSystem
 from fastsample.sampling.backend import accumulation_dtype
 
 

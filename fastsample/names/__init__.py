@@ -1,0 +1,1 @@
+"""What people type: samplers, options, decoding rules and diffusers' schedulers by name."""

@@ -1,0 +1,19 @@
+"""diffusers' own schedulers by the names that people type."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+
+def peer_class(name: str) -> Any:
+    """The diffusers scheduler class called `name` or `name`Scheduler; ValueError names the nearest ones."""
+    import diffusers
+
+    known = [entry for entry in dir(diffusers) if entry.endswith("Scheduler") and not entry.startswith("Flax")]
+    for candidate in (name, f"{name}Scheduler"):
+        if candidate in known:
+            return getattr(diffusers, candidate)
+    short = [entry.removesuffix("Scheduler") for entry in known]
+    near = difflib.get_close_matches(name, short, n=3, cutoff=0.3) or short[:3]
+    raise ValueError(f"peer = {name!r} is no scheduler class of diffusers: did you mean {', '.join(near)}?")

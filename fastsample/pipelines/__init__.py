@@ -1,0 +1,1 @@
+"""All that knows other people's pipelines: their denoisers, schedulers and sampling loops."""

@@ -1,0 +1,103 @@
+"""From a diffusers scheduler config, whatever class it is from, to the noise schedule of its model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fastsample.schedules.base import NoiseSchedule
+from fastsample.schedules.continuous import LinearVPSchedule
+from fastsample.schedules.discrete import DiscreteSchedule
+from fastsample.schedules.edm import EDMSchedule, edm_time, is_continuous
+from fastsample.schedules.flow import FlowSchedule
+
+MODEL_CONFIG: dict[str, Any] = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.0001,
+    "beta_end": 0.02,
+    "beta_schedule": "linear",
+    "trained_betas": None,
+    "snr_shift_scale": 1.0,
+    "rescale_betas_zero_snr": False,
+    "prediction_type": "epsilon",
+    "sigma_min": None,
+    "sigma_max": None,
+    "sigma_data": None,
+    "sigma_schedule": None,
+    "rho": 7.0,
+    "edm_time": None,
+    "timestep_type": "discrete",
+    "invert_sigmas": False,
+}
+"""The config keys that describe a model, with diffusers' most common defaults.
+
+Ours: `edm_time`, what an EDM network is told of sigma, "log" or "atan" (:class:`fastsample.schedules.EDMSchedule`).
+"""
+
+
+def schedule_from_config(config: Mapping[str, Any]) -> NoiseSchedule:
+    """The schedule that a diffusers scheduler config describes: flow matching, EDM, or discrete betas."""
+    if is_flow(config):
+        return FlowSchedule.from_config(config)
+    return EDMSchedule.from_config(config) if is_edm(config) else DiscreteSchedule.from_config(config)
+
+
+def linear_vp(beta_min: float = 0.1, beta_max: float = 20.0) -> NoiseSchedule:
+    """Continuous VP with linear beta(t), t in [0, 1] (Song et al., arXiv:2011.13456, eq. 32)."""
+    return LinearVPSchedule(beta_min, beta_max)
+
+
+def flow(shift: float = 1.0) -> NoiseSchedule:
+    """Flow matching, t in [0, 1], sigma = shift t / (1 + (shift - 1) t) (SD3, arXiv:2403.03206, eq. 23)."""
+    return FlowSchedule(shift=shift)
+
+
+# The public constructors of the abstract class, which knows none of its kinds.
+NoiseSchedule.from_config = staticmethod(schedule_from_config)
+NoiseSchedule.linear_vp = staticmethod(linear_vp)
+NoiseSchedule.flow = staticmethod(flow)
+
+
+def is_flow(config: Mapping[str, Any]) -> bool:
+    """Whether a diffusers config describes flow matching; told by its keys, as the class name may be absent."""
+    if config.get("use_flow_sigmas") or config.get("prediction_type") == "flow_prediction":
+        return True
+    if "beta_start" in config or "trained_betas" in config or "beta_schedule" in config:
+        return False
+    return "shift" in config or "use_dynamic_shifting" in config or "base_shift" in config
+
+
+def is_edm(config: Mapping[str, Any]) -> bool:
+    """Whether a diffusers config that is not flow matching describes an EDM model; told by its keys."""
+    ranges = all(config.get(key) is not None for key in ("sigma_min", "sigma_max", "sigma_data"))
+    return is_continuous(config) or (ranges and not is_consistency(config))
+
+
+def is_consistency(config: Mapping[str, Any]) -> bool:
+    """Whether it is CMStochasticIterativeScheduler's: EDM's keys, but a network scaled in another way."""
+    return "s_noise" in config and "clip_denoised" in config
+
+
+def understood(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The config to pass on, and the keys that record of which family it is.
+
+    diffusers does not pass on a config's untouched defaults. Ours differ from those of some of its classes
+    (CogVideoX, LCM, Heun, flow matching, EDM ..), and a model does not change with the class that samples it, so
+    the keys that describe the model are kept: on flow matching and EDM models all of them.
+    Raises ValueError for a consistency model's and for Cosmos 2's.
+    """
+    if is_consistency(config):
+        raise ValueError(
+            "config has s_noise and clip_denoised, so its model is a consistency model, which jumps to the data "
+            "instead of following an ODE: keep its scheduler"
+        )
+    if is_flow(config) and config.get("sigma_data") is not None and float(config.get("sigma_max") or 0) > 1:
+        raise ValueError(
+            f"sigma_max = {config['sigma_max']} on a flow-matching config: its model (Cosmos 2) explodes variance, "
+            "and its pipeline rewrites the scheduler; keep its own"
+        )
+    defaults = config.get("_use_default_values", ())
+    if is_flow(config) or is_edm(config):
+        kept = {key: value for key, value in config.items() if key != "_use_default_values"}
+        return kept, {"prediction_type": "flow_prediction"} if is_flow(config) else {"edm_time": edm_time(config)}
+    return {**config, "_use_default_values": [key for key in defaults if key not in MODEL_CONFIG]}, {}
