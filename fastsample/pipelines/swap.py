@@ -1,4 +1,4 @@
-"""Loading a saved pipeline whose scheduler is ours, and swapping schedulers of combined pipelines."""
+"""Loading a saved pipeline whose scheduler is ours, and setting schedulers, those of combined pipelines too."""
 
 from __future__ import annotations
 
@@ -24,12 +24,18 @@ def set_scheduler(pipe: DiffusionPipeline, scheduler: Any) -> int:
 
     Raises ValueError when no pipeline there has a component named scheduler.
     """
+    found = scheduled(pipe)
+    for own in found:
+        own.scheduler = scheduler
+    return len(found)
+
+
+def scheduled(pipe: DiffusionPipeline) -> list[DiffusionPipeline]:
+    """`pipe` and the pipelines inside a combined one that have a scheduler; ValueError when none does."""
     pipelines = [pipe, *(part for part in pipe.components.values() if isinstance(part, DiffusionPipeline))]
     found = [own for own in pipelines if "scheduler" in own.components]
     if not found:
         raise ValueError(
             f"pipe = {type(pipe).__name__} has no scheduler: its components are {', '.join(pipe.components)}"
         )
-    for own in found:
-        own.scheduler = scheduler
-    return len(found)
+    return found

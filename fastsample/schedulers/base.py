@@ -78,6 +78,19 @@ class TableScheduler(EDMInterface, Noising, SchedulerMixin, ConfigMixin):  # typ
         """The state of this thread's run."""
         return self._runs.current
 
+    @property
+    def schedule(self) -> NoiseSchedule:
+        """The noise schedule of the model that the config describes."""
+        return self._schedule
+
+    def state(self) -> Run:
+        """This thread's run as it stands, to go back to with :meth:`restore`; going on leaves it as it is."""
+        return self._run.copied()
+
+    def restore(self, state: Run) -> None:
+        """Go on in this thread from `state`, which stays as it is."""
+        self._runs.current = state.copied()
+
     # --- what pipelines call -----------------------------------------------------------------------------
 
     def set_timesteps(

@@ -46,6 +46,10 @@ class Run:
         """Forget the steps made; the table is built again."""
         self.table, self.runner, self.before = None, None, None
 
+    def copied(self) -> Run:
+        """The run as it stands; going on with either leaves the other."""
+        return replace(self, runner=copy.copy(self.runner))
+
     def fresh(self) -> Run:
         """The same grid, with no step made."""
         run = replace(self, table_start=0, step_index=None, begin_index=None)
@@ -66,7 +70,7 @@ class RunPerThread(threading.local):
 
     def __copy__(self) -> RunPerThread:
         """This thread's run as it stands; going on with either leaves the other."""
-        return _restored(replace(self.current, runner=copy.copy(self.current.runner)))
+        return _restored(self.current.copied())
 
     def __deepcopy__(self, memo: dict[int, Any]) -> RunPerThread:
         return _restored(copy.deepcopy(self.current, memo))

@@ -1,0 +1,122 @@
+"""Methods and attributes of one object replaced for a block, in the thread that opened it and in no other.
+
+While blocks are open the object has a class made for it: its own under one layer for each block. A layer does what
+its block says where its thread asks, and what is beneath it for everyone else. So blocks may be nested, and left in
+any order and by any thread. Copies and pickles of the object are of its own class.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+_CHANGING = threading.Lock()  # held while an object changes its class
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """What reading and setting an attribute does: `get(beneath)` is read, and `put(value)` takes what is set.
+
+    `put` is False where the value is for the attribute beneath.
+    """
+
+    get: Callable[[Any], Any]
+    put: Callable[[Any], bool] = lambda value: False
+
+
+@contextlib.contextmanager
+def overlaid(target: Any, **members: Callable[..., Any] | Attribute) -> Iterator[None]:
+    """In the block and its thread `target.name(..)` is `members[name](beneath, ..)`, with the method beneath it.
+
+    An :class:`Attribute` replaces an attribute. Raises ValueError where a method was replaced on `target` itself,
+    which would hide ours.
+    """
+    hidden = [name for name in members if name in vars(target) and not isinstance(members[name], Attribute)]
+    if hidden:
+        raise ValueError(f"{type(target).__name__}.{hidden[0]} was replaced on the object itself: undo that first")
+    layer = _Layer(members)
+    with _CHANGING:
+        base, layers = _layers(target)
+        _put_on(target, base, (*layers, layer))
+    try:
+        yield
+    finally:
+        with _CHANGING:
+            base, layers = _layers(target)
+            _put_on(target, base, tuple(other for other in layers if other is not layer))
+
+
+def class_beneath(target: Any) -> type:
+    """The class of `target` without any layer."""
+    return _layers(target)[0]
+
+
+@dataclass(frozen=True, eq=False)
+class _Layer:
+    members: dict[str, Callable[..., Any] | Attribute]
+    thread: int = field(default_factory=threading.get_ident)
+
+    def over(self, below: type) -> dict[str, Any]:
+        """The members of a class over `below`."""
+        return {
+            name: self._attribute(name, member, below)
+            if isinstance(member, Attribute)
+            else self._method(member, getattr(below, name))
+            for name, member in self.members.items()
+        }
+
+    def _method(self, own: Callable[..., Any], beneath: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(beneath)
+        def method(target: Any, *args: Any, **kwargs: Any) -> Any:
+            if threading.get_ident() != self.thread:
+                return beneath(target, *args, **kwargs)
+            return own(functools.partial(beneath, target), *args, **kwargs)
+
+        return method
+
+    def _attribute(self, name: str, own: Attribute, below: type) -> property:
+        found = inspect.getattr_static(below, name, None)
+        beneath = found if isinstance(found, property) else None
+
+        def get(target: Any) -> Any:
+            value = beneath.__get__(target) if beneath else vars(target)[name]
+            return own.get(value) if threading.get_ident() == self.thread else value
+
+        def put(target: Any, value: Any) -> None:
+            if threading.get_ident() == self.thread and own.put(value):
+                return
+            if beneath:
+                beneath.__set__(target, value)
+            else:
+                vars(target)[name] = value
+
+        return property(get, put)
+
+
+def _layers(target: Any) -> tuple[type, tuple[_Layer, ...]]:
+    found: tuple[type, tuple[_Layer, ...]] = vars(type(target)).get("_fastsample_layers", (type(target), ()))
+    return found
+
+
+def _put_on(target: Any, base: type, layers: tuple[_Layer, ...]) -> None:
+    """Give `target` the class `base` under `layers`."""
+    kind = base
+    for layer in layers:
+        own = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
+        kind = type(kind)(base.__name__, (kind,), own | layer.over(kind))
+    if layers:
+        kind._fastsample_layers = base, layers  # type: ignore[attr-defined]
+        kind.__reduce_ex__ = _reduced  # type: ignore[method-assign]
+    target.__class__ = kind
+
+
+def _reduced(target: Any, protocol: Any) -> Any:
+    """How to copy or pickle `target`: as one of its own class."""
+    base = class_beneath(target)
+    make, arguments, *rest = base.__reduce_ex__(target, protocol)
+    return make, tuple(base if part is type(target) else part for part in arguments), *rest
