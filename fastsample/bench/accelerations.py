@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from fastsample.fixed_point import FixedPoint, check_settings
-from fastsample.pipelines.parallel import ParallelRun, parallelise
+from fastsample.fixed_point import check_settings
 from fastsample.pipelines.tgate import TGate
 
 
@@ -53,13 +50,10 @@ class Parallel:
         """What tables call it."""
         return f"{self.iteration} {self.window or 'all'} {self.tolerance:g}"
 
-    def apply(
-        self, pipe: Any, on_sweep: Callable[[FixedPoint], None] | None = None
-    ) -> AbstractContextManager[ParallelRun]:
-        """Makes `pipe` sample so in a block."""
-        return parallelise(
-            pipe, iteration=self.iteration, window=self.window, tolerance=self.tolerance, on_sweep=on_sweep
-        )
+    @property
+    def options(self) -> dict[str, Any]:
+        """The arguments of :func:`fastsample.parallelise`."""
+        return asdict(self)
 
     def fits(self, steps: int, guidance: float) -> bool:
         """Whether there is more than one step to make at once."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
@@ -16,6 +15,7 @@ from fastsample.bench.cases import Arm, Case
 from fastsample.bench.metrics import decode, frechet_distance, psnr, rms
 from fastsample.bench.record import Record, Result, context_of, environment
 from fastsample.bench.reference import converged
+from fastsample.pipelines.configured import configured
 from fastsample.pipelines.counting import count
 from fastsample.pipelines.parallel import ParallelRun
 from fastsample.pipelines.tgate import TGateSummary
@@ -96,10 +96,10 @@ class Bench:
         assert arm.parallel is not None
         found: list[Tensor] = []
         shown = replace(self, prompts=self.prompts[: self.batch])
-        with replace(arm.parallel, window=None).apply(
-            self.pipe, lambda fixed: found.append(fixed.trajectory[-1].clone())
-        ):
-            shown._run(arm.scheduler(self._own.config), steps, guidance, seed)
+        options = arm.parallel.options | {"window": None}
+        options["on_sweep"] = lambda fixed: found.append(fixed.trajectory[-1].clone())
+        with configured(self.pipe, arm.scheduler(self._own.config), parallel=options):
+            shown._latents(steps, guidance, seed)
         return found, shown._plain_latents(arm, steps, guidance, seed)
 
     def _key(self, case: Case) -> str:
@@ -145,7 +145,8 @@ class Bench:
         """The converged latents and their images."""
 
         def sample(scheduler: Any, steps: int) -> Tensor:
-            return self._run(scheduler, steps, guidance, seed)
+            with configured(self.pipe, scheduler):
+                return self._latents(steps, guidance, seed)
 
         if (guidance, seed) not in self._converged:
             latents = converged(self.pipe, self.prompts, seed, guidance, sample)
@@ -165,40 +166,31 @@ class Bench:
 
     def _sample(self, arm: Arm, steps: int, guidance: float, seed: int) -> tuple[Tensor, Any, Result]:
         """Latents, the ledger, and what accelerations saved."""
-        scheduler = arm.scheduler(self._own.config)
-        handle = arm.gate.tgate(guidance).apply(self.pipe) if arm.gate else None
-        parallel = arm.parallel.apply(self.pipe) if arm.parallel else nullcontext()
-        try:
-            with count(self.pipe, len(self.prompts)) as ledger, parallel as run:
-                latents = self._run(scheduler, steps, guidance, seed)
-        finally:
-            if handle:
-                handle.remove()
+        gate = arm.gate.tgate(guidance) if arm.gate else None
+        parallel = arm.parallel.options if arm.parallel else None
+        with (
+            configured(self.pipe, arm.scheduler(self._own.config), gate=gate, parallel=parallel) as setup,
+            count(self.pipe, len(self.prompts)) as ledger,
+        ):
+            latents = self._latents(steps, guidance, seed)
         batches = -(-len(self.prompts) // self.batch)
-        return (
-            latents,
-            ledger,
-            (_savings(handle.summary()) if handle else {}) | (_rounds(run, batches) if run else {}),
-        )
+        savings = _savings(setup.gate.summary()) if setup.gate else {}
+        return latents, ledger, savings | (_rounds(setup.run, batches) if setup.run else {})
 
-    def _run(self, scheduler: Any, steps: int, guidance: float, seed: int) -> Tensor:
-        """Latents of all prompts. Each image has a generator of its own, so that all arms start from its noise."""
-        self.pipe.scheduler = scheduler
+    def _latents(self, steps: int, guidance: float, seed: int) -> Tensor:
+        """Of all prompts, by the pipeline as it is set up. Each image has a generator, so all arms start alike."""
         parts = []
-        try:
-            for begin in range(0, len(self.prompts), self.batch):
-                rows = range(begin, min(begin + self.batch, len(self.prompts)))
-                parts.append(
-                    self.pipe(
-                        prompt=[self.prompts[i] for i in rows],
-                        num_inference_steps=steps,
-                        guidance_scale=guidance,
-                        generator=[torch.Generator().manual_seed(1_000_003 * (seed + 1) + i) for i in rows],
-                        output_type="latent",
-                    ).images.float()
-                )
-        finally:
-            self.pipe.scheduler = self._own
+        for begin in range(0, len(self.prompts), self.batch):
+            rows = range(begin, min(begin + self.batch, len(self.prompts)))
+            parts.append(
+                self.pipe(
+                    prompt=[self.prompts[i] for i in rows],
+                    num_inference_steps=steps,
+                    guidance_scale=guidance,
+                    generator=[torch.Generator().manual_seed(1_000_003 * (seed + 1) + i) for i in rows],
+                    output_type="latent",
+                ).images.float()
+            )
         latents = torch.cat(parts)
         if latents.ndim != 4:
             shape = tuple(latents.shape)

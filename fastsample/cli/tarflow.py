@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fastsample.cli import common
-from fastsample.cli.sample import contact_sheet
+from fastsample.cli.sheet import contact_sheet
 
 if TYPE_CHECKING:
     from fastsample.tarflow import Plan, TarFlowPipeline

@@ -2,7 +2,8 @@
 
 While blocks are open the object has a class made for it: its own under one layer for each block. A layer does what
 its block says where its thread asks, and what is beneath it for everyone else. So blocks may be nested, and left in
-any order and by any thread. Copies and pickles of the object are of its own class.
+any order and by any thread. Copies and pickles of the object are of its own class, and to `type(object) == Class`,
+which some pipelines ask, it is of its own class still.
 """
 
 from __future__ import annotations
@@ -98,25 +99,37 @@ class _Layer:
         return property(get, put)
 
 
+class _Covers(type):
+    """The type of classes with layers, which are equal to the class beneath them."""
+
+    _fastsample_layers: tuple[type, tuple[_Layer, ...]]
+
+    def __eq__(cls, other: object) -> bool:
+        return other is cls or other is cls._fastsample_layers[0]
+
+    def __hash__(cls) -> int:
+        return hash(cls._fastsample_layers[0])
+
+
 def _layers(target: Any) -> tuple[type, tuple[_Layer, ...]]:
-    found: tuple[type, tuple[_Layer, ...]] = vars(type(target)).get("_fastsample_layers", (type(target), ()))
-    return found
+    """The class of `target` without layers, and these."""
+    kind = type(target)
+    return kind._fastsample_layers if isinstance(kind, _Covers) else (kind, ())
 
 
 def _put_on(target: Any, base: type, layers: tuple[_Layer, ...]) -> None:
     """Give `target` the class `base` under `layers`."""
+    make = _Covers if type(base) is type else type("_Covers", (_Covers, type(base)), {})
     kind = base
-    for layer in layers:
-        own = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
-        kind = type(kind)(base.__name__, (kind,), own | layer.over(kind))
-    if layers:
-        kind._fastsample_layers = base, layers  # type: ignore[attr-defined]
-        kind.__reduce_ex__ = _reduced  # type: ignore[method-assign]
+    for index, layer in enumerate(layers, 1):
+        names = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
+        held = {"_fastsample_layers": (base, layers[:index]), "__reduce_ex__": _reduced}
+        kind = make(base.__name__, (kind,), names | held | layer.over(kind))
     target.__class__ = kind
 
 
 def _reduced(target: Any, protocol: Any) -> Any:
     """How to copy or pickle `target`: as one of its own class."""
-    base = class_beneath(target)
-    make, arguments, *rest = base.__reduce_ex__(target, protocol)
-    return make, tuple(base if part is type(target) else part for part in arguments), *rest
+    base: Any = class_beneath(target)
+    made, arguments, *rest = base.__reduce_ex__(target, protocol)
+    return made, tuple(base if part is type(target) else part for part in arguments), *rest
