@@ -20,8 +20,8 @@ from zoo import ZOO
 import fastsample as fs
 from fastsample.demo.bundled import load_pipeline
 from fastsample.pipelines.counting import count
-from fastsample.pipelines.tgate.targets import TextReader
 from fastsample.pipelines.tgate import PRESETS, Action, Convergence, TGate, TGatePolicy
+from fastsample.pipelines.tgate.targets import TextReader
 
 PROMPTS = ["a small red circle", "a red circle"]
 

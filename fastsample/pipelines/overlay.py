@@ -9,6 +9,7 @@ which some pipelines ask, it is of its own class still.
 from __future__ import annotations
 
 import contextlib
+import copyreg
 import functools
 import inspect
 import threading
@@ -131,5 +132,11 @@ def _put_on(target: Any, base: type, layers: tuple[_Layer, ...]) -> None:
 def _reduced(target: Any, protocol: Any) -> Any:
     """How to copy or pickle `target`: as one of its own class."""
     base: Any = class_beneath(target)
-    made, arguments, *rest = base.__reduce_ex__(target, protocol)
-    return made, tuple(base if part is type(target) else part for part in arguments), *rest
+    make, arguments, *rest = base.__reduce_ex__(target, protocol)
+    # pickle takes `copyreg.__newobj__` for the class that the object has now, and no other
+    make = _new if make is copyreg.__newobj__ else make  # type: ignore[attr-defined]
+    return make, tuple(base if part is type(target) else part for part in arguments), *rest
+
+
+def _new(kind: type, *arguments: Any) -> Any:
+    return kind.__new__(kind, *arguments)
