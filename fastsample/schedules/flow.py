@@ -56,7 +56,9 @@ class FlowSchedule(NoiseSchedule):
         return node.alpha if self.inverted else node.sigma
 
     def output_type(self, prediction_type: str) -> str:
-        """On an inverted model a flow prediction is data - noise."""
+        """On an inverted model a flow prediction is data - noise; a v prediction is what diffusers reads it as."""
+        if prediction_type == "v_prediction":
+            return "flow_v"
         return "minus_flow" if self.inverted and prediction_type == "flow_prediction" else prediction_type
 
     def time(self, lam: ArrayLike) -> Array:

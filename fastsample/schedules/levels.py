@@ -86,7 +86,8 @@ def kl_optimal(levels: Levels, steps: int) -> Array:
     """Uniform in arctan(sigma / alpha), optimal for Gaussian data (Align Your Steps, arXiv:2404.14507, thm. 3.1)."""
     if not levels.fraction:
         return np.tan(np.linspace(np.arctan(levels.noisy), np.arctan(levels.clean), steps))
-    angles = np.linspace(*(np.arctan2(level, 1.0 - level) for level in (levels.noisy, levels.clean)), steps)
+    first, last = (np.arctan2(level, 1.0 - level) for level in (levels.noisy, levels.clean))
+    angles = np.linspace(first, last, steps)
     return np.asarray(np.sin(angles) / (np.sin(angles) + np.cos(angles)))
 
 

@@ -27,7 +27,7 @@ from fastsample.schedules.flow import FlowSchedule, Shift, dynamic_shift, shift_
 from fastsample.schedules.grids import LEVEL_GRIDS, evaluation_times
 from fastsample.schedules.levels import CAPPED, Levels
 
-NEAR_NOISE = 1e-6  # alpha that diffusers' UniPC leaves at the first step
+NEAR_NOISE = 1 - float(np.float32(1 - 1e-6))  # alpha that diffusers' UniPC leaves at the first step, in float32
 
 
 def flow_nodes(schedule: FlowSchedule, config: Mapping[str, Any], request: GridRequest) -> tuple[Node, ...]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from fastsample.schedules.base import Array, Node, NoiseSchedule
-from fastsample.schedules.grids import GRIDS, check_steps, min_time
+from fastsample.schedules.grids import GRIDS, LEVEL_GRIDS, check_steps, grid_options, min_time
 
 FLAGS = {
     "use_karras_sigmas": "karras",
@@ -73,6 +73,36 @@ def grid_name(config: Mapping[str, Any], default: str) -> str:
     if name not in GRIDS:
         raise ValueError(f"timestep_grid (or timestep_spacing) = {name!r} is unknown: use one of {', '.join(GRIDS)}")
     return str(name)
+
+
+def check_grid(config: Mapping[str, Any], kind: str) -> None:
+    """Raise ValueError unless the grid that a config names exists, and what it says of the grid has an effect."""
+    spacing = str(config.get("timestep_spacing") or "linspace")
+    grid_name({"timestep_spacing": spacing}, spacing)
+    name = grid_name(config, spacing)
+    named, flagged = config.get("timestep_grid"), flagged_grid(config)
+    options = config.get("grid_options") or {}
+    known = grid_options(named) if named else {}
+    for key, value in options.items():
+        if key not in known:
+            has = f"has {', '.join(known)}" if known else "has no options"
+            raise ValueError(f"grid_options: {key} = {value!r} is unknown; timestep_grid = {named!r} {has}")
+        if not isinstance(value, (int, float)) or not 0 < value < np.inf:
+            raise ValueError(f"grid_options: {key} = {value!r}: give a positive number")
+    if kind == "edm":  # its range and rho are the model's
+        return
+    low, high = config.get("sigma_min"), config.get("sigma_max")
+    if low is not None and high is not None and not low < high:
+        raise ValueError(f"sigma_min, sigma_max = {low}, {high}: need sigma_min < sigma_max")
+    by_level = name in LEVEL_GRIDS or flagged is not None  # a flag's range goes with the flag where a name wins
+    for key, value in (("sigma_min", low), ("sigma_max", high)):
+        if value is not None and not by_level:
+            raise ValueError(
+                f"{key} = {value}: the {name} grid is laid out in time; leave it out, or name one of "
+                f"{', '.join(LEVEL_GRIDS)}"
+            )
+    if float(config.get("rho") or 7.0) != 7 and "karras" not in (name, flagged):
+        raise ValueError(f"rho = {config['rho']}: it is of the karras grid, and the grid here is {name}")
 
 
 def chosen_options(config: Mapping[str, Any], name: str) -> dict[str, Any]:
