@@ -45,9 +45,8 @@ class FlowSchedule(NoiseSchedule):
         u = np.asarray(t, dtype=np.float64) / self.scale
         return np.asarray((1.0 - u) / (1.0 + (self.shift - 1.0) * u), dtype=np.float64)
 
-    def node(self, t: float, model_time: float | None = None) -> Node:
-        time = t if model_time is None else model_time
-        return super().node(t, self.scale - time if self.inverted else time)
+    def model_time(self, times: Array) -> Array:
+        return self.scale - times if self.inverted else times
 
     def node_of(self, model_time: float) -> Node:
         return self.node(self.scale - model_time if self.inverted else model_time)

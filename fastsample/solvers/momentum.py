@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from fastsample.schedules.base import Node
-from fastsample.solvers.adams import adams_weights, plms, sigma_row, variable_adams_weights
+from fastsample.solvers.adams import adams_weights, plms, remembered, sigma_row, variable_adams_weights
 from fastsample.solvers.dpm_multistep import multistep
 from fastsample.solvers.registry import check_choice, check_unit_interval, solver
 from fastsample.tables.row import Row, Weights
@@ -91,7 +91,8 @@ def ghvb(nodes: Sequence[Node], target: Node, *, order: int = 4, beta: float = 0
     check_unit_interval("beta", beta)
     check_choice("weights", weights, WEIGHTS)
     # the grid's own weights know no zero SNR, where s = inf: there the velocity starts later
-    known = nodes if weights == "fixed" else [node for node in nodes if node.has_signal]
+    window = nodes[-order - remembered(beta) :]
+    known = window if weights == "fixed" else [node for node in window if node.has_signal]
     if len(known) < 2:
         return sigma_row(nodes[-1], target, (1.0,))
     if weights == "fixed":
