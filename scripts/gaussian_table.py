@@ -59,7 +59,7 @@ def spread(solver: str, schedule: fs.NoiseSchedule, prediction: str, nodes: tupl
         )
     except ValueError:
         return float("nan")  # it says itself that it cannot
-    return gaussian_spread(table, STD / schedule.data_scale) * schedule.data_scale
+    return gaussian_spread(table, STD / schedule.data_scale)
 
 
 def main() -> None:

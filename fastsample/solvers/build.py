@@ -11,7 +11,14 @@ from numpy.typing import ArrayLike
 
 from fastsample.schedules.base import Node, NoiseSchedule, require_falling_noise
 from fastsample.solvers.registry import Solver, check_choice, get_solver
-from fastsample.tables.orders import LowerFinal, lower_at_limits, multistep_orders, singlestep_orders
+from fastsample.tables.orders import (
+    LowerFinal,
+    break_at_long_steps,
+    lower_at_limits,
+    lower_at_long_steps,
+    multistep_orders,
+    singlestep_orders,
+)
 from fastsample.tables.prediction import check_prediction_type
 from fastsample.tables.row import Row
 from fastsample.tables.table import Table, compile_rows
@@ -89,7 +96,7 @@ def build_table_on_nodes(
     elif solver.stages:
         orders = _grid_stages(solver, nodes, order, lower_final)
     else:
-        orders = multistep_orders(len(nodes) - 1, order, lower_final)
+        orders = lower_at_long_steps(multistep_orders(len(nodes) - 1, order, lower_final), solver.places(nodes))
         if solver.limits:
             orders = lower_at_limits(orders, nodes)
         if euler_at_final:
@@ -105,16 +112,19 @@ def _assemble(
     lengths = _block_lengths(orders) if "block" in asked else orders
     known: list[Node] = []  # one list that grows, as a copy of the past for each step costs the square of the steps
     rows: list[Row] = []
+    started = False
     for index, order in enumerate(orders):
         known.append(nodes[index])
         context = {
             "order": order,
             "previous_order": orders[index - 1] if index else 0,
+            "started": started,
             "block": lengths[index],
             "following": nodes[index + 2] if index + 2 < len(nodes) else None,
         }
         given = {name: context[name] for name in asked}
         rows.append(solver.rule(known, nodes[index + 1], **given, **options))
+        started = started or order > 1
     return compile_rows(solver.name, rows, solver.space, prediction_type, all(row.exact_variance for row in rows))
 
 
@@ -133,6 +143,7 @@ def _grid_stages(solver: Solver, nodes: Sequence[Node], order: int, lower_final:
         raise ValueError(f"schedule = None: solver {solver.name!r} places its stages on a schedule; give one")
     count, head = len(nodes) - 1, int(not nodes[0].has_signal)
     orders = [1] * head + singlestep_orders(count - head, order, lower_final)
+    orders = break_at_long_steps(orders, solver.places(nodes))
     if nodes[-1].sigma == 0:  # onto sigma = 0 the last evaluation stands alone
         orders[-1] = 1
     return orders

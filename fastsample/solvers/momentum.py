@@ -65,12 +65,18 @@ def nesterov(nodes: Sequence[Node], target: Node, *, order: int = 2, beta: float
 
 @solver("hb-dpmpp-2m", order=2, space="data", references=REFERENCES, claims=lambda order: 1)
 def heavy_ball_dpmpp_2m(
-    nodes: Sequence[Node], target: Node, *, order: int = 2, beta: float = 0.8, solver_type: str = "midpoint"
+    nodes: Sequence[Node],
+    target: Node,
+    *,
+    order: int = 2,
+    started: bool = False,
+    beta: float = 0.8,
+    solver_type: str = "midpoint",
 ) -> Row:
     """Heavy ball on DPM-Solver++ 2M; order of convergence 1 for beta < 1. Order-1 steps leave the velocity."""
     row = multistep(nodes, target, "data", order, solver_type, "released")
     check_unit_interval("beta", beta)
-    return row if order == 1 else with_momentum(row, beta, started=len(nodes) > 2)
+    return row if order == 1 else with_momentum(row, beta, started=started)
 
 
 @solver(

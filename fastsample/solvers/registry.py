@@ -19,9 +19,9 @@ from fastsample.tables.row import Row
 Rule = Callable[..., Row]
 """`(nodes, target, *, order, **options) -> Row`: the update from `nodes[-1]`, the newest evaluation, to `target`."""
 
-CONTEXT = ("order", "previous_order", "block", "following")
-"""What a rule may ask the plan for by a keyword: its own order and the one before it, how many evaluations its
-single-step block has, and the node after its target (None at the end)."""
+CONTEXT = ("order", "previous_order", "started", "block", "following")
+"""What a rule may ask for by a keyword of that name: its own order and the one before it, whether any step before was
+of an order above 1, how many evaluations its single-step block has, the node after its target (None at the end)."""
 
 
 @dataclass(frozen=True)
@@ -83,10 +83,17 @@ class Solver:
         nodes = [Node(3.0, 0.28, 0.96), Node(2.0, 0.6, 0.8), Node(1.0, 0.8, 0.6), Node(0.5, 0.96, 0.28)]
         drawn = False
         for position in range(1, self.evaluations + 1):
-            context = {"order": position, "previous_order": 0, "block": self.evaluations, "following": nodes[-1]}
+            context = {
+                **{"order": position, "previous_order": position - 1, "started": False},
+                **{"block": self.evaluations, "following": nodes[-1]},
+            }
             asked = {name: context[name] for name in self.context}
             drawn = drawn or self.rule(nodes[:position], nodes[position], **asked).next.noise != 0
         return drawn
+
+    def places(self, nodes: Sequence[Node]) -> list[float]:
+        """`nodes` in the variable that the solver extrapolates in: lam, or -sigma / alpha of Adams' methods."""
+        return [node.lam for node in nodes] if self.limits else [-node.sbar for node in nodes]
 
     def claimed_order(self, order: int | None = None) -> int:
         """The order of convergence claimed for the option `order`."""

@@ -13,7 +13,7 @@ TERMS = 19  # z^19 / 19! is below the last digit for |z| < 1
 
 
 def phi(k: int, z: float) -> float:
-    """phi_k(z) for k >= 0, with its limits for every k: 0 at z = -inf; inf at z = +inf and where no float is as large."""
+    """phi_k(z) for k >= 0, and its limits for every k: 0 at z = -inf; inf at +inf and where no float is so large."""
     if k < 0:
         raise ValueError(f"k = {k}: phi functions are numbered from 0")
     if abs(z) < 1 and k > 0:
