@@ -89,7 +89,7 @@ def _vp_nodes(schedule: NoiseSchedule, config: Mapping[str, Any], request: GridR
         values = np.asarray(request.sigmas, dtype=np.float64)
         return (*_nodes_of_times(schedule, schedule.time(-np.log(values[values > 0])), np.round), final)
     if request.timesteps is not None:
-        return (*schedule.nodes_at(request.timesteps), final)
+        return (*(schedule.node(float(t)) for t in request.timesteps), final)
     name = grid_name(config, config.get("timestep_spacing", "linspace"))
     if name in INTEGER_GRIDS:
         if name == "leading" and request.leading_from_zero:
@@ -97,7 +97,7 @@ def _vp_nodes(schedule: NoiseSchedule, config: Mapping[str, Any], request: GridR
         else:
             times = evaluation_times(name, _clipped(schedule, config), request.count)
         times = np.round(times) + (config.get("steps_offset", 0) if name == "leading" else 0)
-        nodes = schedule.nodes_at(np.clip(times, 0, schedule.noise_time))
+        nodes = [schedule.node(t) for t in np.clip(times, 0, schedule.noise_time).tolist()]
     else:
         times = evaluation_times(name, schedule, request.count)
         nodes = _nodes_of_times(schedule, times, np.floor if name in TRUNCATED_GRIDS else np.round)
@@ -125,14 +125,14 @@ def _edm_nodes(schedule: NoiseSchedule, config: Mapping[str, Any], request: Grid
     if request.sigmas is not None:
         return (*(schedule.node_at(sigma) for sigma in request.sigmas if sigma > 0), final)
     if request.timesteps is not None:
-        return (*schedule.nodes_at(request.timesteps), final)
+        return (*(schedule.node(float(time)) for time in request.timesteps), final)
     name = grid_name(config, _edm_spacing(config))
     if is_continuous(config) and name in INTEGER_GRIDS and not config.get("timestep_grid"):
         levels = [node.sbar for node in _vp_nodes(DiscreteSchedule.from_config(config), config, request)]
         return (*(schedule.node_at(level) for level in levels[:-1]), final)
     rho = {"rho": float(config.get("rho") or 7.0)} if name == "karras" else {}
     times = GRIDS[name](schedule, request.count, **rho)
-    return (*_without_repeats(schedule.nodes_at(times), final), final)
+    return (*_without_repeats([schedule.node(time) for time in times.tolist()], final), final)
 
 
 def _edm_spacing(config: Mapping[str, Any]) -> str:
@@ -146,8 +146,12 @@ def _flow_nodes(schedule: NoiseSchedule, config: Mapping[str, Any], request: Gri
     sigmas = _flow_sigmas(schedule, config, request)
     times = sigmas * scale if request.timesteps is None else np.asarray(request.timesteps, dtype=np.float64)
     times = np.floor(times) if whole_timesteps(schedule, config) else times
-    noisy = sigmas > 0
-    return (*schedule.nodes_at(sigmas[noisy] * scale, times[noisy]), schedule.node(schedule.clean_time))
+    nodes = [
+        schedule.node(sigma * scale, model_time=time)
+        for sigma, time in zip(sigmas.tolist(), times.tolist(), strict=True)
+        if sigma > 0
+    ]
+    return (*nodes, schedule.node(schedule.clean_time))
 
 
 def _flow_sigmas(schedule: NoiseSchedule, config: Mapping[str, Any], request: GridRequest) -> Array:
@@ -227,10 +231,10 @@ def _spaced(name: str, first: float, last: float, count: int) -> Array:
     return np.exp(np.linspace(np.log(first), np.log(last), count))
 
 
-def _nodes_of_times(schedule: NoiseSchedule, times: Array, rounding: Any) -> tuple[Node, ...]:
+def _nodes_of_times(schedule: NoiseSchedule, times: Array, rounding: Any) -> list[Node]:
     """Nodes at `times` whose model times are whole timesteps, as trained."""
     whole = np.clip(rounding(times + 1e-6), 0, schedule.noise_time)
-    return schedule.nodes_at(times, whole)
+    return [schedule.node(t, model_time=m) for t, m in zip(times.tolist(), whole.tolist(), strict=True)]
 
 
 def _final_node(schedule: NoiseSchedule, config: Mapping[str, Any]) -> Node:
