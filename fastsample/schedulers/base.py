@@ -16,13 +16,13 @@ from fastsample.sampling.backend import accumulation_dtype, combine
 from fastsample.sampling.executor import Runner
 from fastsample.sampling.noise import Generators, draw_noise
 from fastsample.sampling.program import compile_program
+from fastsample.schedulers.config import check_config, read_config
 from fastsample.schedulers.edm import EDMInterface
-from fastsample.schedulers.grid import GridRequest, make_nodes, whole_timesteps
+from fastsample.schedulers.grid import GridRequest, make_nodes, training_grid, whole_timesteps
 from fastsample.schedulers.noising import Noising
 from fastsample.schedulers.run import Run, RunPerThread
 from fastsample.schedulers.threshold import threshold
 from fastsample.schedules.base import Node, NoiseSchedule
-from fastsample.schedules.config import understood
 from fastsample.solvers import build_table_on_nodes, get_solver
 from fastsample.tables.table import Step, Table
 
@@ -54,13 +54,13 @@ class TableScheduler(EDMInterface, Noising, SchedulerMixin, ConfigMixin):  # typ
     def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
         """As diffusers, from any scheduler's config; what it says of its model is kept, defaults too."""
         if isinstance(config, Mapping):
-            config, meant = understood(config)
-            kwargs = {**meant, **kwargs}
+            config, kwargs = read_config(cls, config, kwargs)
         return super().from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)
 
     def _prepare(self) -> None:
         """Checks the config and sets the state before any `set_timesteps`: the training timesteps."""
         self._schedule = NoiseSchedule.from_config(self.config)
+        check_config(self.config, self._schedule.kind)
         solver = get_solver(self.solver()[0])
         # evaluations of one step of the grid, as pipelines of order-2 schedulers expect
         self.order = solver.evaluations if solver.whole_steps else 1
@@ -70,8 +70,13 @@ class TableScheduler(EDMInterface, Noising, SchedulerMixin, ConfigMixin):  # typ
         if self._schedule.kind == "vp":
             training = torch.arange(self._schedule.train_steps, dtype=torch.float64)
             self.alphas_cumprod = torch.from_numpy(self._schedule.alpha(training.numpy()) ** 2).float()
-        training_times = torch.arange(self._schedule.train_steps - 1, -1, -1)
-        self._runs = RunPerThread({"latest": Run(training_times, torch.zeros(0))})
+        self._runs = RunPerThread({"latest": self._before_any_run()})
+
+    def _before_any_run(self) -> Run:
+        """The timesteps and sigmas of training."""
+        times, sigmas = training_grid(self._schedule, self.config)
+        dtype = torch.int64 if self._schedule.kind == "vp" else torch.float32
+        return Run(torch.tensor(times, dtype=dtype), torch.tensor(sigmas, dtype=torch.float32))
 
     @property
     def _run(self) -> Run:
