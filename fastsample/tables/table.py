@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -174,39 +175,55 @@ def output_of(node: Node, prediction_type: str, data: Any, noise: Any) -> Any:
 
 def compile_rows(solver: str, rows: Sequence[Row], space: Space, prediction_type: str, exact: bool = True) -> Table:
     """Turn rows on predictions into a table on raw model outputs. `space` is what the history holds."""
+    kept = _kept_entries(rows)
     steps = []
     for index, row in enumerate(rows):
-        node = row.source
-        entry = row.entry or Weights(history=(1.0,))
-        keeps_entry = any(_reads(later, ahead) for ahead, later in enumerate(rows[index + 1 :], start=1))
-        steps.append(
-            Step(
-                node,
-                row.target,
-                _raw(row.next, node, space, prediction_type),
-                prediction_weights(node, prediction_type, "data")
-                if node.alpha or prediction_type != "epsilon"
-                else (0, 0),
-                _raw(entry, node, space, prediction_type) if keeps_entry else None,
-                {name: _raw(weights, node, space, prediction_type) for name, weights in row.states.items()},
-            )
-        )
+        said = _Said(row.source, prediction_type, space)
+        entry = said.combination(row.entry or LATEST) if index in kept else None
+        states = {name: said.combination(weights) for name, weights in row.states.items()}
+        data = said.data if row.source.alpha or prediction_type != "epsilon" else (0.0, 0.0)
+        steps.append(Step(row.source, row.target, said.combination(row.next), data, entry, states))
     return Table(solver, prediction_type, tuple(steps), exact)
 
 
-def _reads(row: Row, index: int) -> bool:
-    """Whether `row` uses the history entry `index` evaluations back."""
-    readers = (row.next, row.entry or Weights(), *row.states.values())
-    return any(len(weights.history) > index and weights.history[index] != 0 for weights in readers)
+LATEST = Weights(history=(1.0,))
+"""The history entry of a row that names none: the prediction just made."""
 
 
-def _raw(weights: Weights, node: Node, space: Space, prediction_type: str) -> Combination:
-    sample, output = weights.sample, 0.0
-    for factor, kind in ((weights.history[0] if weights.history else 0.0, space), (weights.data, "data")):
-        if factor:
-            a, b = prediction_weights(node, prediction_type, kind)  # type: ignore[arg-type]
-            sample, output = sample + factor * a, output + factor * b
-    return Combination(sample, output, tuple(weights.history[1:]), dict(weights.states), weights.noise)
+def _kept_entries(rows: Sequence[Row]) -> set[int]:
+    """The evaluations whose history entry a later row reads."""
+    kept = set[int]()
+    for index, row in enumerate(rows):
+        for weights in (row.next, row.entry or LATEST, *row.states.values()):
+            kept.update(index - ago for ago, weight in enumerate(weights.history) if ago and weight)
+    return kept
+
+
+class _Said:
+    """What a model output at `node` says: the predictions that rows weigh, each computed when first asked for."""
+
+    def __init__(self, node: Node, prediction_type: str, space: Space) -> None:
+        self.node, self.prediction_type, self.space = node, prediction_type, space
+
+    @cached_property
+    def data(self) -> tuple[float, float]:
+        return prediction_weights(self.node, self.prediction_type, "data")
+
+    @cached_property
+    def latest(self) -> tuple[float, float]:
+        """In the space of the history."""
+        return self.data if self.space == "data" else prediction_weights(self.node, self.prediction_type, "noise")
+
+    def combination(self, weights: Weights) -> Combination:
+        """`weights` of predictions as weights of the sample and the raw output."""
+        sample, output = weights.sample, 0.0
+        if weights.history and weights.history[0]:
+            a, b = self.latest
+            sample, output = sample + weights.history[0] * a, output + weights.history[0] * b
+        if weights.data:
+            a, b = self.data
+            sample, output = sample + weights.data * a, output + weights.data * b
+        return Combination(sample, output, weights.history[1:], dict(weights.states), weights.noise)
 
 
 def _step_from_dict(raw: Mapping[str, Any]) -> Step:
