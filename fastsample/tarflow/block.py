@@ -3,12 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from fastsample.sampling.backend import accumulation_dtype
 from fastsample.tarflow.layers import WHOLE, AttentionBlock, KeyValues, Pass
+
+
+class Flow(Protocol):
+    """What decoding knows of a :class:`fastsample.TarFlowModel`: its blocks, and one pass of a block's network."""
+
+    blocks: Sequence[FlowBlock]
+    var: Tensor
+
+    def __call__(
+        self,
+        tokens: Tensor,
+        condition: Tensor | None = None,
+        *,
+        block: int,
+        now: Pass,
+        kept: Sequence[KeyValues] = (),
+    ) -> Tensor:
+        """(a, b) [B, n, 2 C] of block number `block` at `tokens` [B, n, C]; see :meth:`FlowBlock.outputs`."""
+        ...
 
 
 class FlowBlock(nn.Module):

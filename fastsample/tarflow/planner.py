@@ -8,7 +8,7 @@ from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import takewhile
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,11 +17,9 @@ from fastsample.fixed_point.iterations import ParallelReport
 from fastsample.sampling.ledger import clock
 from fastsample.sampling.noise import Generators, draw_noise
 from fastsample.tarflow.decode import decode, decode_block
+from fastsample.tarflow.model import TarFlowModel
 from fastsample.tarflow.plans import BlockPlan, Plan
 from fastsample.tarflow.system import STARTS, Guidance
-
-if TYPE_CHECKING:
-    from fastsample.tarflow.model import TarFlowModel
 
 MARGIN = 1 / 3  # of the target, aimed at here: of 384 other images the worst were twice as far off
 TOLERANCES = [10 ** (-step / 4) for step in range(4, 29)]  # 1e-1 .. 1e-7

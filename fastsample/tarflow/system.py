@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from fastsample.sampling.backend import accumulation_dtype
+from fastsample.tarflow.block import Flow
 from fastsample.tarflow.layers import Pass
-
-if TYPE_CHECKING:
-    from fastsample.tarflow.model import TarFlowModel
 
 STARTS = ("z", "zeros", "affine")
 """First guesses of a block's tokens: z itself, zeros, and z by the scales and shifts that the block has at zeros.
@@ -49,7 +46,7 @@ class BlockSystem:
 
     def __init__(
         self,
-        model: TarFlowModel,
+        model: Flow,
         index: int,
         z: Tensor,
         labels: Tensor | None,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fastsample_kernels._registration import batched_first, register
-from fastsample_kernels.counter_random import gumbels
+from fastsample_kernels.counter_random import gumbels, rows_per_seed
 from fastsample_kernels.dispatch import choose_backend
 
 MAX_VOCABULARY = 262144
@@ -125,17 +125,6 @@ def token_statistics_reference(
         indices.append(sample)
         values.append(exact.gather(-1, sample[..., None])[..., 0])
     return torch.stack(values), torch.stack(indices)
-
-
-def rows_per_seed(seed: Tensor, rows: torch.Size) -> int:
-    """How many consecutive rows share a seed: the trailing dimensions along which it is constant."""
-    count = 1
-    shape = (1,) * (len(rows) - seed.dim()) + tuple(seed.shape)
-    for extent, own in zip(reversed(rows), reversed(shape), strict=True):
-        if own != 1:
-            break
-        count *= extent
-    return count
 
 
 def _broadcasts(values: Tensor, rows: torch.Size) -> bool:
