@@ -164,7 +164,7 @@ class CommitScheduler(BlockRefinementScheduler):  # type: ignore[misc]
             step=torch.full_like(count, step),
             steps=self.num_inference_steps,
             quota=quota,
-            share=quota.double() / count.clamp(min=1),
+            share=quota.float() / count.clamp(min=1),
             first=0,
             length=length,
             tokens=sample,

@@ -43,4 +43,4 @@ def _sweep(model: Flow, index: int, z: Tensor, labels: Tensor | None, start: str
 
 
 def _norm(matrix: Tensor, order: float) -> float:
-    return float(torch.linalg.matrix_norm(matrix.double(), ord=order))
+    return float(torch.linalg.matrix_norm(matrix.cpu().double(), ord=order))

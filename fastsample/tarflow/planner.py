@@ -103,8 +103,8 @@ def plan(
 
 def relative_residual(x: Tensor, exact: Tensor) -> float:
     """The largest `||x - exact|| / ||exact||` of a batch item; inf where one is not finite."""
-    distance = torch.linalg.vector_norm((x - exact).flatten(1).double(), dim=1)
-    worst = float((distance / torch.linalg.vector_norm(exact.flatten(1).double(), dim=1)).max())
+    x, exact = (images.flatten(1).cpu().double() for images in (x, exact))  # not every device has float64
+    worst = float((torch.linalg.vector_norm(x - exact, dim=1) / torch.linalg.vector_norm(exact, dim=1)).max())
     return worst if math.isfinite(worst) else math.inf
 
 
