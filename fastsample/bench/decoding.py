@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastsample.bench.record import Record, Result, context_of, environment, weights_digest
+from fastsample.bench.context import context_of, environment
+from fastsample.bench.record import Record, Result
 from fastsample.decoding import decode_masked
 from fastsample.demo.language.sums import RESPONSE_LENGTH, Sum, problems
 from fastsample.names.rules import Method
@@ -43,15 +44,8 @@ class DecodingBench:
         self.problems = list(itertools.islice(problems(self.seed, test=True), self.count))
         self.prompts = torch.tensor(self.tokenizer([problem.prompt for problem in self.problems]).input_ids)
         self.prompts = self.prompts.to(self.model.device)
-        self._environment = environment()
-        self._context = context_of(
-            self.seed,
-            self.count,
-            self.timed,
-            str(self.model.dtype),
-            str(self.model.device),
-            weights_digest(self.model),
-        )
+        self._environment = environment(self.model.device)
+        self._context = context_of([self.model], self.model.device, self.seed, self.count, self.timed)
 
     def run(self, methods: Sequence[Method]) -> Iterator[Result]:
         """Run what the record does not hold yet, yielding each result once it is on disk."""
@@ -60,7 +54,7 @@ class DecodingBench:
                 yield self.record.append(self._describe(method) | self._judge(method) | self._time(method))
 
     def result(self, method: Method) -> Result | None:
-        """What the record holds of this method, with these weights, problems and this dtype."""
+        """What the record holds of this method, with these weights and problems, on this device."""
         return self.record.results.get(self._key(method))
 
     def _key(self, method: Method) -> str:

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from fastsample.bench.cases import Arm, Case
+from fastsample.bench.context import context_of, environment, modules_of
 from fastsample.bench.metrics import decode, frechet_distance, psnr, rms
-from fastsample.bench.record import Record, Result, context_of, environment
+from fastsample.bench.record import Record, Result
 from fastsample.bench.reference import converged
 from fastsample.pipelines.counting import count
 from fastsample.pipelines.parallel import ParallelRun
@@ -43,9 +44,9 @@ class Bench:
                 f"model = {type(self.pipe).__name__} has no {missing[0]}: give a latent text-to-image model"
             )
         self._own = self.pipe.scheduler
-        self._environment = environment()
-        name = getattr(self.pipe.config, "_name_or_path", "")
-        self._context = context_of(type(self.pipe).__name__, name, str(self.pipe.vae.dtype), list(self.prompts))
+        self._environment = environment(self.pipe.device)
+        kind, config = type(self.pipe).__name__, sorted((key, str(value)) for key, value in self._own.config.items())
+        self._context = context_of(modules_of(self.pipe), self.pipe.device, kind, config, list(self.prompts))
         self._converged: dict[tuple[float, int], tuple[Tensor, Tensor]] = {}
         self._plain: tuple[Any, Tensor] | None = None  # the last sequential latents compared to
 
@@ -81,7 +82,7 @@ class Bench:
                         yield self.record.append(result)
 
     def result(self, case: Case) -> Result | None:
-        """What the record holds of this case, run with this model, these prompts and this dtype."""
+        """What the record holds of this case, run with these weights and prompts on this device."""
         return self.record.results.get(self._key(case))
 
     def images(self, arm: Arm, steps: int, guidance: float, seed: int) -> Tensor:

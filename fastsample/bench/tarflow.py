@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastsample.bench.context import context_of, environment
 from fastsample.bench.metrics import frechet_distance
-from fastsample.bench.record import Record, Result, context_of, environment, weights_digest
+from fastsample.bench.record import Record, Result
 from fastsample.bench.report import markdown_table
 from fastsample.pipelines.counting import count
 from fastsample.sampling.ledger import clock
@@ -50,15 +51,8 @@ class FlowBench:
 
     def __post_init__(self) -> None:
         model = self.pipe.transformer
-        self._context = context_of(
-            self.residual,
-            self.guidance,
-            self.seed,
-            str(model.dtype),
-            str(model.device),
-            torch.get_num_threads(),
-            weights_digest(model),
-        )
+        self._context = context_of([model], model.device, self.residual, self.guidance, self.seed)
+        self._environment = environment(model.device)
 
     def plan(self, batch: int, on_block: Callable[[int], None] | None = None) -> Plan:
         """The automatic plan for batches of that size."""
@@ -175,7 +169,7 @@ class FlowBench:
         return [results[key] for key in keys] if results.keys() >= set(keys) else None
 
     def _append(self, kind: str, arm: Arm, values: dict[str, Any]) -> Result:
-        shared = {"arm": arm.label, "guidance": self.guidance, **self.named, "environment": environment()}
+        shared = {"arm": arm.label, "guidance": self.guidance, **self.named, "environment": self._environment}
         return self.record.append({"key": self._key(kind, arm), **shared, **values})
 
 

@@ -31,7 +31,7 @@ def gather() -> dict[str, Any]:
     """The facts that `doctor` prints."""
     import torch
 
-    from fastsample.bench.record import environment
+    from fastsample.bench.context import environment
     from fastsample.demo.bundled import model_path
     from fastsample.demo.mixture import cache_folder
     from fastsample.sampling.backend import fuses

@@ -155,11 +155,11 @@ def bench(
     Example: fastsample tarflow bench --batch 16,32 --repeats 9 --images 500 --seeds 4
     """
     sizes = common.numbers(batch, "batch", int)
-    common.check_least(batch=min(sizes), repeats=repeats, seeds=seeds, images=images + 1)
+    common.check_least(batch=min(sizes), repeats=repeats, seeds=seeds)
+    if images < 0 or images == 1:
+        raise ValueError(f"--images = {images}: give 0 for none, or 2 and more, which a Frechet distance needs")
     if images and model is not None:
         raise ValueError(f"--images = {images}: only the bundled digits have a classifier, give 0 with --model")
-    if images == 1:
-        raise ValueError("--images = 1: a Frechet distance needs 2 or more, or give 0")
     pipe = load(model, device, dtype)
     folder = common.writable_folder(out)
 
