@@ -83,6 +83,19 @@ def test_a_benchmark_counts_measures_and_resumes(tmp_path: Path, cache: Path) ->
     other.prompts = PROMPTS[:1]
     other.__post_init__()
     assert all(other.result(case) is None for case in cases)  # other prompts, other results
+    other.prompts, threads = PROMPTS, torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads + 1)
+        other.__post_init__()
+        assert all(other.result(case) is None for case in cases)  # other threads, other seconds
+    finally:
+        torch.set_num_threads(threads)
+    for part in (other.pipe.unet, other.pipe.text_encoder, other.pipe.vae):
+        weight = next(part.parameters()).data.view(-1)
+        weight[0] += 1
+        other.__post_init__()
+        assert all(other.result(case) is None for case in cases)  # other weights
+        weight[0] -= 1
     assert len(make_bench(tmp_path, resume=False).record.results) == 0
 
 

@@ -61,6 +61,35 @@ def test_import_is_light() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_nothing_needs_unix() -> None:
+    """Every public name and the commands without what Windows lacks; a ledger then knows no CPU memory."""
+    code = """
+import importlib, pkgutil, sys
+import psutil  # transformers', whose own back end on Linux needs them
+
+class Windows:
+    def find_spec(self, name, path=None, target=None):
+        if name in ("resource", "fcntl", "pwd", "grp", "termios"):
+            raise ModuleNotFoundError(f"No module named {name!r}")
+
+for name in ("resource", "fcntl", "pwd", "grp", "termios"):
+    sys.modules.pop(name, None)
+sys.meta_path.insert(0, Windows())
+import fastsample
+for name in fastsample.__all__:
+    getattr(fastsample, name)
+for module in pkgutil.walk_packages(fastsample.__path__, "fastsample."):
+    if module.name != "fastsample.__main__":
+        importlib.import_module(module.name)
+with fastsample.Ledger().running() as ledger:
+    pass
+assert ledger.seconds > 0
+assert ledger.peak_memory == 0
+"""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("name", fastsample.__all__)
 def test_every_public_name_resolves(name: str) -> None:
     assert getattr(fastsample, name) is not None

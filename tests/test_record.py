@@ -81,6 +81,27 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
             Record(tmp_path / "results.jsonl")
 
 
+def test_lines_that_others_replaced_go_with_the_next_opening(tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    later = [{**result, "value": -1.0} for result in OLD]
+    written(path, [*OLD, *later])
+    assert len(path.read_bytes().splitlines()) == 6  # none is rewritten while a run is on
+    assert list(Record(path).results.values()) == later
+    Record(path).append(NEW[0])
+    assert [json.loads(line) for line in path.read_bytes().splitlines()] == [*later, NEW[0]]
+
+
+def test_a_run_killed_beside_another_costs_it_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    written(path)
+    record = Record(path)
+    with path.open("ab") as file:
+        file.write(b'{"key": "of ano')
+    record.append(NEW[0])
+    record.append(NEW[1])
+    assert list(Record(path).results.values()) == [*OLD, *NEW]
+
+
 def test_two_runs_at_once_keep_each_others_results(tmp_path: Path) -> None:
     path = tmp_path / "results.jsonl"
     written(path, OLD[:1])
