@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -47,8 +48,6 @@ def run_scheduler(
 
 def scheduler_takes_generator(scheduler: Any) -> bool:
     """Whether `step` has the argument, as pipelines ask."""
-    import inspect
-
     return "generator" in inspect.signature(scheduler.step).parameters
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from fastsample.bench.accelerations import Gate, Parallel
 from fastsample.names.options import parse_options
 from fastsample.names.peers import peer_class
+from fastsample.schedulers import create_scheduler
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,6 @@ class Arm:
         """A fresh scheduler of this arm for the model that `config` describes."""
         if self.peer:
             return peer_class(self.name).from_config(config, **dict(self.options))
-        from fastsample.schedulers import create_scheduler
-
         return create_scheduler(self.name, config, grid=self.grid, **dict(self.options))
 
 
@@ -75,8 +74,6 @@ def parse_arm(text: str, *, grid: str | None = None, peer: bool = False) -> Arm:
     if peer:
         peer_class(name)
     else:
-        from fastsample.schedulers import create_scheduler
-
         create_scheduler(name, {}, grid=grid, **dict(arm.options))
     return arm
 

@@ -139,7 +139,7 @@ def harness_model(
     Raises ImportError where lm-evaluation-harness is not installed, before anything is loaded.
     """
     try:
-        from lm_eval.api.model import LM
+        from lm_eval.api.model import LM  # an extra
     except ImportError as error:
         raise ImportError(f"lm_eval cannot be imported ({error}): pip install 'fastsample[lm-eval]'") from None
     method = parse_method(rule)

@@ -17,6 +17,7 @@ from fastsample.bench.context import context_of, environment, modules_of
 from fastsample.bench.metrics import decode, frechet_distance, psnr, rms
 from fastsample.bench.record import Record, Result
 from fastsample.bench.reference import converged
+from fastsample.demo.bundled import features, prompt_fidelity, real_features
 from fastsample.pipelines.counting import count
 from fastsample.pipelines.parallel import ParallelRun
 from fastsample.pipelines.tgate import TGateSummary
@@ -135,8 +136,6 @@ class Bench:
             "pixel_psnr": psnr(images, exact),
         }
         if self.judge:
-            from fastsample.demo.bundled import features, prompt_fidelity, real_features
-
             fidelity = prompt_fidelity(images, self.prompts)
             result |= {"attributes": fidelity["attributes"], "prompts": fidelity["prompts"]}
             result["frechet"] = frechet_distance(features(images), real_features()) if finite else float("inf")

@@ -15,6 +15,7 @@ from fastsample.bench.context import context_of, environment
 from fastsample.bench.metrics import frechet_distance
 from fastsample.bench.record import Record, Result
 from fastsample.bench.report import markdown_table
+from fastsample.demo import digits
 from fastsample.pipelines.counting import count
 from fastsample.sampling.ledger import clock
 from fastsample.tarflow import BlockPlan, DecodeReport, Plan, TarFlowPipeline
@@ -175,8 +176,6 @@ class FlowBench:
 
 def digit_score(images: Tensor, labels: Tensor) -> dict[str, float]:
     """Accuracy, and Frechet distance to the held-out digits, in the bundled classifier's eyes."""
-    from fastsample.demo import digits
-
     real = digits.features(digits.held_out_digits()[0])
     distance = frechet_distance(digits.features(images), real)
     return {"accuracy": digits.accuracy(images, labels), "frechet": distance}

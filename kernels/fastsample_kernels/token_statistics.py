@@ -144,7 +144,7 @@ def _operation(
     gumbel = (gumbel_temperature, seed, offset)
     if choose_backend(logits.device) == "torch":
         return token_statistics_reference(logits, temperature, *gumbel)
-    from fastsample_kernels._token_statistics_triton import launch
+    from fastsample_kernels._token_statistics_triton import launch  # Triton is optional
 
     values, indices = _fake(logits, temperature, *gumbel)
     if indices.numel():
