@@ -101,7 +101,7 @@ class Bench:
         with replace(arm.parallel, window=None).apply(
             self.pipe, lambda fixed: found.append(fixed.trajectory[-1].clone())
         ):
-            shown._run(arm.scheduler(self._own.config), steps, guidance, seed)
+            shown._latents(arm.scheduler(self._own.config), steps, guidance, seed)
         return found, shown._plain_latents(arm, steps, guidance, seed)
 
     def _key(self, case: Case) -> str:
@@ -145,7 +145,7 @@ class Bench:
         """The converged latents and their images."""
 
         def sample(scheduler: Any, steps: int) -> Tensor:
-            return self._run(scheduler, steps, guidance, seed)
+            return self._latents(scheduler, steps, guidance, seed)
 
         if (guidance, seed) not in self._converged:
             latents = converged(self.pipe, self.prompts, seed, guidance, sample)
@@ -170,7 +170,7 @@ class Bench:
         parallel = arm.parallel.apply(self.pipe) if arm.parallel else nullcontext()
         try:
             with count(self.pipe, len(self.prompts)) as ledger, parallel as run:
-                latents = self._run(scheduler, steps, guidance, seed)
+                latents = self._latents(scheduler, steps, guidance, seed)
         finally:
             if handle:
                 handle.remove()
@@ -181,7 +181,7 @@ class Bench:
             (_savings(handle.summary()) if handle else {}) | (_rounds(run, batches) if run else {}),
         )
 
-    def _run(self, scheduler: Any, steps: int, guidance: float, seed: int) -> Tensor:
+    def _latents(self, scheduler: Any, steps: int, guidance: float, seed: int) -> Tensor:
         """Latents of all prompts. Each image has a generator of its own, so that all arms start from its noise."""
         self.pipe.scheduler = scheduler
         parts = []

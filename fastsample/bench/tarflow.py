@@ -27,8 +27,8 @@ Score = Callable[[Tensor, Tensor], dict[str, float]]
 
 
 @dataclass(frozen=True)
-class Arm:
-    """One way of decoding."""
+class Decoding:
+    """One way of decoding: a method, with its plan."""
 
     label: str
     method: str
@@ -70,13 +70,13 @@ class FlowBench:
             self.record.append({"key": key, "plan": made.to_json()})
         return Plan.from_json(self.record.results[key]["plan"])
 
-    def arms(self, batch: int) -> list[Arm]:
+    def arms(self, batch: int) -> list[Decoding]:
         """Sequential decoding, both iterations the same for all blocks, and the plan."""
         return [
-            Arm("sequential", "sequential"),
-            Arm("Jacobi", "jacobi", BlockPlan(tolerance=self.residual)),
-            Arm("GS-Jacobi, 8 chunks", "gs-jacobi", BlockPlan(chunks=8, tolerance=self.residual)),
-            Arm("plan", "gs-jacobi", self.plan(batch)),
+            Decoding("sequential", "sequential"),
+            Decoding("Jacobi", "jacobi", BlockPlan(tolerance=self.residual)),
+            Decoding("GS-Jacobi, 8 chunks", "gs-jacobi", BlockPlan(chunks=8, tolerance=self.residual)),
+            Decoding("plan", "gs-jacobi", self.plan(batch)),
         ]
 
     def speed(self, batch: int, repeats: int) -> list[Result]:
@@ -155,21 +155,21 @@ class FlowBench:
         labels = torch.arange(images) % max(1, model.config.num_classes)
         return z.to(model.device, model.dtype), labels.to(model.device)
 
-    def _decode(self, arm: Arm, z: Tensor, labels: Tensor) -> tuple[Tensor, DecodeReport]:
+    def _decode(self, arm: Decoding, z: Tensor, labels: Tensor) -> tuple[Tensor, DecodeReport]:
         model = self.pipe.transformer
         own = labels if model.config.num_classes else None
         images, report = model.decode(z, own, method=arm.method, plan=arm.plan, guidance=self.guidance)
         return images, report
 
-    def _key(self, kind: str, arm: Arm) -> str:
+    def _key(self, kind: str, arm: Decoding) -> str:
         return f"{self._context} {kind} {arm.label}"
 
-    def _known(self, kind: str, arms: Sequence[Arm]) -> list[Result] | None:
+    def _known(self, kind: str, arms: Sequence[Decoding]) -> list[Result] | None:
         """What the record holds, if that is all: arms are compared within one run."""
         keys, results = [self._key(kind, arm) for arm in arms], self.record.results
         return [results[key] for key in keys] if results.keys() >= set(keys) else None
 
-    def _append(self, kind: str, arm: Arm, values: dict[str, Any]) -> Result:
+    def _append(self, kind: str, arm: Decoding, values: dict[str, Any]) -> Result:
         shared = {"arm": arm.label, "guidance": self.guidance, **self.named, "environment": self._environment}
         return self.record.append({"key": self._key(kind, arm), **shared, **values})
 

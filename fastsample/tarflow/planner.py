@@ -70,12 +70,12 @@ def plan(
     exact, _ = decode(model, z, labels, None, guide, trace.__setitem__)
     igm, crm = model.metrics(model.images(exact) if images is None else images, labels)
     starts = [min(STARTS, key=lambda start: igm[start][index]) for index in range(len(model.blocks))]
-    bench = _Bench(model, labels, guide, z, trace, repeats)
+    meter = _Meter(model, labels, guide, z, trace, repeats)
     allowed = MARGIN * target_residual  # of each block; most are damped by those after them, else it is lowered
     while True:
         found: dict[int, _Choice] = {}
         for index in reversed(range(len(model.blocks))):
-            found[index] = bench.best(index, starts[index], allowed)
+            found[index] = meter.best(index, starts[index], allowed)
             if on_block is not None:
                 on_block(index)
         blocks = tuple(found[index].plan for index in range(len(model.blocks)))
@@ -95,7 +95,7 @@ def plan(
         "igm": igm,
         "crm": crm,
         "seconds": [found[index].seconds for index in range(len(blocks))],
-        "sequential_seconds": [bench.sequential(index).seconds for index in range(len(blocks))],
+        "sequential_seconds": [meter.sequential(index).seconds for index in range(len(blocks))],
         "sweeps": [found[index].sweeps for index in range(len(blocks))],
     }
     return Plan(blocks, measured)
@@ -126,7 +126,7 @@ class _Trial:
     most: int
 
 
-class _Bench:
+class _Meter:
     """Measures plans of one block, on what comes into it in sequential decoding; each once."""
 
     def __init__(
@@ -182,7 +182,7 @@ class _Bench:
 
     def _try(self, index: int, plan: BlockPlan) -> _Trial:
         if (index, plan) not in self._tried:
-            x, report = self._run(index, plan)
+            x, report = self._decoded(index, plan)
             most = _most_sweeps(report, plan.ends(len(self._model.var)))
             self._tried[index, plan] = _Trial(relative_residual(x, self._exact[index]), report.sweeps, most)
         return self._tried[index, plan]
@@ -192,12 +192,12 @@ class _Bench:
             seconds = []
             for _ in range(self._repeats):
                 began = clock(self._model.device)
-                _, report = self._run(index, plan)
+                _, report = self._decoded(index, plan)
                 seconds.append(clock(self._model.device) - began)
             self._timings[index, plan] = _Choice(plan, statistics.median(seconds), report.sweeps)
         return self._timings[index, plan]
 
-    def _run(self, index: int, plan: BlockPlan) -> tuple[Tensor, ParallelReport]:
+    def _decoded(self, index: int, plan: BlockPlan) -> tuple[Tensor, ParallelReport]:
         return decode_block(self._model, index, self._inputs[index], self._labels, plan, self._guidance)
 
 
