@@ -24,8 +24,8 @@ HEADER = """# Expected speed-ups of parallel sampling, on paper
 
 Made by `scripts/estimate_parallel.py` from measured rounds and rows a sweep. Columns: what a device is assumed to be,
 and how many of them share a sweep. A saturated device takes twice as long for two rows; "4 free" evaluates up to four
-in the time of one. Gathering a sweep's outputs is taken as 0.05 calls of one row, unless said otherwise. Numbers below 1
-are slower.
+in the time of one. Gathering a sweep's outputs is taken as 0.05 calls of one row, unless said otherwise. Numbers
+below 1 are slower.
 
 """
 DEVICES = (1, 2, 4, 8)
