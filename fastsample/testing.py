@@ -1,4 +1,4 @@
-"""For tests of solvers and schedulers, ours and those of who adds one: exact models and measured orders."""
+"""Helpers to test a solver or a scheduler, ours or your own: exact models and measured orders of convergence."""
 
 from __future__ import annotations
 

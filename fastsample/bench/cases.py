@@ -37,12 +37,12 @@ class Arm:
 
     @property
     def accelerations(self) -> list[Gate | Parallel]:
-        """What it adds to its solver."""
+        """Its gate and its parallel iteration, where it has them."""
         return [added for added in (self.gate, self.parallel) if added]
 
     @property
     def plain(self) -> Arm:
-        """Its solver alone."""
+        """The same solver without gate and parallel iteration."""
         return replace(self, gate=None, parallel=None)
 
     def scheduler(self, config: Mapping[str, Any]) -> Any:
@@ -81,9 +81,9 @@ def parse_arm(text: str, *, grid: str | None = None, peer: bool = False) -> Arm:
 def make_cases(
     arms: Sequence[Arm], steps: Sequence[int], guidances: Sequence[float], seeds: Sequence[int]
 ) -> list[Case]:
-    """All combinations, arms innermost, so that a comparison is complete as early as possible.
+    """All combinations. The arms vary fastest, so that the first comparisons are complete early.
 
-    An acceleration that does nothing in a run makes no case.
+    A combination whose acceleration would change nothing is left out.
     """
     for value in steps:
         if value < 1:

@@ -1,4 +1,4 @@
-"""What results depend on: the weights, the settings, and the machine that took the seconds."""
+"""What a result depends on: weights, settings, and the machine on which its seconds were measured."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fastsample.version import __version__
 def context_of(modules: Sequence[nn.Module], device: torch.device, *settings: Any) -> str:
     """A hash for the keys of a record: weights and their dtypes, settings, device and threads.
 
-    Seconds compare on one device with one number of threads alone, so that results of others are not taken for these.
+    Seconds can only be compared on the same device with the same number of threads, so both are part of the hash.
     """
     known = (weights_digest(modules), hardware(device), torch.get_num_threads(), *settings)
     return hashlib.sha256(repr(known).encode()).hexdigest()[:12]

@@ -23,7 +23,7 @@ BATCHES = (1, 8)
 
 @dataclass
 class DecodingBench:
-    """A benchmark of a masked language model on `count` problems of the test split, of which no training saw any.
+    """A benchmark of a masked language model on `count` problems of the test split, none of them trained on.
 
     All problems are decoded in batches of `batch` for what is right and how many forwards a row took, which do not
     depend on the batch; the first `timed` once more in batches of 1 and of 8, for the seconds of each batch.
@@ -70,7 +70,7 @@ class DecodingBench:
         }
 
     def _judge(self, method: Method) -> Result:
-        """Shares of right answers and of wholly right texts; forwards a row, mean and deviation."""
+        """Shares of right answers and of wholly right texts; mean and standard deviation of the forwards per row."""
         verdicts: list[tuple[bool, bool]] = []
         forwards: list[int] = []
         tokens = 0
@@ -90,7 +90,7 @@ class DecodingBench:
         }
 
     def _time(self, method: Method) -> Result:
-        """Seconds a sequence at each batch size: median and deviation over batches, after a warm-up."""
+        """Seconds per sequence at each batch size: median and standard deviation over batches, after a warm-up."""
         result: Result = {}
         self._decode(method, self.prompts[:1], 0)
         for size in BATCHES:
@@ -103,7 +103,7 @@ class DecodingBench:
         return result
 
     def _decode(self, method: Method, prompts: Tensor, first: int) -> tuple[Tensor, Any]:
-        """A generator a row, so that random rules do not depend on the batch either."""
+        """Each row has its own generator, so that random rules do not depend on the batch either."""
         return decode_masked(
             self.model,
             prompts,

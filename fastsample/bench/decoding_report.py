@@ -63,7 +63,7 @@ def markdown(results: Sequence[Result]) -> str:
 
 
 def frontier(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Of (cost, quality), those that no cheaper one reaches in quality, by cost."""
+    """The (cost, quality) points whose quality no cheaper point reaches, ordered by cost."""
     kept: list[tuple[float, float]] = []
     for cost, quality in sorted(points, key=lambda point: (point[0], -point[1])):
         if not kept or quality > kept[-1][1]:

@@ -89,7 +89,7 @@ class HarnessModel:
 
     @torch.no_grad()
     def _bound(self, prompt: Tensor, target: Tensor) -> float:
-        """Mean over maskings, k of the L tokens masked, of L / k times their log-likelihood."""
+        """The mean over maskings of L / k times the log-likelihood of the k of L tokens that are masked."""
         length, mask = len(target), self.pipe.config.mask_token_id
         generator = torch.Generator().manual_seed(self.seed)
         counts = 1 + (torch.arange(self.draws) * length) // self.draws  # stratified: every k as often
@@ -174,7 +174,10 @@ def harness_model(
 
 
 def _grouped(requests: Sequence[Any]) -> Iterator[tuple[tuple[int | None, float, tuple[str, ...]], list[int]]]:
-    """Settings that requests share, and which requests; the longest contexts first, so that memory fails at once."""
+    """Groups of requests with the same settings: the settings, and the requests' places, longest contexts first.
+
+    So a batch that does not fit into memory fails at once.
+    """
     groups: dict[tuple[int | None, float, tuple[str, ...]], list[int]] = {}
     for place, request in enumerate(requests):
         options = dict(request.args[1])

@@ -17,7 +17,7 @@ from fastsample.bench.report import Summary
 
 
 def pareto(rows: Sequence[Summary], path: Path, metric: str = "latent_rms") -> None:
-    """`metric` against NFE, a panel a guidance scale; diverged points are left out."""
+    """`metric` against NFE, one panel per guidance scale; diverged points are left out."""
     guidances = sorted({row.guidance for row in rows})
     figure = Figure(figsize=(5 * len(guidances) + 2.5, 4.2))
     axes = figure.subplots(1, len(guidances), squeeze=False)
@@ -45,7 +45,7 @@ def pareto(rows: Sequence[Summary], path: Path, metric: str = "latent_rms") -> N
 
 
 def decoding_pareto(results: Sequence[Result], path: Path) -> None:
-    """Whole texts right, and answers right, against forwards; those that no other result beats are joined."""
+    """Shares of right texts and of right answers against forwards; a line joins the results that none beats."""
     figure = Figure(figsize=(13, 4.6))
     axes = figure.subplots(1, 2, sharey=True, sharex=True)
     for axis, metric in zip(axes, ("valid", "answers"), strict=True):
@@ -62,7 +62,7 @@ def decoding_pareto(results: Sequence[Result], path: Path) -> None:
 
 
 def image_grid(images: dict[str, Tensor], path: Path, prompts: Sequence[str]) -> None:
-    """One row a sampler, one column a prompt; images [n, 3, H, W] in [0, 1]."""
+    """One row per sampler, one column per prompt; images [n, 3, H, W] in [0, 1]."""
     shape = (len(images), len(prompts))
     figure = Figure(figsize=(1.3 * shape[1] + 2, 1.25 * shape[0] + 0.6))
     axes = figure.subplots(*shape, squeeze=False)
@@ -78,7 +78,7 @@ def image_grid(images: dict[str, Tensor], path: Path, prompts: Sequence[str]) ->
 
 
 def sweeps(errors: dict[str, list[float]], path: Path, title: str) -> None:
-    """RMS error to the sequential result, relative to its spread, against the sweep; a line a label."""
+    """RMS error to the sequential result, relative to its spread, against the sweep; one line per label."""
     figure = Figure(figsize=(6.5, 4.2))
     axis = figure.subplots()
     for index, (label, values) in enumerate(errors.items()):
@@ -90,7 +90,7 @@ def sweeps(errors: dict[str, list[float]], path: Path, title: str) -> None:
 
 
 def strips(images: dict[str, Tensor], path: Path) -> None:
-    """One row a label: the images [n, 3, H, W] in [0, 1] of its sweeps, the sequential one last."""
+    """One row per label: the images [n, 3, H, W] in [0, 1] of its sweeps, the sequential one last."""
     columns = max(len(row) for row in images.values())
     figure = Figure(figsize=(1.1 * columns + 2, 1.15 * len(images) + 0.4))
     axes = figure.subplots(len(images), columns, squeeze=False)

@@ -25,7 +25,7 @@ from fastsample.pipelines.tgate import TGateSummary
 
 @dataclass
 class Bench:
-    """A benchmark of a text-to-image `pipe` on `prompts`, in batches, with `repeats` timed runs a case.
+    """A benchmark of a text-to-image `pipe` on `prompts`, in batches, with `repeats` timed runs per case.
 
     Arms are interleaved within each repeat, after one warm-up call. With `judge`, images are scored by the
     bundled classifier (prompt fidelity, Frechet distance to real held-out images).
@@ -216,5 +216,5 @@ def _savings(summary: TGateSummary) -> Result:
 
 
 def _rounds(run: ParallelRun, batches: int) -> Result:
-    """Of a parallel run, a batch: evaluations one after the other, and the sweeps among them; why there were none."""
+    """Per batch of a parallel run: evaluations one after the other, sweeps among them, and why there were none."""
     return {"rounds": run.rounds / batches, "sweeps": run.sweeps / batches, "fallback": run.fallback}

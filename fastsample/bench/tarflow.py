@@ -80,9 +80,9 @@ class FlowBench:
         ]
 
     def speed(self, batch: int, repeats: int) -> list[Result]:
-        """A result an arm, decoding the same noise in turn, `repeats` times after a warm-up.
+        """One result per way of decoding: all decode the same noise in turn, `repeats` times after a warm-up.
 
-        Seconds, work, and the sequential seconds over its own in each repeat (quartiles).
+        It holds seconds, work, and quartiles of the speed-up: sequential seconds over its own in each repeat.
         """
         arms, kind = self.arms(batch), f"speed {batch} x {repeats}"
         if (known := self._known(kind, arms)) is not None:
@@ -118,7 +118,7 @@ class FlowBench:
         return results
 
     def quality(self, images: int, batch: int, seeds: int, score: Score) -> Iterator[Result]:
-        """A result a seed of sequential decoding, and one of the plan for `batch`.
+        """Per seed one result of sequential decoding, and one of the plan for `batch`.
 
         The metrics of `images` samples, denoised, and the largest residual to the sequential ones.
         """
@@ -175,7 +175,7 @@ class FlowBench:
 
 
 def digit_score(images: Tensor, labels: Tensor) -> dict[str, float]:
-    """Accuracy, and Frechet distance to the held-out digits, in the bundled classifier's eyes."""
+    """Accuracy, and Frechet distance to the held-out digits, as the bundled classifier sees them."""
     real = digits.features(digits.held_out_digits()[0])
     distance = frechet_distance(digits.features(images), real)
     return {"accuracy": digits.accuracy(images, labels), "frechet": distance}

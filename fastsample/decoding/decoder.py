@@ -1,4 +1,4 @@
-"""The engine of masked diffusion decoding: forwards of a batch whose rows advance, and leave, each on its own."""
+"""The engine of masked diffusion decoding: each row of a batch advances, and leaves it when finished, on its own."""
 
 from __future__ import annotations
 
@@ -203,7 +203,7 @@ class Decoder:
         rows.masked[:, columns] &= ~chosen
 
     def _end(self) -> None:
-        """Rows with an end token before which all is decided are: what follows is padding."""
+        """End the rows in which all before an end token is decided: what follows becomes padding."""
         if not len(self._stops):
             return
         rows, text = self._rows, self._rows.tokens[:, self._prompt :]
@@ -214,7 +214,7 @@ class Decoder:
         rows.masked &= ~after
 
     def _advance(self) -> None:
-        """Each row to its first block with something undecided."""
+        """Move each row to its first block with something undecided."""
         rows, settings = self._rows, self._settings
         left = rows.masked.reshape(-1, settings.blocks, settings.block_length).sum(-1)
         block = torch.where(left.any(-1), (left > 0).long().argmax(-1), settings.blocks)
@@ -233,7 +233,7 @@ class Decoder:
     def _report(self, report: list[list[int]], first: int) -> None:
         """Count the forward, stream its commits, and let finished rows go.
 
-        `report`, a row each: its block, whether its logits were broken, whether its cache is due, tokens (-1: none).
+        `report` per row: its block, whether its logits were broken, whether its cache is due, tokens (-1: none).
         """
         ledger, branches = self.ledger, self._denoiser.branches
         ledger.forward_calls += 1
@@ -251,7 +251,7 @@ class Decoder:
         self._settle(blocks, whole=any(unfinished))
 
     def _settle(self, blocks: list[int], whole: bool) -> None:
-        """Note where the rows are; those that are finished leave the batch."""
+        """Note the block that each row is in, and remove finished rows from the batch."""
         self._whole, rows = whole, self._rows
         self._blocks = [block for block in blocks if block < self._settings.blocks]
         if len(self._blocks) == len(blocks):

@@ -74,7 +74,7 @@ class Denoiser:
         return logits.index_fill(-1, self._mask_token, -math.inf)
 
     def _logits_at(self, inputs: Tensor, rows: Tensor, lowest: int, call: dict[str, Any]) -> Tensor:
-        """The model's logits at `rows`, `lowest` the first of them; computed there alone, if it can be told so."""
+        """The logits at `rows`, of which `lowest` is the first; no others are computed, if the model allows it."""
         keeps = self._adapter.keeps
         kept = {"logits_to_keep": rows, "num_logits_to_keep": inputs.shape[1] - lowest}
         if keeps is not None:

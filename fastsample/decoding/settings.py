@@ -21,7 +21,7 @@ Constraints = Mapping[int, int] | Sequence[Mapping[int, int]] | None
 
 @dataclass(frozen=True)
 class Settings:
-    """What a run is to do, as in :func:`fastsample.decode_masked`. Raises ValueError where they do not fit."""
+    """The arguments of :func:`fastsample.decode_masked`. Raises ValueError where they do not fit together."""
 
     rule: CommitRule
     gen_length: int

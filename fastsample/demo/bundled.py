@@ -71,7 +71,7 @@ def features(images: Tensor) -> NDArray[np.float64]:
 
 @functools.lru_cache(maxsize=8)
 def real_features(n: int = 2000, seed: int = 0) -> NDArray[np.float64]:
-    """[n, 64] features of real images of held-out scenes; shared, so leave them unchanged."""
+    """[n, 64] features of real images of held-out scenes; shared, so do not change them."""
     scenes = sample_scenes(n, seed, held_out=True)
     return features(torch.from_numpy(render_batch(scenes, seed)))
 

@@ -35,13 +35,13 @@ def load_pipeline(dtype: torch.dtype | None = None, device: str | torch.device =
 
 @functools.lru_cache(maxsize=1)
 def held_out_digits() -> tuple[Tensor, Tensor]:
-    """297 digits that were not trained on, [n, 1, 16, 16] in [0, 1], and their labels; shared, so leave them."""
+    """297 digits that were not trained on, [n, 1, 16, 16] in [0, 1], and labels; shared, so do not change them."""
     data = load_file(model_path() / DIGITS_FILE)
     return draw(data["scans"][:, None].float() / 8 - 1, 0.0) / 2 + 0.5, data["labels"].long()
 
 
 def draw(scans: Tensor, jitter: float = 1.0) -> Tensor:
-    """Scans [n, 1, 8, 8] in [-1, 1] at 16x16, moved at random by up to `jitter`, from torch's own generator.
+    """Scans [n, 1, 8, 8] in [-1, 1] at 16x16, moved at random by up to `jitter` with torch's global generator.
 
     At 1 they are turned by up to 8 degrees, scaled by up to 8 % and shifted by up to half a scan pixel.
     """

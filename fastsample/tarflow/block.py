@@ -59,7 +59,7 @@ class FlowBlock(nn.Module):
         nn.init.zeros_(self.proj_out.weight)  # the untrained block is nearly the identity
 
     def ordered(self, tokens: Tensor) -> Tensor:
-        """Tokens [B, T, C] in this block's order, or back from it."""
+        """Tokens [B, T, C] from the image's order to this block's, or back: the two are each other's inverse."""
         return tokens.flip(1) if self.flip else tokens
 
     def condition(self, labels: Tensor | None) -> Tensor | None:
@@ -75,7 +75,7 @@ class FlowBlock(nn.Module):
         return torch.where((labels < 0)[:, None, None], mean, self.class_embed[labels.clamp(min=0)])
 
     def empty_cache(self, like: Tensor, batch: int) -> list[KeyValues]:
-        """Room for the keys and values of `batch` rows of tokens, one entry a layer."""
+        """Room for the keys and values of `batch` rows of tokens, one entry per layer."""
         heads, length = self.pos_embed.shape[1] // self.head_dim, len(self.pos_embed)
         return [KeyValues.empty(like, batch, heads, length, self.head_dim) for _ in self.attn_blocks]
 

@@ -147,7 +147,10 @@ class TarFlowModel(ModelMixin, ConfigMixin):
     def metrics(
         self, images: Tensor, labels: Tensor | None = None, *, norm: float = 2
     ) -> tuple[dict[str, list[float]], list[float]]:
-        """IGM by start ("z", "zeros", "affine") and CRM, a number a block; see :mod:`fastsample.tarflow.metrics`."""
+        """IGM for each start ("z", "zeros", "affine") and CRM, one number per block.
+
+        See :mod:`fastsample.tarflow.metrics`.
+        """
         self._check_images(images)
         self.check_labels(labels, len(images))
         return convergence_metrics(self, self.tokens(images), labels, norm)
@@ -188,7 +191,7 @@ class TarFlowModel(ModelMixin, ConfigMixin):
         return guide
 
     def check_labels(self, labels: Tensor | None, batch: int) -> None:
-        """ValueError unless `labels` are None, or one a batch item, each a class or below 0 for none."""
+        """Raise ValueError unless `labels` is None or has one entry per batch item: a class, or below 0 for none."""
         if labels is None:
             return
         classes = self.config.num_classes

@@ -127,7 +127,7 @@ class _Trial:
 
 
 class _Meter:
-    """Measures plans of one block, on what comes into it in sequential decoding; each once."""
+    """Measures plans of single blocks, each plan once, on what goes into the block in sequential decoding."""
 
     def __init__(
         self,
@@ -202,7 +202,7 @@ class _Meter:
 
 
 def _most_sweeps(report: ParallelReport, ends: list[int]) -> int:
-    """Sweeps of the chunk that took the most."""
+    """The sweeps of the chunk that took the most of them."""
     begins = [0, *(begin for begin, *_ in report.starts)][:-1]  # before each sweep
     firsts = [0, *ends[:-1]]
     return max(sum(first <= begin < end for begin in begins) for first, end in zip(firsts, ends, strict=True))

@@ -84,7 +84,7 @@ class BlockSystem:
         return self._tokens.clone()
 
     def extend(self, reached: Tensor, rows: Tensor, states: Tensor) -> Tensor:
-        """Not asked: every token has a guess."""
+        """Never called: every token has a guess from the start."""
         raise NotImplementedError
 
     def evaluate(self, rows: Tensor, states: Tensor) -> Tensor:
@@ -111,7 +111,7 @@ class BlockSystem:
         return self.advance(rows, states, outputs)
 
     def gains(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """A token moves with its output only."""
+        """0 and 1: a token changes with its output alone, not with the token before it."""
         return torch.zeros(rows.shape), torch.ones(rows.shape)
 
     def change(self, rows: Tensor, new: Tensor, old: Tensor) -> Tensor:
@@ -119,7 +119,7 @@ class BlockSystem:
         return (new - old).to(self._size.dtype).square_().sum(-1).sqrt_() / self._size
 
     def commit(self, begin: Tensor) -> None:
-        """Keys and values are renewed when the next tokens are evaluated."""
+        """Nothing to do: keys and values are renewed when the next tokens are evaluated."""
 
     def _pass(self, tokens: Tensor, begin: int) -> Tensor:
         """(a, b) of `tokens` [B, n, C] from `begin` on, guided, as [B, n, 2 C]."""

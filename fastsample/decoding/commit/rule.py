@@ -1,4 +1,4 @@
-"""What a commit rule is: statistics of the tokens and where a row stands in, the positions to commit out."""
+"""What a commit rule is: from statistics of the tokens and the progress of each row to the positions to commit."""
 
 from __future__ import annotations
 
