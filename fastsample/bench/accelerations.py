@@ -1,4 +1,4 @@
-"""What an arm may add to its solver: T-GATE, or parallel iteration over the steps."""
+"""What a benchmarked sampler may add to its solver: T-GATE, or parallel iteration over the steps."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fastsample.pipelines.tgate import TGate
 
 @dataclass(frozen=True)
 class Gate:
-    """T-GATE at `step`; without `cache` guidance is dropped there, the conditional branch kept, and no more."""
+    """T-GATE from `step` on. Without `cache` only guidance is dropped there: nothing is reused."""
 
     step: int
     cache: bool = True
@@ -25,12 +25,12 @@ class Gate:
         return f"gate {self.step}" if self.cache else f"guidance cut {self.step}"
 
     def tgate(self, guidance: float) -> TGate:
-        """For a run at `guidance`, which is dropped where there is any."""
+        """The gate for a run at this guidance scale; above 1, where there is guidance, the gate drops it."""
         keep = "negative" if self.cache else "positive"
         return TGate(self.step, keep=keep, drop_guidance=guidance > 1, cache=self.cache)
 
     def fits(self, steps: int, guidance: float) -> bool:
-        """Whether it does anything in such a run."""
+        """Whether the gate changes anything in a run of that many steps at that guidance scale."""
         return self.step < steps and (self.cache or guidance > 1)
 
 

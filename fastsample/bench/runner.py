@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from fastsample.bench.cases import Arm, Case
+from fastsample.bench.context import context_of, environment, modules_of
 from fastsample.bench.metrics import decode, frechet_distance, psnr, rms
-from fastsample.bench.record import Record, Result, context_of, environment
+from fastsample.bench.record import Record, Result
 from fastsample.bench.reference import converged
+from fastsample.demo.bundled import features, prompt_fidelity, real_features
 from fastsample.pipelines.configured import configured
 from fastsample.pipelines.counting import count
 from fastsample.pipelines.parallel import ParallelRun
@@ -23,7 +25,7 @@ from fastsample.pipelines.tgate import TGateSummary
 
 @dataclass
 class Bench:
-    """A benchmark of a text-to-image `pipe` on `prompts`, in batches, with `repeats` timed runs a case.
+    """A benchmark of a text-to-image `pipe` on `prompts`, in batches, with `repeats` timed runs per case.
 
     Arms are interleaved within each repeat, after one warm-up call. With `judge`, images are scored by the
     bundled classifier (prompt fidelity, Frechet distance to real held-out images).
@@ -43,9 +45,9 @@ class Bench:
                 f"model = {type(self.pipe).__name__} has no {missing[0]}: give a latent text-to-image model"
             )
         self._own = self.pipe.scheduler
-        self._environment = environment()
-        name = getattr(self.pipe.config, "_name_or_path", "")
-        self._context = context_of(type(self.pipe).__name__, name, str(self.pipe.vae.dtype), list(self.prompts))
+        self._environment = environment(self.pipe.device)
+        kind, config = type(self.pipe).__name__, sorted((key, str(value)) for key, value in self._own.config.items())
+        self._context = context_of(modules_of(self.pipe), self.pipe.device, kind, config, list(self.prompts))
         self._converged: dict[tuple[float, int], tuple[Tensor, Tensor]] = {}
         self._plain: tuple[Any, Tensor] | None = None  # the last sequential latents compared to
 
@@ -81,7 +83,7 @@ class Bench:
                         yield self.record.append(result)
 
     def result(self, case: Case) -> Result | None:
-        """What the record holds of this case, run with this model, these prompts and this dtype."""
+        """What the record holds of this case, run with these weights and prompts on this device."""
         return self.record.results.get(self._key(case))
 
     def images(self, arm: Arm, steps: int, guidance: float, seed: int) -> Tensor:
@@ -134,8 +136,6 @@ class Bench:
             "pixel_psnr": psnr(images, exact),
         }
         if self.judge:
-            from fastsample.demo.bundled import features, prompt_fidelity, real_features
-
             fidelity = prompt_fidelity(images, self.prompts)
             result |= {"attributes": fidelity["attributes"], "prompts": fidelity["prompts"]}
             result["frechet"] = frechet_distance(features(images), real_features()) if finite else float("inf")
@@ -208,5 +208,5 @@ def _savings(summary: TGateSummary) -> Result:
 
 
 def _rounds(run: ParallelRun, batches: int) -> Result:
-    """Of a parallel run, a batch: evaluations one after the other, and the sweeps among them; why there were none."""
+    """Per batch of a parallel run: evaluations one after the other, sweeps among them, and why there were none."""
     return {"rounds": run.rounds / batches, "sweeps": run.sweeps / batches, "fallback": run.fallback}

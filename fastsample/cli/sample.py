@@ -7,8 +7,6 @@ from typing import Annotated
 
 import typer
 
-from fastsample.cli import common
-
 
 def sample(
     prompt: Annotated[list[str] | None, typer.Option(help="A prompt; repeat for several.")] = None,
@@ -42,24 +40,18 @@ def sample(
 
     Example: fastsample sample --solver ghvb --prompt "a large red circle at the left on a white background"
     """
-    from fastsample.cli import sampling  # torch and diffusers, which --help does without
+    from fastsample.cli.engines import common  # torch and diffusers: not for --help
+    from fastsample.cli.engines import sample as engine
 
     seeds = seed or [0]
-    arm = sampling.check_arm(solver, option or [], grid, steps, guidance, seeds)
-    gate = sampling.check_gate(tgate, steps, guidance)
-    iteration = sampling.check_iteration(parallel, window, tolerance, tgate)
+    arm = engine.check(solver, option or [], grid, steps, guidance, seeds)
+    gate = engine.check_gate(tgate, steps, guidance)
+    iteration = engine.check_iteration(parallel, window, tolerance, tgate)
     common.check_device(device, dtype)
     common.check_model(model)
-    texts = read_texts(prompt, prompts, model)
+    texts = engine.read_texts(prompt, prompts, model)
     folder = common.writable_folder(out)
     common.quiet()
     pipe = common.load_model(model, device, dtype)
-    made = sampling.generate(pipe, arm, texts, seeds, steps, guidance, folder, gate, iteration)
-    sampling.report(made, folder, as_json)
-
-
-def read_texts(prompt: list[str] | None, file: Path | None, model: str | None) -> list[str]:
-    """The prompts, or an example that suits the bundled model."""
-    if not prompt and file is None and model is None:
-        return ["a large red circle at the left on a white background"]
-    return common.read_prompts(prompt or [], file)
+    made = engine.generate(pipe, arm, texts, seeds, steps, guidance, folder, gate, iteration)
+    engine.report(made, folder, as_json)

@@ -55,3 +55,14 @@ def gumbels(seed: Tensor, c1: Tensor, c2: Tensor, c3: Tensor, size: int) -> Tens
     # -log(1 - u): by its series where 1 - u would lose digits
     exponential = torch.where(u < 2.0**-8, u * (1 + u * (0.5 + u * (1 / 3))), -torch.log(1 - u))
     return -torch.log(exponential)
+
+
+def rows_per_seed(seed: Tensor, rows: torch.Size) -> int:
+    """How many consecutive rows share a seed: the trailing dimensions along which it is constant."""
+    count = 1
+    shape = (1,) * (len(rows) - seed.dim()) + tuple(seed.shape)
+    for extent, own in zip(reversed(rows), reversed(shape), strict=True):
+        if own != 1:
+            break
+        count *= extent
+    return count

@@ -49,7 +49,7 @@ def _operation(cond: Tensor, uncond: Tensor, guidance: Tensor, rescale: Tensor) 
         return _fake(cond, uncond, guidance, rescale).fill_(torch.nan)
     if choose_backend(cond.device) == "torch":
         return guidance_factor_reference(cond, uncond, guidance, rescale)
-    from fastsample_kernels._guidance_triton import launch
+    from fastsample_kernels._guidance_triton import launch  # Triton is optional
 
     factor = _fake(cond, uncond, guidance, rescale)
     launch(factor, cond.contiguous(), uncond.contiguous(), guidance, rescale)

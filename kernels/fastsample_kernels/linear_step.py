@@ -108,7 +108,7 @@ def _torch(
 
 def _triton(out: Sequence[Tensor], inputs: Sequence[Tensor], table: Tensor, index: Tensor, extras: Extras) -> None:
     """Launch on tensors of one dense layout; others are copied first. Noise is numbered along contiguous rows."""
-    from fastsample_kernels._linear_step_triton import launch
+    from fastsample_kernels._linear_step_triton import launch  # Triton is optional
 
     if inputs[0].numel() == 0:
         return

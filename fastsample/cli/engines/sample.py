@@ -1,4 +1,4 @@
-"""What `fastsample sample` does: its arguments checked, images made and reported."""
+"""Images from prompts: the arguments checked, the pipeline run, the files written."""
 
 from __future__ import annotations
 
@@ -12,16 +12,14 @@ from tqdm.auto import tqdm
 
 from fastsample.bench.accelerations import Parallel
 from fastsample.bench.cases import Arm, make_cases, parse_arm
-from fastsample.cli.sheet import contact_sheet
+from fastsample.cli.engines import common
 from fastsample.pipelines.configured import configured
 from fastsample.pipelines.counting import count
 from fastsample.pipelines.parallel.distributed import collected, own_share
 from fastsample.pipelines.tgate import TGate
 
 
-def check_arm(
-    solver: str, options: list[str], grid: str | None, steps: int, guidance: float, seeds: list[int]
-) -> Arm:
+def check(solver: str, options: list[str], grid: str | None, steps: int, guidance: float, seeds: list[int]) -> Arm:
     """The arm that the arguments describe; ValueError before anything is loaded."""
     text = f"{solver}:{','.join(options)}" if options else solver
     arm = parse_arm(text, grid=grid)
@@ -47,6 +45,13 @@ def check_iteration(name: str | None, window: int, tolerance: float, gate: int |
             f"--tgate = {gate} with --parallel = {name!r}: T-GATE counts sequential steps; use one of them"
         )
     return Parallel(name, window, tolerance)
+
+
+def read_texts(prompt: list[str] | None, file: Path | None, model: str | None) -> list[str]:
+    """The prompts, or an example that suits the bundled model."""
+    if not prompt and file is None and model is None:
+        return ["a large red circle at the left on a white background"]
+    return common.read_prompts(prompt or [], file)
 
 
 def generate(
@@ -104,3 +109,18 @@ def report(made: list[dict[str, Any]], folder: Path, as_json: bool) -> None:
         rounds = f"  rounds {image['rounds']}" if "rounds" in image else ""
         print(f"{image['file']}  NFE {image['nfe']:g}{rounds}  {image['seconds']:.2f} s  {image['prompt']}")
     print(f"contact sheet: {sheet}")
+
+
+def contact_sheet(files: list[Path], path: Path, columns: int = 8) -> Path:
+    """All images in one, small ones enlarged to be seen."""
+    images = [Image.open(file) for file in files]
+    width, height = images[0].size
+    zoom = max(1, 128 // max(width, height))
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
+    sheet = Image.new("RGB", (columns * width * zoom, rows * height * zoom))
+    for index, image in enumerate(images):
+        big = image.resize((width * zoom, height * zoom), Image.Resampling.NEAREST)
+        sheet.paste(big, (index % columns * width * zoom, index // columns * height * zoom))
+    sheet.save(path)
+    return path
