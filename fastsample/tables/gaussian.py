@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from fastsample.schedules.base import Node
-from fastsample.tables.table import Combination, Step, Table, output_of
+from fastsample.tables.step import Combination, Step
+from fastsample.tables.table import Table, output_of
 
 
 def gaussian_output(node: Node, prediction_type: str, std: float) -> float:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
@@ -12,34 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastsample.schedules.base import Node
+from fastsample.tables.lower import Lowered, advance, lower
 from fastsample.tables.prediction import Space, output_axes, prediction_weights
 from fastsample.tables.row import Row, Weights
-
-
-@dataclass(frozen=True)
-class Combination:
-    """A linear combination of the tensors that a step holds; `history[0]` is the previous evaluation's entry."""
-
-    sample: float = 0.0
-    output: float = 0.0
-    history: tuple[float, ...] = ()
-    states: Mapping[str, float] = field(default_factory=dict)
-    noise: float = 0.0
-
-
-@dataclass(frozen=True)
-class Step:
-    """One model evaluation at `node`, and what follows it: the next sample (at `target`), entry and states.
-
-    `data` gives the data prediction `(a, b)` of `a sample + b output`.
-    """
-
-    node: Node
-    target: Node
-    next: Combination
-    data: tuple[float, float]
-    entry: Combination | None = None
-    states: Mapping[str, Combination] = field(default_factory=dict)
+from fastsample.tables.step import Combination, Step
 
 
 @dataclass(frozen=True)
@@ -93,20 +69,24 @@ class Table:
         """Whether any step draws noise."""
         return any(step.next.noise for step in self.steps)
 
-    @property
-    def history_length(self) -> int:
-        """How many entries of earlier evaluations a step can read."""
-        readers = [c for step in self.steps for c in (step.next, step.entry, *step.states.values()) if c]
-        return max((len(reader.history) for reader in readers), default=0)
+    @cached_property
+    def lowered(self) -> Lowered:
+        """What runs this table: its steps as sums over fixed slots."""
+        return lower(self.steps)
+
+    def recurrence(self, sample: Any, outputs: Iterable[Any], noises: Iterable[Any]) -> list[Any]:
+        """All N + 1 samples from the first, for given outputs and noises: numbers, or arrays of one shape."""
+        samples, stored = [sample], self.lowered.empty
+        for step, output, noise in zip(self.lowered.steps, outputs, noises, strict=True):
+            sample, stored = advance(step, sample, output, stored, noise)
+            samples.append(sample)
+        return samples
 
     def unroll(self) -> Unrolled:
         """The lower-triangular closed form, by running the recurrence on coefficient vectors."""
         count = self.nfe
         basis = np.eye(1 + 2 * count)
-        samples = self._run(
-            basis[0], [basis[1 + i] for i in range(count)], [basis[1 + count + i] for i in range(count)]
-        )
-        full = np.stack(samples)
+        full = np.stack(self.recurrence(basis[0], basis[1 : 1 + count], basis[1 + count :]))
         return Unrolled(full[:, 0], full[:, 1 : 1 + count], full[:, 1 + count :])
 
     def to_json(self) -> str:
@@ -130,35 +110,11 @@ class Table:
             lines.append(f"{step.node.time:10.3f} -> {step.target.time:10.3f}: {' '.join(terms)}")
         return "\n".join(lines)
 
-    def _run(self, sample: Any, outputs: Sequence[Any], noises: Sequence[Any]) -> list[Any]:
-        """All samples of the recurrence for given outputs and noises (scalars or vectors)."""
-        samples, history, states = [sample], list[Any](), dict[str, Any]()
-        for step, output, noise in zip(self.steps, outputs, noises, strict=True):
-            sample = samples[-1]
-
-            def combine(
-                c: Combination,
-                sample: Any = sample,
-                output: Any = output,
-                noise: Any = noise,
-                past: Any = tuple(history),
-            ) -> Any:
-                total = c.sample * sample + c.output * output + c.noise * noise
-                total = total + sum(w * entry for w, entry in zip(c.history, past, strict=False) if w)
-                return total + sum(w * states[name] for name, w in c.states.items() if w)
-
-            new_states = {name: combine(c) for name, c in step.states.items()}
-            entry = combine(step.entry) if step.entry is not None else 0.0
-            samples.append(combine(step.next))
-            history.insert(0, entry)
-            states.update(new_states)
-        return samples
-
     def _carry_constant(self, data: float, noise: float) -> float:
         nodes = [step.node for step in self.steps]
         outputs = [output_of(node, self.prediction_type, data, noise) for node in nodes]
         start = nodes[0].alpha * data + nodes[0].sigma * noise
-        return float(self._run(start, outputs, [0.0] * self.nfe)[-1])
+        return float(self.recurrence(start, outputs, [0.0] * self.nfe)[-1])
 
     def _magnitude(self) -> float:
         weights = [abs(w) for s in self.steps for w in (s.next.sample, s.next.output, *s.next.history)]
