@@ -7,12 +7,17 @@ from typing import Any
 
 import torch
 from fastsample_kernels import choose_backend, linear_step
+from fastsample_kernels import forced_backend as forced_backend
 from torch import Tensor
 
 from fastsample.tables.lower import Sum, sum_of
 
 MOST_INPUTS, MOST_OUTPUTS = 10, 3
 """Of one launch of the fused step."""
+
+with torch.inference_mode(False):  # whatever the import is in; these are never written to
+    ZERO = {dtype: torch.zeros((), dtype=dtype, device="cpu") for dtype in (torch.float32, torch.float64)}
+    ONE = {dtype: torch.ones(1, dtype=dtype, device="cpu") for dtype in ZERO}
 
 Stored = tuple[Tensor | None, ...]
 """What a sampler carries from step to step, by a table's stored slots, in float32 or wider; None where nothing."""
@@ -67,9 +72,13 @@ def add_up(total: Sum, values: Sequence[Any], dtype: torch.dtype, out: Tensor | 
     if first.dtype == dtype or second.dtype == dtype:
         result = torch.add(first, second, alpha=ratio, out=wide)
     else:  # a third tensor of one element says in which dtype to add
-        result = torch.addcmul(first, second, first.new_ones(1, dtype=dtype), value=ratio, out=wide)
+        one = ONE[dtype] if first.is_cpu else first.new_ones(1, dtype=dtype)
+        result = torch.addcmul(first, second, one, value=ratio, out=wide)
     for place, ratio in others[1:]:
         result.add_(values[place], alpha=ratio)
-    if out is not wide:
-        return torch.mul(result, factor, out=out)
-    return result if factor == 1.0 else result.mul_(factor)
+    if factor == 1.0 and out is wide:
+        return result
+    if result.requires_grad:  # what writes to a given tensor has no gradient
+        return result * factor if out is None else (result * factor).to(out.dtype)
+    # torch makes a tensor of a number that it multiplies with, not of this one
+    return torch.add(ZERO[result.dtype], result, alpha=factor, out=result if out is None else out)

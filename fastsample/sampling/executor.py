@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastsample.sampling.backend import Stored, accumulation_dtype, add_up, fuses
+from fastsample.sampling.backend import Stored, accumulation_dtype, add_up, forced_backend, fuses
 from fastsample.sampling.fused import FusedSteps, fits
 from fastsample.sampling.noise import Generators, draw_noise
 from fastsample.tables.lower import SAMPLE, LoweredStep
@@ -33,6 +33,7 @@ class Runner:
         self.stored: Stored = self.lowered.empty
         self._fits = fits(self.lowered)
         self._fused: FusedSteps | None = None
+        self._choice: tuple[torch.device, str | None, bool] | None = None
 
     def step(self, index: int, sample: Tensor, output: Tensor, noise: Tensor | None = None) -> Tensor:
         """The next sample, in `sample`'s dtype. Raises ValueError where step `index` adds `noise` and has none."""
@@ -41,7 +42,7 @@ class Runner:
             raise ValueError(
                 f"noise = None: this step adds noise to a sample of shape {tuple(sample.shape)}; give it"
             )
-        if self._fits and fuses(sample.device):
+        if self._fits and self._fuses(sample.device):
             fused = self._fused_for(sample, output)
             new, self.stored = fused.run(index, sample, output, self.stored, noise)
         else:
@@ -50,8 +51,15 @@ class Runner:
 
     def prepare(self, sample: Tensor) -> None:
         """Compile the one kernel of all steps, for samples and outputs like `sample`, where kernels are used."""
-        if self._fits and fuses(sample.device):
+        if self._fits and self._fuses(sample.device):
             self._fused_for(sample, sample).run(0, sample, sample, self.lowered.empty, sample)
+
+    def _fuses(self, device: torch.device) -> bool:
+        """As :func:`fuses`, asked again when the device changes, or what :func:`use_backend` forces."""
+        forced = forced_backend()
+        if self._choice is None or self._choice[1] != forced or self._choice[0] != device:
+            self._choice = device, forced, fuses(device)
+        return self._choice[2]
 
     def _fused_for(self, sample: Tensor, output: Tensor) -> FusedSteps:
         device, dtype = sample.device, accumulation_dtype(sample.dtype, output.dtype)
@@ -66,31 +74,27 @@ def run_step(
     """The next sample by torch, in `sample`'s dtype, and what is stored then. `noise` where the step reads it."""
     dtype = accumulation_dtype(sample.dtype, output.dtype)
     values: list[Any] = [sample, output, noise, *stored]  # no sum reads what is None
-    new: Tensor | None = None
-    if sample.dtype != dtype:
-        if torch.is_grad_enabled() and any(value.requires_grad for value in values if value is not None):
-            # what writes to a given tensor has no gradient
-            wide, stored = run_step(step, sample.to(dtype), output, stored, noise)
-            return wide.to(sample.dtype), stored
-        new = torch.empty_like(sample)
+    new = None if sample.dtype == dtype else torch.empty_like(sample)
     if new is not None and _worth_blocks(values):
         values += [*(torch.empty_like(sample, dtype=dtype) for _ in step.sums[1:]), new]
         for block in _blocks(values):
             for total, out in zip(step.sums, block[-len(step.sums) :], strict=True):
                 add_up(total, block, dtype, out)
     else:
-        *others, last = step.sums
-        for total in others:
+        for total in step.sums[:-1]:
             values.append(add_up(total, values, dtype))
-        values.append(add_up(last, values, dtype, new))
+        values.append(add_up(step.sums[-1], values, dtype, new))
     return values[-1], tuple([None if place is None else values[place] for place in step.keeps])
 
 
 def _worth_blocks(values: Sequence[Any]) -> bool:
     """Whether sums of `values` are better made block by block: large ones on the CPU, which lie in one order."""
     sample = values[SAMPLE]
-    large = sample.device.type == "cpu" and sample.numel() >= 4 * BLOCK * torch.get_num_threads()
-    return large and all(v.is_contiguous() and v.shape == sample.shape for v in values if v is not None)
+    if sample.device.type != "cpu" or sample.numel() < 4 * BLOCK * torch.get_num_threads():
+        return False
+    held = [value for value in values if value is not None]
+    graph = torch.is_grad_enabled() and any(value.requires_grad for value in held)
+    return not graph and all(value.is_contiguous() and value.shape == sample.shape for value in held)
 
 
 def _blocks(values: Sequence[Any]) -> Iterator[tuple[Any, ...]]:

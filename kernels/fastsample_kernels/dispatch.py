@@ -35,6 +35,11 @@ def use_backend(name: Backend) -> Iterator[None]:
         _forced.reset(token)
 
 
+def forced_backend() -> Backend | None:
+    """What `use_backend` forces here; None outside its blocks. Cheap enough to ask at every step."""
+    return _forced.get()
+
+
 def choose_backend(device: torch.device) -> Backend:
     """The backend for tensors on `device`: what is forced, else "triton" on a GPU that has it, else "torch".
 
