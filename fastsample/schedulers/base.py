@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers.configuration_utils import ConfigMixin
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
@@ -13,17 +14,20 @@ from diffusers.utils import BaseOutput
 from torch import Tensor
 
 from fastsample.sampling.backend import accumulation_dtype, combine
-from fastsample.sampling.executor import Runner
 from fastsample.sampling.noise import Generators, draw_noise
-from fastsample.sampling.program import compile_program
+from fastsample.schedulers.advance import ready, stepped, towards, under, with_eta
 from fastsample.schedulers.edm import EDMInterface
-from fastsample.schedulers.grid import GridRequest, make_nodes, whole_timesteps
+from fastsample.schedulers.layout import Request, at_levels, at_times, before_any_run, laid, lay_out
+from fastsample.schedulers.live_config import Key, LiveConfig
+from fastsample.schedulers.locate import located
 from fastsample.schedulers.noising import Noising
-from fastsample.schedulers.run import Run, RunPerThread
+from fastsample.schedulers.readings import Readings
+from fastsample.schedulers.rows import one_time, step_rows
+from fastsample.schedulers.run import Held, Run
+from fastsample.schedulers.setup import Setup, setup_of
 from fastsample.schedulers.threshold import threshold
-from fastsample.schedules.base import Node, NoiseSchedule
+from fastsample.schedules.base import Node
 from fastsample.schedules.config import understood
-from fastsample.solvers import build_table_on_nodes, get_solver
 from fastsample.tables.table import Step, Table
 
 
@@ -35,15 +39,15 @@ class TableSchedulerOutput(BaseOutput):  # type: ignore[misc]
     pred_original_sample: Tensor | None = None
 
 
-class TableScheduler(EDMInterface, Noising, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
+class TableScheduler(Readings, EDMInterface, Noising, SchedulerMixin, ConfigMixin):  # type: ignore[misc]
     """A diffusers scheduler that applies a solver's coefficient table.
 
     VP (discrete betas), flow-matching and EDM configs are understood. Subclasses say which solver the config
-    means in :meth:`solver`. All state is of one run in one thread: `set_timesteps` starts it anew.
+    means in :meth:`solver`. All state is of one run in one thread: `set_timesteps` starts it anew. It is one
+    attribute, replaced at each step: a copy of the scheduler or of its `__dict__` goes on by itself.
     """
 
     _compatibles = [e.name for e in KarrasDiffusionSchedulers] + ["FlowMatchEulerDiscreteScheduler"]
-    order = 1
     _leading_from_zero = False
 
     def solver(self) -> tuple[str, dict[str, Any]]:
@@ -60,23 +64,8 @@ class TableScheduler(EDMInterface, Noising, SchedulerMixin, ConfigMixin):  # typ
 
     def _prepare(self) -> None:
         """Checks the config and sets the state before any `set_timesteps`: the training timesteps."""
-        self._schedule = NoiseSchedule.from_config(self.config)
-        solver = get_solver(self.solver()[0])
-        # evaluations of one step of the grid, as pipelines of order-2 schedulers expect
-        self.order = solver.evaluations if solver.whole_steps else 1
-        start, end = self._schedule.noise_time, self._schedule.clean_time
-        inner = [end + part * (start - end) for part in (0.9, 0.6, 0.3)]
-        self._build_table(self._schedule.nodes(inner))  # wrong options die here
-        if self._schedule.kind == "vp":
-            training = torch.arange(self._schedule.train_steps, dtype=torch.float64)
-            self.alphas_cumprod = torch.from_numpy(self._schedule.alpha(training.numpy()) ** 2).float()
-        training_times = torch.arange(self._schedule.train_steps - 1, -1, -1)
-        self._runs = RunPerThread({"latest": Run(training_times, torch.zeros(0))})
-
-    @property
-    def _run(self) -> Run:
-        """The state of this thread's run."""
-        return self._runs.current
+        self._training_tables: dict[str, tuple[Setup, Tensor]] = {}
+        self._held = Held(Run(before_any_run(self._setup)))
 
     # --- what pipelines call -----------------------------------------------------------------------------
 
@@ -87,31 +76,24 @@ class TableScheduler(EDMInterface, Noising, SchedulerMixin, ConfigMixin):  # typ
         sigmas: Sequence[float] | None = None,
         mu: float | None = None,
         timesteps: Sequence[float] | None = None,
+        *,
+        original_inference_steps: int | None = None,
     ) -> None:
         """Lay out the grid: `num_inference_steps` model evaluations, or explicit `timesteps` or `sigmas`.
 
         `sigmas` are sigma on flow and EDM models and sigma / alpha on VP models; `mu` is the dynamic shift of flow
         configs with `use_dynamic_shifting`. `timesteps` become int64 on VP models and with `use_flow_sigmas` (as
-        diffusers' DPM-Solver and UniPC), else float32.
-        Raises ValueError on values that make no grid, before any model evaluation.
+        diffusers' DPM-Solver and UniPC), else float32. Grids, tables and programs of equal configs and requests are
+        made once. Raises ValueError on values that make no grid, before any model evaluation.
         """
-        request = GridRequest(num_inference_steps, timesteps, sigmas, mu, self._leading_from_zero)
-        grid = make_nodes(self._schedule, self.config, request)
-        table = self._build_table(grid)
-        nodes = (*(step.node for step in table.steps), grid[-1])
-        times = [node.time for node in nodes[:-1]]
-        whole = whole_timesteps(self._schedule, self.config) and not any(time % 1 for time in times)
-        dtype = torch.int64 if whole else torch.float32
-        self._runs.begin(
-            Run(
-                timesteps=torch.tensor(times, dtype=dtype, device=device),
-                sigmas=torch.tensor([self._schedule.level(node) for node in nodes], dtype=torch.float32),
-                grid=grid,
-                nodes=nodes,
-                num_inference_steps=len(grid) - 1,
-                table=table,
+        if original_inference_steps is not None:
+            raise ValueError(
+                f"original_inference_steps = {original_inference_steps}: a skip over the grid that a consistency model "
+                "was distilled on; keep LCMScheduler, or leave it out"
             )
-        )
+        request = Request(num_inference_steps, _floats(timesteps), _floats(sigmas), None if mu is None else float(mu))
+        setup = self._setup
+        self._run = Run(laid(setup, lay_out(setup, request, request.kinds), device))
 
     def step(
         self,
@@ -121,61 +103,104 @@ class TableScheduler(EDMInterface, Noising, SchedulerMixin, ConfigMixin):  # typ
         generator: Generators = None,
         variance_noise: Tensor | None = None,
         return_dict: bool = True,
+        eta: float = 0.0,
         *,
+        use_clipped_model_output: bool = False,
+        prev_timestep: float | Tensor | None = None,
         pred_original_sample: Tensor | None = None,
         per_token_timesteps: Tensor | None = None,
     ) -> TableSchedulerOutput | tuple[Tensor, ...]:
         """The next sample, in `sample`'s dtype, from the model's output at `timestep`.
 
-        Noise of stochastic solvers comes from `generator` (a list: one an image), or is `variance_noise`.
-        `pred_original_sample`, a prediction of the clean sample, takes the place of the one in the output.
-        With `per_token_timesteps` (LTX's conditioning) the output is data - noise, as diffusers has it there; all
-        tokens step as `timestep` says. Without `return_dict` a tuple, which on EDM models also holds that
-        prediction, as diffusers' does.
+        Which step is made is `timestep`'s to say, see :func:`fastsample.schedulers.locate.located`; it may be one a
+        row [B] or a token [B, T], see :func:`fastsample.schedulers.rows.step_rows`. `prev_timestep` is where to go,
+        by default the next of the grid. Noise of stochastic solvers comes from `generator` (a list: one an image), or
+        is `variance_noise`; `eta` is DDIM's, other solvers have theirs in the config. `pred_original_sample`, a
+        prediction of the clean sample, takes the place of the one in the output. Where data predictions are clipped,
+        `use_clipped_model_output` makes DDIM's noise prediction follow; other solvers read the clipped one alone.
+        With `per_token_timesteps` (LTX's conditioning) each token steps from its own, and the output is data - noise,
+        as diffusers has it there.
+        Without `return_dict` a tuple: the next sample, and what diffusers' class for it also gives there.
         Raises ValueError before `set_timesteps`, after the last step, and when shapes differ.
         """
-        current, index, runner = self._current_step(timestep)
         if per_token_timesteps is not None:
             model_output = -model_output
         if model_output.shape != sample.shape:
             model_output = _without_variance(model_output, sample)
-        if pred_original_sample is not None or self._clips_data():
-            model_output = self._output_for(current, model_output, sample, pred_original_sample)
-        self._keep_for_retake(sample)
+        run, common = self._run, one_time(timestep)
+        if per_token_timesteps is not None or common is None:
+            given = {"eta": eta, "prev_timestep": prev_timestep, "pred_original_sample": pred_original_sample}
+            prev_sample, data, run = self._step_rows(run, timestep, per_token_timesteps, sample, model_output, given)
+            self._run = run
+            return self._result(prev_sample, data, return_dict)
+        run = located(run, common)
+        if prev_timestep is not None:
+            run = towards(run, prev_timestep)
+        if eta != run.eta:
+            run = with_eta(run, eta)
+        run, lane, runner = ready(run, sample)
+        index = (run.step_index or 0) - run.start
+        current = run.table.steps[index]
+        output, clips = model_output, self._clips_data()
+        if pred_original_sample is not None or (clips and (use_clipped_model_output or not self._keeps_noise)):
+            output = self._output_for(current, model_output, sample, pred_original_sample)
         noise = variance_noise
         if current.next.noise and noise is None:
             noise = draw_noise(sample, generator)
-        prev_sample = runner.step(index, sample, model_output, noise)
-        self._run.advance()
-        if not return_dict and self._schedule.kind != "edm":
-            return (prev_sample,)
-        data = self._data(current, model_output, sample).to(sample.dtype)
-        if not return_dict:
-            return prev_sample, data
-        return TableSchedulerOutput(prev_sample=prev_sample, pred_original_sample=data)
+        prev_sample = runner.step(index, sample, output, noise)
+        data = None
+        if clips and output is model_output:
+            raw = self._data(current, model_output, sample)
+            data = self._clip_data(raw)
+            onto = current.target.alpha / run.laid.setup.schedule.data_scale
+            prev_sample = (prev_sample + onto * (data - raw)).to(sample.dtype)
+        self._run = stepped(run, lane, runner, sample, prev_sample)
+        if data is None and (return_dict or self._returns_data()):
+            data = self._data(current, output, sample)
+        return self._result(prev_sample, data, return_dict)
+
+    @property
+    def config(self) -> LiveConfig:
+        """The config; assigning to a key takes effect, see :class:`fastsample.schedulers.live_config.LiveConfig`."""
+        config = self._internal_dict
+        if type(config) is not LiveConfig:  # diffusers, and some pipelines, put their own there
+            config = self._internal_dict = LiveConfig(config)
+        return config
+
+    @property
+    def order(self) -> int:
+        """Evaluations of one step of the grid, as pipelines of order-2 schedulers expect."""
+        return self._setup.order
 
     @property
     def timesteps(self) -> Tensor:
-        """The times that the model is called with; before `set_timesteps` those of training."""
-        return self._run.timesteps
+        """The times that the model is called with; before `set_timesteps` those of training.
+
+        Assigning, or writing into it, lays the run out anew at these times: ValueError where that makes no grid.
+        """
+        return self._run.laid.timesteps
 
     @timesteps.setter
     def timesteps(self, value: Tensor) -> None:
-        self._run.timesteps = value
+        self._run = Run(at_times(self._run.laid, value))
 
     @property
     def sigmas(self) -> Tensor:
-        """sigma (flow) or sigma / alpha at each evaluation and at the end."""
-        return self._run.sigmas
+        """sigma (flow) or sigma / alpha at each evaluation and at the end; before `set_timesteps` those of training.
+
+        Assigning, or writing into it, lays the run out anew at these levels: ValueError where that makes no grid.
+        """
+        return self._run.laid.sigmas
 
     @sigmas.setter
     def sigmas(self, value: Tensor) -> None:
-        self._run.sigmas = value
+        self._run = Run(at_levels(self._run.laid, value))
 
     @property
     def num_inference_steps(self) -> int | None:
         """Steps of the grid; None before `set_timesteps`."""
-        return self._run.num_inference_steps
+        layout = self._run.laid.layout
+        return None if layout is None else len(layout.grid) - 1
 
     @property
     def step_index(self) -> int | None:
@@ -189,63 +214,87 @@ class TableScheduler(EDMInterface, Noising, SchedulerMixin, ConfigMixin):  # typ
 
     def set_begin_index(self, begin_index: int = 0) -> None:
         """Start from step `begin_index` (image-to-image)."""
-        self._run.begin_index = int(begin_index)
+        self._run = replace(self._run, begin_index=int(begin_index))
+
+    def state(self) -> Run:
+        """A snapshot of this thread's run, for :meth:`restore`; it costs nothing, and going on does not change it."""
+        return self._run
+
+    def restore(self, state: Run) -> None:
+        """Go on from a snapshot, which stays as it is."""
+        self._run = state
 
     def __len__(self) -> int:
-        return int(self.config.num_train_timesteps)
+        return int(self.config["num_train_timesteps"])
 
     # --- inner -------------------------------------------------------------------------------------------
 
+    _keeps_noise = False  # whether clipping leaves the noise prediction as it is, unless the caller says otherwise
+    _pair = False  # whether a tuple also holds the data prediction, on VP models
+
+    @property
+    def _setup(self) -> Setup:
+        """What the config means now."""
+        key = self.config.key()
+        known: tuple[Key, Setup] | None = self.__dict__.get("_meaning")
+        if known is None or known[0] is not key:
+            name, options = self.solver()
+            known = self._meaning = (key, setup_of(name, Key(options), key, self._leading_from_zero))
+        return known[1]
+
+    @property
+    def _run(self) -> Run:
+        """This thread's run, brought up to what has been assigned since."""
+        run = self._held.run
+        return run if run.laid.holds(self._setup) else under(run, self._setup)
+
+    @_run.setter
+    def _run(self, run: Run) -> None:
+        self._held = self._held.then(run)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The attributes of a copy, with this thread's run."""
+        return {**self.__dict__, "_held": self._held.apart()}
+
     def _build_table(self, grid: Sequence[Node]) -> Table:
-        name, options = self.solver()
-        solver = get_solver(name)
-        return build_table_on_nodes(
-            name,
-            grid,
-            schedule=self._schedule if solver.whole_steps else None,
-            prediction_type=self._schedule.output_type(self.config.prediction_type),
-            lower_final=self.config.lower_order_final and solver.lower_final,
-            dualfast=self.config.dualfast,
-            **options,
-        )
+        return self._setup.table(grid)
 
-    def _current_step(self, timestep: float | Tensor) -> tuple[Step, int, Runner]:
-        """The coming step, its place in the run's table, and what runs it."""
-        run = self._run
-        if not run.nodes:
-            raise ValueError("num_inference_steps = None: call set_timesteps before step")
-        if run.step_index is None:
-            run.step_index = self._index_of(timestep) if run.begin_index is None else run.begin_index
-            run.table_start = run.step_index
-        if run.step_index >= len(run.nodes) - 1:
-            raise ValueError(
-                f"timestep = {timestep}: all {len(run.nodes) - 1} steps are done; call set_timesteps again"
-            )
-        if run.runner is None:  # a start inside the grid warms up there, so the table begins there
-            if run.table is None or run.table_start:
-                run.table = self._build_table(run.grid[self._first_step() :])
-            run.runner = Runner(compile_program(run.table))
-        assert run.table is not None
-        index = run.step_index - run.table_start
-        return run.table.steps[index], index, run.runner
+    def _step_rows(
+        self, run: Run, timestep: Any, per_token: Tensor | None, sample: Tensor, output: Tensor, given: dict[str, Any]
+    ) -> tuple[Tensor, Tensor, Run]:
+        for name, value in given.items():
+            if value is not None and (isinstance(value, Tensor) or value != 0):
+                raise ValueError(
+                    f"{name} is given with a timestep a row or token: leave it out, or step rows by themselves"
+                )
+        times = timestep if per_token is None else per_token
+        adjust = self._clip_data if self._clips_data() else None
+        if per_token is None:
+            return step_rows(run, times, sample, output, adjust)
+        run = located(run, timestep)
+        prev_sample, data, run = step_rows(run, times, sample, output, adjust)
+        return prev_sample, data, Run(run.laid, (run.step_index or 0) + 1, run.begin_index, run.start, rows=run.rows)
 
-    def _first_step(self) -> int:
-        """The step of the grid at whose start the first evaluation is."""
-        step, stage = divmod(self._run.table_start, self.order)
-        if stage:
-            raise ValueError(
-                f"begin_index = {self._run.table_start} is a stage: start at a multiple of order = {self.order}"
-            )
-        return step
+    def _result(
+        self, prev_sample: Tensor, data: Tensor | None, return_dict: bool
+    ) -> TableSchedulerOutput | tuple[Tensor, ...]:
+        data = None if data is None else data.to(prev_sample.dtype)
+        if return_dict:
+            return TableSchedulerOutput(prev_sample=prev_sample, pred_original_sample=data)
+        return (prev_sample, data) if data is not None and self._returns_data() else (prev_sample,)
 
-    def _index_of(self, timestep: float | Tensor) -> int:
-        """The evaluation that starts a step and whose model time is `timestep`, or the nearest one."""
-        value = float(timestep)
-        distances = [abs(node.time - value) for node in self._run.nodes[: -1 : self.order]]
-        return distances.index(min(distances)) * self.order
+    def _returns_data(self) -> bool:
+        """Whether a tuple holds the data prediction too, as those of diffusers' classes for this model do."""
+        kind = self._setup.schedule.kind
+        return kind == "edm" or (self._pair and kind == "vp") or "original_inference_steps" in self.config
 
     def _clips_data(self) -> bool:
-        return bool(self.config.thresholding)
+        return bool(self.config["thresholding"])
+
+    def _data_weights(self, step: Step) -> tuple[float, float]:
+        """`(a, b)` such that the caller's clean sample is predicted as `a * sample + b * output`."""
+        scale = self._setup.schedule.data_scale
+        return step.data[0] * scale, step.data[1] * scale
 
     def _data(self, step: Step, output: Tensor, sample: Tensor) -> Tensor:
         """The clean sample that `output` predicts, on the caller's scale."""
@@ -259,7 +308,14 @@ class TableScheduler(EDMInterface, Noising, SchedulerMixin, ConfigMixin):  # typ
         return (data - a * sample.to(accumulation_dtype(sample.dtype))) / b
 
     def _clip_data(self, data: Tensor) -> Tensor:
-        return threshold(data, self.config.dynamic_thresholding_ratio, self.config.sample_max_value)
+        return threshold(data, self.config["dynamic_thresholding_ratio"], self.config["sample_max_value"])
+
+
+def _floats(values: Any) -> tuple[float, ...] | None:
+    """A list, array or tensor as a tuple of floats."""
+    return (
+        None if values is None else tuple(np.asarray(values.cpu() if isinstance(values, Tensor) else values, float))
+    )
 
 
 def _without_variance(model_output: Tensor, sample: Tensor) -> Tensor:

@@ -83,6 +83,31 @@ def make_nodes(schedule: NoiseSchedule, config: Mapping[str, Any], request: Grid
     return nodes
 
 
+def training_grid(schedule: NoiseSchedule, config: Mapping[str, Any]) -> tuple[Array, Array]:
+    """The times and levels of training, noisiest first, and the level of clean data: shown before `set_timesteps`.
+
+    As diffusers' classes have them: on flow models `num_train_timesteps` times down to the first above 0, shifted
+    where the shift is static; on VP models every training timestep and sigma / alpha there.
+    """
+    if schedule.kind == "flow":
+        shift = 1.0 if config.get("use_dynamic_shifting") else _static_shift(config)
+        count = schedule.train_steps or 1000
+        sigmas = shift_sigmas(np.arange(count, 0, -1) / count, shift)
+        nodes = [schedule.node(sigma * schedule.noise_time) for sigma in sigmas.tolist()]
+    elif isinstance(schedule, EDMSchedule):
+        nodes = [schedule.node(time) for time in evaluation_times("karras", schedule, 1000).tolist()]
+    else:
+        nodes = [schedule.node(float(time)) for time in range(schedule.train_steps - 1, -1, -1)]
+    levels = [schedule.level(node) for node in (*nodes, schedule.node(schedule.clean_time))]
+    return np.array([node.time for node in nodes]), np.array(levels)
+
+
+def _static_shift(config: Mapping[str, Any]) -> float:
+    """`flow_shift`, or `shift` where that is 1: not both, as one is often copied from the other."""
+    own = float(config.get("flow_shift") or 1.0)
+    return own if own != 1 else float(config.get("shift") or 1.0)
+
+
 def _vp_nodes(schedule: NoiseSchedule, config: Mapping[str, Any], request: GridRequest) -> tuple[Node, ...]:
     final = _final_node(schedule, config)
     if request.sigmas is not None:  # on VP models diffusers means sigma / alpha
