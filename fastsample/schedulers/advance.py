@@ -41,7 +41,8 @@ def towards(run: Run, prev_timestep: float | Tensor) -> Run:
     Negative, or below the first time of training, it is the end. Raises ValueError where it is noisier.
     """
     layout, index = run.laid.layout, run.step_index
-    assert layout is not None and index is not None
+    assert layout is not None
+    assert index is not None
     if isinstance(prev_timestep, Tensor) and run.laid.index_of_view(prev_timestep) == index + 1:
         return run
     end, last = float(prev_timestep), index + 1 == len(layout)
@@ -76,7 +77,7 @@ def _fit(run: Run, runner: Runner, shape: Any, sample: Tensor) -> None:
     if run.laid.setup.schedule.kind != "edm" or rest or repeats < 2 or sample.shape[1:] != shape[1:]:
         raise ValueError(
             f"sample has shape {tuple(sample.shape)}, but {tuple(shape)} at the step before, of which "
-            f"{run.laid.setup.name!r} carries a history: call set_timesteps, or step each batch by a scheduler of its own"
+            f"{run.laid.setup.name!r} carries a history: call set_timesteps, or give each batch its own scheduler"
         )
     runner.values = {name: torch.cat([value] * repeats) for name, value in runner.values.items()}
 

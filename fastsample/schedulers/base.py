@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,16 +15,14 @@ from torch import Tensor
 
 from fastsample.sampling.backend import accumulation_dtype, combine
 from fastsample.sampling.noise import Generators, draw_noise
-from fastsample.schedulers.advance import ready, stepped, towards, under, with_eta
+from fastsample.schedulers.advance import ready, stepped, towards, with_eta
 from fastsample.schedulers.edm import EDMInterface
-from fastsample.schedulers.layout import Request, at_levels, at_times, before_any_run, laid, lay_out
-from fastsample.schedulers.live_config import Key, LiveConfig
+from fastsample.schedulers.layout import Request, laid, lay_out
 from fastsample.schedulers.locate import located
 from fastsample.schedulers.noising import Noising
 from fastsample.schedulers.readings import Readings
 from fastsample.schedulers.rows import one_time, step_rows
-from fastsample.schedulers.run import Held, Run
-from fastsample.schedulers.setup import Setup, setup_of
+from fastsample.schedulers.run import Run
 from fastsample.schedulers.threshold import threshold
 from fastsample.schedules.base import Node
 from fastsample.schedules.config import understood
@@ -43,16 +41,10 @@ class TableScheduler(Readings, EDMInterface, Noising, SchedulerMixin, ConfigMixi
     """A diffusers scheduler that applies a solver's coefficient table.
 
     VP (discrete betas), flow-matching and EDM configs are understood. Subclasses say which solver the config
-    means in :meth:`solver`. All state is of one run in one thread: `set_timesteps` starts it anew. It is one
-    attribute, replaced at each step: a copy of the scheduler or of its `__dict__` goes on by itself.
+    means in :meth:`solver`. All state is of one run in one thread: `set_timesteps` starts it anew.
     """
 
     _compatibles = [e.name for e in KarrasDiffusionSchedulers] + ["FlowMatchEulerDiscreteScheduler"]
-    _leading_from_zero = False
-
-    def solver(self) -> tuple[str, dict[str, Any]]:
-        """The registered solver and its options that the config means; ValueError when it means none."""
-        raise NotImplementedError
 
     @classmethod
     def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
@@ -61,11 +53,6 @@ class TableScheduler(Readings, EDMInterface, Noising, SchedulerMixin, ConfigMixi
             config, meant = understood(config)
             kwargs = {**meant, **kwargs}
         return super().from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)
-
-    def _prepare(self) -> None:
-        """Checks the config and sets the state before any `set_timesteps`: the training timesteps."""
-        self._training_tables: dict[str, tuple[Setup, Tensor]] = {}
-        self._held = Held(Run(before_any_run(self._setup)))
 
     # --- what pipelines call -----------------------------------------------------------------------------
 
@@ -88,8 +75,8 @@ class TableScheduler(Readings, EDMInterface, Noising, SchedulerMixin, ConfigMixi
         """
         if original_inference_steps is not None:
             raise ValueError(
-                f"original_inference_steps = {original_inference_steps}: a skip over the grid that a consistency model "
-                "was distilled on; keep LCMScheduler, or leave it out"
+                f"original_inference_steps = {original_inference_steps}: the grid that a consistency model was "
+                "distilled on; keep LCMScheduler, or leave it out"
             )
         request = Request(num_inference_steps, _floats(timesteps), _floats(sigmas), None if mu is None else float(mu))
         setup = self._setup
@@ -130,9 +117,10 @@ class TableScheduler(Readings, EDMInterface, Noising, SchedulerMixin, ConfigMixi
         run, common = self._run, one_time(timestep)
         if per_token_timesteps is not None or common is None:
             given = {"eta": eta, "prev_timestep": prev_timestep, "pred_original_sample": pred_original_sample}
-            prev_sample, data, run = self._step_rows(run, timestep, per_token_timesteps, sample, model_output, given)
-            self._run = run
-            return self._result(prev_sample, data, return_dict)
+            prev_sample, clean, self._run = self._step_rows(
+                run, timestep, per_token_timesteps, sample, model_output, given
+            )
+            return self._result(prev_sample, clean, return_dict)
         run = located(run, common)
         if prev_timestep is not None:
             run = towards(run, prev_timestep)
@@ -148,7 +136,7 @@ class TableScheduler(Readings, EDMInterface, Noising, SchedulerMixin, ConfigMixi
         if current.next.noise and noise is None:
             noise = draw_noise(sample, generator)
         prev_sample = runner.step(index, sample, output, noise)
-        data = None
+        data: Tensor | None = None
         if clips and output is model_output:
             raw = self._data(current, model_output, sample)
             data = self._clip_data(raw)
@@ -159,71 +147,6 @@ class TableScheduler(Readings, EDMInterface, Noising, SchedulerMixin, ConfigMixi
             data = self._data(current, output, sample)
         return self._result(prev_sample, data, return_dict)
 
-    @property
-    def config(self) -> LiveConfig:
-        """The config; assigning to a key takes effect, see :class:`fastsample.schedulers.live_config.LiveConfig`."""
-        config = self._internal_dict
-        if type(config) is not LiveConfig:  # diffusers, and some pipelines, put their own there
-            config = self._internal_dict = LiveConfig(config)
-        return config
-
-    @property
-    def order(self) -> int:
-        """Evaluations of one step of the grid, as pipelines of order-2 schedulers expect."""
-        return self._setup.order
-
-    @property
-    def timesteps(self) -> Tensor:
-        """The times that the model is called with; before `set_timesteps` those of training.
-
-        Assigning, or writing into it, lays the run out anew at these times: ValueError where that makes no grid.
-        """
-        return self._run.laid.timesteps
-
-    @timesteps.setter
-    def timesteps(self, value: Tensor) -> None:
-        self._run = Run(at_times(self._run.laid, value))
-
-    @property
-    def sigmas(self) -> Tensor:
-        """sigma (flow) or sigma / alpha at each evaluation and at the end; before `set_timesteps` those of training.
-
-        Assigning, or writing into it, lays the run out anew at these levels: ValueError where that makes no grid.
-        """
-        return self._run.laid.sigmas
-
-    @sigmas.setter
-    def sigmas(self, value: Tensor) -> None:
-        self._run = Run(at_levels(self._run.laid, value))
-
-    @property
-    def num_inference_steps(self) -> int | None:
-        """Steps of the grid; None before `set_timesteps`."""
-        layout = self._run.laid.layout
-        return None if layout is None else len(layout.grid) - 1
-
-    @property
-    def step_index(self) -> int | None:
-        """Index of the coming step; None before the first."""
-        return self._run.step_index
-
-    @property
-    def begin_index(self) -> int | None:
-        """Index of the first step, where a pipeline has set one."""
-        return self._run.begin_index
-
-    def set_begin_index(self, begin_index: int = 0) -> None:
-        """Start from step `begin_index` (image-to-image)."""
-        self._run = replace(self._run, begin_index=int(begin_index))
-
-    def state(self) -> Run:
-        """A snapshot of this thread's run, for :meth:`restore`; it costs nothing, and going on does not change it."""
-        return self._run
-
-    def restore(self, state: Run) -> None:
-        """Go on from a snapshot, which stays as it is."""
-        self._run = state
-
     def __len__(self) -> int:
         return int(self.config["num_train_timesteps"])
 
@@ -231,30 +154,6 @@ class TableScheduler(Readings, EDMInterface, Noising, SchedulerMixin, ConfigMixi
 
     _keeps_noise = False  # whether clipping leaves the noise prediction as it is, unless the caller says otherwise
     _pair = False  # whether a tuple also holds the data prediction, on VP models
-
-    @property
-    def _setup(self) -> Setup:
-        """What the config means now."""
-        key = self.config.key()
-        known: tuple[Key, Setup] | None = self.__dict__.get("_meaning")
-        if known is None or known[0] is not key:
-            name, options = self.solver()
-            known = self._meaning = (key, setup_of(name, Key(options), key, self._leading_from_zero))
-        return known[1]
-
-    @property
-    def _run(self) -> Run:
-        """This thread's run, brought up to what has been assigned since."""
-        run = self._held.run
-        return run if run.laid.holds(self._setup) else under(run, self._setup)
-
-    @_run.setter
-    def _run(self, run: Run) -> None:
-        self._held = self._held.then(run)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """The attributes of a copy, with this thread's run."""
-        return {**self.__dict__, "_held": self._held.apart()}
 
     def _build_table(self, grid: Sequence[Node]) -> Table:
         return self._setup.table(grid)
@@ -313,9 +212,9 @@ class TableScheduler(Readings, EDMInterface, Noising, SchedulerMixin, ConfigMixi
 
 def _floats(values: Any) -> tuple[float, ...] | None:
     """A list, array or tensor as a tuple of floats."""
-    return (
-        None if values is None else tuple(np.asarray(values.cpu() if isinstance(values, Tensor) else values, float))
-    )
+    if values is None:
+        return None
+    return tuple(np.asarray(values.cpu() if isinstance(values, Tensor) else values, dtype=np.float64).tolist())
 
 
 def _without_variance(model_output: Tensor, sample: Tensor) -> Tensor:

@@ -7,16 +7,12 @@ from typing import Any
 from torch import Tensor
 
 from fastsample.schedulers.locate import located
-from fastsample.schedulers.run import Run
-from fastsample.schedulers.setup import Setup
+from fastsample.schedulers.stateful import Stateful
 from fastsample.schedules.edm import EDMSchedule
 
 
-class EDMInterface:
+class EDMInterface(Stateful):
     """The first sample's scale, the network input's scale, and taking a step back; 1, 1 and no step otherwise."""
-
-    _run: Run
-    _setup: Setup
 
     @property
     def init_noise_sigma(self) -> float:

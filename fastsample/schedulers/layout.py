@@ -91,7 +91,8 @@ class Request:
 @functools.lru_cache(maxsize=64)
 def lay_out(setup: Setup, request: Request, kinds: tuple[type, ...]) -> Layout:
     """The layout that `request` asks for; ValueError where it asks for none. Also compiles its table."""
-    asked = GridRequest(request.steps, request.timesteps, request.sigmas, request.mu, setup.leading_from_zero)
+    times, sigmas = (None if given is None else list(given) for given in (request.timesteps, request.sigmas))
+    asked = GridRequest(request.steps, times, sigmas, request.mu, setup.leading_from_zero)
     layout = layout_of(setup, make_nodes(setup.schedule, setup.config.values, asked))
     compiled(setup, layout, 0, 0.0)
     return layout
@@ -117,18 +118,16 @@ class Laid:
     timesteps: Tensor
     sigmas: Tensor
     _pointer: int = field(init=False)
-    _versions: tuple[int, int] = field(init=False)
+    _counted: bool = field(init=False)  # whether torch counts what is written into the tensors
+    _written: tuple[int, int] = field(init=False)
 
     def __post_init__(self) -> None:
         self._pointer = self.timesteps.data_ptr() if self.timesteps.is_contiguous() else 0
-        self._versions = self._versions_now()
+        self._counted = not (self.timesteps.is_inference() or self.sigmas.is_inference())
+        self._written = self._written_now()
 
-    def _versions_now(self) -> tuple[int, int]:
-        timesteps, sigmas = self.timesteps, self.sigmas
-        return (
-            0 if timesteps.is_inference() else timesteps._version,
-            0 if sigmas.is_inference() else sigmas._version,
-        )
+    def _written_now(self) -> tuple[int, int]:
+        return (self.timesteps._version, self.sigmas._version) if self._counted else (0, 0)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Laid:
         return self
@@ -150,7 +149,7 @@ class Laid:
 
     def holds(self, setup: Setup) -> bool:
         """Whether the setup is still this one, and nobody has written into the tensors."""
-        return setup is self.setup and self._versions_now() == self._versions
+        return setup is self.setup and self._written_now() == self._written
 
     def under(self, setup: Setup) -> Laid:
         """The same run with another setup, and what was written into its tensors."""
@@ -158,10 +157,10 @@ class Laid:
             return before_any_run(setup)
         if setup.order != self.layout.order:
             raise ValueError(f"the config was changed to {setup.name!r}, of order {setup.order}: call set_timesteps")
-        timesteps, sigmas = self._versions_now()
-        if timesteps != self._versions[0]:
+        timesteps, sigmas = self._written_now()
+        if timesteps != self._written[0]:
             return at_times(Laid(setup, self.layout, self.timesteps, self.sigmas), self.timesteps)
-        if sigmas != self._versions[1]:
+        if sigmas != self._written[1]:
             return at_levels(Laid(setup, self.layout, self.timesteps, self.sigmas), self.sigmas)
         return Laid(setup, self.layout, self.timesteps, self.sigmas)
 

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import functools
 import math
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fastsample.schedulers.setup import Setup
 from fastsample.schedules.base import NoiseSchedule
 from fastsample.schedules.edm import EDMSchedule
 from fastsample.schedules.flow import FlowSchedule
 
 
-def marginals(setup: Setup, times: Tensor, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def marginals(
+    schedule: NoiseSchedule, levels: TrainingLevels | None, times: Tensor, device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
     """What multiplies the caller's clean sample and noise at the model times `times`, in their shape on `device`.
 
+    `levels` are those of a VP schedule.
     Raises ValueError for times on the host that are beyond those of training; others are not waited for.
     """
-    schedule = setup.schedule
     if times.device.type == "cpu" and not torch.compiler.is_compiling():
         check_trained(schedule, times)
     times = times.to(device)
@@ -31,7 +31,8 @@ def marginals(setup: Setup, times: Tensor, device: torch.device, dtype: torch.dt
         times = times.to(dtype)
         sigma = torch.exp(4 * times) if schedule.time_of == "log" else torch.tan(times * (math.pi / 2))
         return torch.ones_like(sigma), sigma
-    alphas, sigmas, logs = training_levels(schedule, device, dtype)
+    assert levels is not None
+    alphas, sigmas, logs = levels.on(device, dtype)
     if not times.is_floating_point():
         return _looked_up(alphas, times), _looked_up(sigmas, times)
     return _between(times.to(dtype), alphas, logs)
@@ -51,16 +52,24 @@ def check_trained(schedule: NoiseSchedule, times: Tensor) -> None:
         )
 
 
-@functools.lru_cache(maxsize=32)
-def training_levels(
-    schedule: NoiseSchedule, device: torch.device, dtype: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor]:
-    """alpha, sigma and log alpha at every training timestep of a VP schedule."""
-    with np.errstate(divide="ignore"):
-        alpha, sigma = (of(np.arange(schedule.train_steps)) for of in (schedule.alpha, schedule.sigma))
-        rows = (alpha, sigma, np.log(alpha))
-    host = torch.from_numpy(np.stack(rows)).to(dtype)
-    return tuple(host.to(device))  # type: ignore[return-value]
+class TrainingLevels:
+    """alpha, sigma and log alpha at every training timestep of a VP schedule; on each device once it is asked for."""
+
+    def __init__(self, schedule: NoiseSchedule) -> None:
+        times = np.arange(schedule.train_steps)
+        with np.errstate(divide="ignore"):
+            rows = np.stack([schedule.alpha(times), schedule.sigma(times), np.log(schedule.alpha(times))])
+        self._host = torch.from_numpy(rows)
+        self._on: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+
+    def on(self, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """The three rows, [3, number of timesteps]."""
+        known = self._on.get((device, dtype))
+        if known is None:
+            known = self._host.to(dtype).to(device)
+            if not torch.compiler.is_compiling():
+                self._on[device, dtype] = known
+        return known
 
 
 def _looked_up(table: Tensor, times: Tensor) -> Tensor:
@@ -75,8 +84,7 @@ def _between(times: Tensor, alphas: Tensor, logs: Tensor) -> tuple[Tensor, Tenso
     part = times - left
     start, end = (_looked_up(logs, index) for index in (left, left + 1))
     first = _looked_up(alphas, left)
-    straight = torch.log(first * (1 - part))
-    log_alpha = torch.where(
-        torch.isinf(end), straight, start + part * torch.where(torch.isinf(end), start, end - start)
-    )
+    to_zero = torch.isinf(end)
+    rise = torch.where(to_zero, 0.0, end - start)
+    log_alpha = torch.where(to_zero, torch.log(first * (1 - part)), start + part * rise)
     return torch.exp(log_alpha), torch.sqrt(-torch.expm1(2 * log_alpha))

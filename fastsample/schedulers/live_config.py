@@ -1,4 +1,4 @@
-"""A scheduler's config whose assignments take effect, and its hashable form, by which what follows from it is kept."""
+"""A scheduler's config, assignments to which take effect, and its hashable form."""
 
 from __future__ import annotations
 

@@ -9,19 +9,15 @@ from torch import Tensor
 
 from fastsample.sampling.backend import accumulation_dtype
 from fastsample.schedulers.levels import marginals
-from fastsample.schedulers.run import Run
-from fastsample.schedulers.setup import Setup
+from fastsample.schedulers.stateful import Stateful
 
 
-class Noising:
+class Noising(Stateful):
     """`add_noise` and its kin, at the timesteps that the caller passes: of training, whatever run there was before.
 
     One time for all rows which the coming step of an image-to-image run (one with a `begin_index`) tells its network
     means that run's own point: on grids placed by noise level it lies between two timesteps of training.
     """
-
-    _run: Run
-    _setup: Setup
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """`alpha data + sigma noise`; `timesteps` are one for all, one a row [B], or one a token [B, T].
@@ -57,7 +53,8 @@ class Noising:
         """What multiplies the caller's clean sample and noise at `timesteps`, shaped to multiply `like`."""
         times = torch.as_tensor(timesteps, device=None if isinstance(timesteps, Tensor) else "cpu")
         dtype = accumulation_dtype(like.dtype)
-        alpha, sigma = marginals(self._setup, times, like.device, dtype)
+        setup = self._setup
+        alpha, sigma = marginals(setup.schedule, setup.levels, times, like.device, dtype)
         own = self._own_point(times)
         if own is not None:
             time, of_data, of_noise = own
@@ -68,7 +65,7 @@ class Noising:
 
     def _own_point(self, times: Tensor) -> tuple[float, float, float] | None:
         """The time that the coming step of a run with a begin index tells, with the marginal that it really has."""
-        run = self._run
+        run = self._held.run
         layout, index = run.laid.layout, run.coming
         if run.begin_index is None or layout is None or index is None or index >= len(layout):
             return None
@@ -88,6 +85,6 @@ def _broadcast_shape(times: Tensor, like: Tensor) -> tuple[int, ...]:
     if times.numel() == like.shape[0]:
         return (len(like), *ones[1:])
     raise ValueError(
-        f"timesteps has shape {tuple(times.shape)} for samples of shape {tuple(like.shape)}: give one for all, one a row "
-        "[B] or one a token [B, T]"
+        f"timesteps has shape {tuple(times.shape)} for samples of shape {tuple(like.shape)}: give one for all, one a "
+        "row [B] or one a token [B, T]"
     )

@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastsample.schedulers.live_config import LiveConfig
-from fastsample.schedulers.run import Run
 from fastsample.schedulers.setup import Setup
+from fastsample.schedulers.stateful import Stateful
 from fastsample.schedules.base import NoiseSchedule
 from fastsample.schedules.discrete import DiscreteSchedule
 
@@ -68,12 +67,8 @@ class TrainingTable:
         scheduler._training_tables = {**scheduler._training_tables, self._name: (scheduler._setup, value)}
 
 
-class Readings:
+class Readings(Stateful):
     """Attributes and methods that others read, named and meant as in diffusers."""
-
-    _run: Run
-    _setup: Setup
-    config: LiveConfig
 
     betas = TrainingTable(betas)
     alphas = TrainingTable(alphas)

@@ -1,4 +1,4 @@
-"""Steps whose rows or tokens each have a time of their own: region diffusion, diffusion forcing, LTX's conditioning."""
+"""Steps whose rows or tokens have times of their own: region diffusion, diffusion forcing, LTX's conditioning."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class RowHistory:
 class RowTables:
     """Columns over the evaluations of a grid, on a device.
 
-    `told`, the times, rising; `alpha` and `sigma` with those of the end; `fresh`, the weights of (sample, output) in a
-    first-order step, and `full` those of (sample, output, history) in the solver's; `entry` and `data` those of
+    `told`, the times, rising; `alpha` and `sigma` with those of the end; `fresh`, the weights of (sample, output) in
+    a first-order step, and `full` those of (sample, output, history) in the solver's; `entry` and `data` those of
     (sample, output) in what enters the history and in the clean sample.
     """
 
@@ -49,7 +49,7 @@ class RowTables:
 
 
 def one_time(timestep: Any) -> Any:
-    """The one time of a timestep; None where rows or tokens may have times of their own. Nothing on a device is read."""
+    """The one time of a timestep; None where rows or tokens may have their own. Nothing on a device is read."""
     if not isinstance(timestep, Tensor) or timestep.ndim == 0:
         return timestep
     first = timestep[(0,) * timestep.ndim] if timestep.numel() else timestep
@@ -75,8 +75,8 @@ def step_rows(
         times = times.squeeze(-1)
     if times.shape != sample.shape[: times.ndim]:
         raise ValueError(
-            f"timestep has shape {tuple(times.shape)} for a sample of shape {tuple(sample.shape)}: give one time, one "
-            "a row [B] or one a token [B, T]"
+            f"timestep has shape {tuple(times.shape)} for a sample of shape {tuple(sample.shape)}: give one for all, "
+            "one a row [B] or one a token [B, T]"
         )
     dtype = accumulation_dtype(sample.dtype, output.dtype)
     tables = row_tables(setup, layout, sample.device, dtype)
@@ -88,13 +88,12 @@ def step_rows(
     placed = (target > 0) & ((keys[index] - own).abs() <= slack)
 
     between = times.clamp(min=0) if setup.schedule.kind == "vp" else times
-    alpha, sigma = marginals(setup, between, sample.device, dtype)
+    alpha, sigma = marginals(setup.schedule, setup.levels, between, sample.device, dtype)
     alpha = alpha * setup.schedule.data_scale
     if setup.schedule.kind == "vp":  # below the first timestep of training all is clean
         alpha, sigma = torch.where(times < 0, 1.0, alpha), torch.where(times < 0, 0.0, sigma)
-    alpha, sigma = (
-        torch.where(placed, table[index], own) for table, own in ((tables.alpha, alpha), (tables.sigma, sigma))
-    )
+    alpha = torch.where(placed, tables.alpha[index], alpha)
+    sigma = torch.where(placed, tables.sigma[index], sigma)
     to_alpha, to_sigma = tables.alpha[target], tables.sigma[target]
     stays = to_sigma * alpha >= sigma * to_alpha
 
@@ -134,7 +133,7 @@ def row_tables(setup: Setup, layout: Layout, device: torch.device, dtype: torch.
     steps = compiled(setup, layout, 0, 0.0).table.steps
     if layout.order > 1 or any(_reads_more(step) for step in steps):
         raise ValueError(
-            f"timestep has a value for each row or token: {setup.name!r} draws noise or carries more than one step of "
+            f"timestep has a value for each row or token: {setup.name!r} draws noise or carries more than one step's "
             "history; use DDIMScheduler, or DPMSolverScheduler of order 2"
         )
     plain = setup_of("ddim", Key({}), setup.config, setup.leading_from_zero) if setup.name != "ddim" else setup

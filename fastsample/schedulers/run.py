@@ -100,9 +100,9 @@ class Shelf(threading.local):
 class Held:
     """The run as an attribute of a scheduler, with the thread that it belongs to.
 
-    A thread finds its own run here, or on the shelf where another thread has used the scheduler since; a thread that
-    has none starts on the grid laid out last. A deep copy, as of a scheduler's `__dict__`, holds the run of the thread
-    that makes it; :meth:`apart` is for another scheduler.
+    A thread finds its own run here, or on the shelf where another thread has used the scheduler since; a thread
+    that has none starts on the grid laid out last. A deep copy, as of a scheduler's `__dict__`, holds the run of the
+    thread that makes it; :meth:`apart` is for another scheduler.
     """
 
     __slots__ = ("_owner", "_run", "_shelf")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fastsample.schedulers.levels import TrainingLevels
 from fastsample.schedulers.live_config import Key
 from fastsample.schedules.base import Node, NoiseSchedule
 from fastsample.solvers import build_table_on_nodes, get_solver
@@ -16,7 +17,7 @@ from fastsample.tables.table import Table
 
 @dataclass(frozen=True, eq=False)
 class Setup:
-    """A config understood: everything that a step or a grid needs of it. `output_type` is what the network outputs."""
+    """A config understood: all that a step or a grid needs of it. `output_type` is what the network outputs."""
 
     name: str
     options: Key
@@ -25,6 +26,7 @@ class Setup:
     solver: Solver
     schedule: NoiseSchedule
     output_type: str
+    levels: TrainingLevels | None  # of VP models
 
     @property
     def order(self) -> int:
@@ -57,7 +59,8 @@ def setup_of(name: str, options: Key, config: Key, leading_from_zero: bool) -> S
     values = config.values
     schedule = NoiseSchedule.from_config(values)
     output_type = schedule.output_type(values["prediction_type"])
-    setup = Setup(name, options, config, leading_from_zero, get_solver(name), schedule, output_type)
+    levels = TrainingLevels(schedule) if schedule.kind == "vp" else None
+    setup = Setup(name, options, config, leading_from_zero, get_solver(name), schedule, output_type, levels)
     start, end = schedule.noise_time, schedule.clean_time
     setup.table(schedule.nodes([end + part * (start - end) for part in (0.9, 0.6, 0.3)]))  # wrong options die here
     return setup
