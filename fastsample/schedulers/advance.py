@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import weakref
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from fastsample.sampling.executor import Runner
 from fastsample.schedulers.layout import from_time
 from fastsample.schedulers.locate import lane_for
+from fastsample.schedulers.rows import RowHistory, serves
 from fastsample.schedulers.run import Lane, Run
 from fastsample.schedulers.setup import Setup
 
@@ -62,11 +64,11 @@ def ready(run: Run, sample: Tensor) -> tuple[Run, Lane, Runner]:
         if compiled.carries and run.step_index != run.start:
             run = run.at(run.step_index, run.eta)
             compiled = run.laid.program(run.start, run.eta)
-        lane = Lane(Runner(compiled.program), sample.shape)
+        lane = Lane(Runner(compiled.program))
     if not compiled.carries:
         return run, lane, lane.runner
     runner = copy.copy(lane.runner)
-    if lane.shape != sample.shape:
+    if lane.shape and lane.shape != sample.shape:
         _fit(run, runner, lane.shape, sample)
     return run, lane, runner
 
@@ -82,11 +84,29 @@ def _fit(run: Run, runner: Runner, shape: Any, sample: Tensor) -> None:
     runner.values = {name: torch.cat([value] * repeats) for name, value in runner.values.items()}
 
 
-def stepped(run: Run, lane: Lane, runner: Runner, sample: Tensor, made: Tensor) -> Run:
+def refuse_with_rows(run: Run, given: Mapping[str, Any]) -> None:
+    """Raise ValueError where rows or tokens at times of their own cannot be stepped, or not with such arguments."""
+    if not serves(run):
+        raise ValueError(
+            f"timestep has a value for each row or token, and {run.laid.setup.name!r} draws noise, has stages or "
+            "carries more than one entry of history: use DDIMScheduler, or DPMSolverScheduler of order 2"
+        )
+    for name, value in given.items():
+        if value is not None and (isinstance(value, Tensor) or value != 0):
+            raise ValueError(f"{name} cannot be given with a timestep a row or token: leave it out")
+
+
+def after_rows(run: Run, rows: RowHistory, *, counted: bool) -> Run:
+    """The run after a step of rows or tokens at times of their own; `counted` where one of all rows was asked for."""
+    index = (run.step_index or 0) + 1 if counted else run.step_index
+    return Run(run.laid, index, run.begin_index, run.start, rows=rows)
+
+
+def stepped(run: Run, lane: Lane, runner: Runner, sample: Tensor, made: Tensor, rows: Tensor | None = None) -> Run:
     """The run after the step from `lane`, which gave `made`."""
     index = (run.step_index or 0) + 1
     if runner is lane.runner:  # nothing is carried
-        return Run(run.laid, index, run.begin_index, run.start, run.eta, (lane,), (lane,), (), lane)
+        return Run(run.laid, index, run.begin_index, run.start, run.eta, (lane,), (lane,), (), lane, rows)
     reached = Lane(runner, sample.shape, weakref.ref(made))
     lanes = (*run.beside, reached)
-    return Run(run.laid, index, run.begin_index, run.start, run.eta, lanes, run.lanes or (lane,), (), lane)
+    return Run(run.laid, index, run.begin_index, run.start, run.eta, lanes, run.lanes or (lane,), (), lane, rows)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,13 +15,13 @@ from torch import Tensor
 
 from fastsample.sampling.backend import accumulation_dtype, combine
 from fastsample.sampling.noise import Generators, draw_noise
-from fastsample.schedulers.advance import ready, stepped, towards, with_eta
+from fastsample.schedulers.advance import after_rows, ready, refuse_with_rows, stepped, towards, with_eta
 from fastsample.schedulers.edm import EDMInterface
 from fastsample.schedulers.layout import Request, laid, lay_out
 from fastsample.schedulers.locate import located
 from fastsample.schedulers.noising import Noising
 from fastsample.schedulers.readings import Readings
-from fastsample.schedulers.rows import one_time, step_rows
+from fastsample.schedulers.rows import apart, one_time, serves, step_rows
 from fastsample.schedulers.run import Run
 from fastsample.schedulers.threshold import threshold
 from fastsample.schedules.base import Node
@@ -105,8 +105,8 @@ class TableScheduler(Readings, EDMInterface, Noising, SchedulerMixin, ConfigMixi
         is `variance_noise`; `eta` is DDIM's, other solvers have theirs in the config. `pred_original_sample`, a
         prediction of the clean sample, takes the place of the one in the output. Where data predictions are clipped,
         `use_clipped_model_output` makes DDIM's noise prediction follow; other solvers read the clipped one alone.
-        With `per_token_timesteps` (LTX's conditioning) each token steps from its own, and the output is data - noise,
-        as diffusers has it there.
+        With `per_token_timesteps` (LTX's conditioning) tokens at another time than `timestep` step from their own,
+        and the output is data - noise, as diffusers has it there.
         Without `return_dict` a tuple: the next sample, and what diffusers' class for it also gives there.
         Raises ValueError before `set_timesteps`, after the last step, and when shapes differ.
         """
@@ -114,14 +114,18 @@ class TableScheduler(Readings, EDMInterface, Noising, SchedulerMixin, ConfigMixi
             model_output = -model_output
         if model_output.shape != sample.shape:
             model_output = _without_variance(model_output, sample)
-        run, common = self._run, one_time(timestep)
-        if per_token_timesteps is not None or common is None:
-            given = {"eta": eta, "prev_timestep": prev_timestep, "pred_original_sample": pred_original_sample}
-            prev_sample, clean, self._run = self._step_rows(
-                run, timestep, per_token_timesteps, sample, model_output, given
-            )
+        run, time = self._run, one_time(timestep)
+        if time is None and not serves(run):
+            time = one_time(timestep.cpu())  # type: ignore[union-attr]  one that all rows share, then, or none
+        tokens = per_token_timesteps
+        if time is None or (tokens is not None and serves(run)):
+            refuse_with_rows(run, {"eta": eta, "prev_timestep": prev_timestep, "variance_noise": variance_noise})
+            times = torch.as_tensor(timestep) if tokens is None else tokens
+            run = run if time is None else located(run, time)
+            prev_sample, clean, history = step_rows(run, times, sample, model_output, self._clip())
+            self._run = after_rows(run, history, counted=time is not None)
             return self._result(prev_sample, clean, return_dict)
-        run = located(run, common)
+        run = located(run, time)
         if prev_timestep is not None:
             run = towards(run, prev_timestep)
         if eta != run.eta:
@@ -142,9 +146,15 @@ class TableScheduler(Readings, EDMInterface, Noising, SchedulerMixin, ConfigMixi
             data = self._clip_data(raw)
             onto = current.target.alpha / run.laid.setup.schedule.data_scale
             prev_sample = (prev_sample + onto * (data - raw)).to(sample.dtype)
-        self._run = stepped(run, lane, runner, sample, prev_sample)
         if data is None and (return_dict or self._returns_data()):
             data = self._data(current, output, sample)
+        own = None
+        if tokens is not None:
+            own = apart(run, time, tokens, sample)
+            alone, clean, _ = step_rows(run, tokens, sample, model_output, self._clip())
+            prev_sample = torch.where(own, alone, prev_sample)
+            data = None if data is None else torch.where(own, clean, data)
+        self._run = stepped(run, lane, runner, sample, prev_sample, own)
         return self._result(prev_sample, data, return_dict)
 
     def __len__(self) -> int:
@@ -158,22 +168,6 @@ class TableScheduler(Readings, EDMInterface, Noising, SchedulerMixin, ConfigMixi
     def _build_table(self, grid: Sequence[Node]) -> Table:
         return self._setup.table(grid)
 
-    def _step_rows(
-        self, run: Run, timestep: Any, per_token: Tensor | None, sample: Tensor, output: Tensor, given: dict[str, Any]
-    ) -> tuple[Tensor, Tensor, Run]:
-        for name, value in given.items():
-            if value is not None and (isinstance(value, Tensor) or value != 0):
-                raise ValueError(
-                    f"{name} is given with a timestep a row or token: leave it out, or step rows by themselves"
-                )
-        times = timestep if per_token is None else per_token
-        adjust = self._clip_data if self._clips_data() else None
-        if per_token is None:
-            return step_rows(run, times, sample, output, adjust)
-        run = located(run, timestep)
-        prev_sample, data, run = step_rows(run, times, sample, output, adjust)
-        return prev_sample, data, Run(run.laid, (run.step_index or 0) + 1, run.begin_index, run.start, rows=run.rows)
-
     def _result(
         self, prev_sample: Tensor, data: Tensor | None, return_dict: bool
     ) -> TableSchedulerOutput | tuple[Tensor, ...]:
@@ -184,7 +178,7 @@ class TableScheduler(Readings, EDMInterface, Noising, SchedulerMixin, ConfigMixi
 
     def _returns_data(self) -> bool:
         """Whether a tuple holds the data prediction too, as those of diffusers' classes for this model do."""
-        kind = self._setup.schedule.kind
+        kind = self._schedule.kind
         return kind == "edm" or (self._pair and kind == "vp") or "original_inference_steps" in self.config
 
     def _clips_data(self) -> bool:
@@ -192,7 +186,7 @@ class TableScheduler(Readings, EDMInterface, Noising, SchedulerMixin, ConfigMixi
 
     def _data_weights(self, step: Step) -> tuple[float, float]:
         """`(a, b)` such that the caller's clean sample is predicted as `a * sample + b * output`."""
-        scale = self._setup.schedule.data_scale
+        scale = self._schedule.data_scale
         return step.data[0] * scale, step.data[1] * scale
 
     def _data(self, step: Step, output: Tensor, sample: Tensor) -> Tensor:
@@ -205,6 +199,9 @@ class TableScheduler(Readings, EDMInterface, Noising, SchedulerMixin, ConfigMixi
         data = self._data(step, output, sample) if data is None else data
         data = self._clip_data(data) if self._clips_data() else data
         return (data - a * sample.to(accumulation_dtype(sample.dtype))) / b
+
+    def _clip(self) -> Callable[[Tensor], Tensor] | None:
+        return self._clip_data if self._clips_data() else None
 
     def _clip_data(self, data: Tensor) -> Tensor:
         return threshold(data, self.config["dynamic_thresholding_ratio"], self.config["sample_max_value"])

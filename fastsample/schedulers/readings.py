@@ -10,7 +10,6 @@ from torch import Tensor
 
 from fastsample.schedulers.setup import Setup
 from fastsample.schedulers.stateful import Stateful
-from fastsample.schedules.base import NoiseSchedule
 from fastsample.schedules.discrete import DiscreteSchedule
 
 
@@ -76,11 +75,6 @@ class Readings(Stateful):
     one = TrainingTable(one)
 
     @property
-    def schedule(self) -> NoiseSchedule:
-        """The noise schedule of the model that the config describes."""
-        return self._setup.schedule
-
-    @property
     def final_alpha_cumprod(self) -> Tensor:
         """alpha^2 where runs end: 1, or that of timestep 0 with `final_sigmas_type` "sigma_min"."""
         ends_noisy = self.config["final_sigmas_type"] == "sigma_min"
@@ -123,7 +117,7 @@ class Readings(Stateful):
 
         Raises ValueError on other models, and where the shift is dynamic (there `set_timesteps` takes `mu`).
         """
-        if self._setup.schedule.kind != "flow":
+        if self._schedule.kind != "flow":
             raise ValueError(f"shift = {shift}: only flow-matching models have one")
         if self.config["use_dynamic_shifting"]:
             raise ValueError(f"shift = {shift}: use_dynamic_shifting is set; give set_timesteps mu, or unset it")

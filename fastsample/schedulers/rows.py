@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,10 +14,10 @@ from torch import Tensor
 from fastsample.sampling.backend import accumulation_dtype
 from fastsample.schedulers.layout import Layout, compiled
 from fastsample.schedulers.levels import marginals
-from fastsample.schedulers.live_config import Key
 from fastsample.schedulers.run import Run
-from fastsample.schedulers.setup import Setup, setup_of
+from fastsample.schedulers.setup import Setup
 from fastsample.schedules.flow import FlowSchedule
+from fastsample.solvers import build_table_on_nodes
 from fastsample.tables.table import Combination, Step
 
 
@@ -58,40 +58,39 @@ def one_time(timestep: Any) -> Any:
     return first if timestep.device.type == "cpu" and bool((timestep == first).all()) else None
 
 
+def serves(run: Run) -> bool:
+    """Whether rows or tokens at times of their own keep the solver's order: see :func:`step_rows`."""
+    return run.laid.layout is not None and _carries_one_entry(run.laid.setup, run.laid.layout)
+
+
 def step_rows(
     run: Run, times: Tensor, sample: Tensor, output: Tensor, adjust: Callable[[Tensor], Tensor] | None
-) -> tuple[Tensor, Tensor, Run]:
-    """The next sample, the clean sample predicted, and the run, where row or token i is at the time `times[i]`.
+) -> tuple[Tensor, Tensor, RowHistory]:
+    """The next sample, the clean sample predicted, and what is carried, with row or token i at the time `times[i]`.
 
     `times` is [B] or [B, T] for a sample [B, ..] or [B, T, ..]; none is read. Each element goes to the next cleaner
     point of the run's grid, from its own point of the grid or from between two; one that is clean stays. An element
-    that was at the point before in the last call goes on with its history, any other takes a first-order step.
-    `adjust`, where given, clips the clean sample. Raises ValueError for other shapes and for solvers that carry more.
+    that was at the point before in the last call goes on with its history, any other takes a first-order step; of
+    solvers that carry more than one entry of history all do. `adjust`, where given, clips the clean sample.
+    Raises ValueError for other shapes, and for solvers with stages.
     """
     layout, setup = run.laid.layout, run.laid.setup
     if layout is None:
         raise ValueError("num_inference_steps = None: call set_timesteps before step")
-    while times.ndim > 1 and times.shape[-1] == 1:
-        times = times.squeeze(-1)
-    if times.shape != sample.shape[: times.ndim]:
+    if layout.order > 1:
         raise ValueError(
-            f"timestep has shape {tuple(times.shape)} for a sample of shape {tuple(sample.shape)}: give one for all, "
-            "one a row [B] or one a token [B, T]"
+            f"timestep has a value for each row or token, and {setup.name!r} has stages: use DDIMScheduler"
         )
+    times = _shaped(times, sample)
     dtype = accumulation_dtype(sample.dtype, output.dtype)
     tables = row_tables(setup, layout, sample.device, dtype)
     times = times.to(sample.device, dtype)
-    slack = 1e-6 * abs(setup.schedule.noise_time - setup.schedule.clean_time)
+    slack = _slack(setup)
     keys, own = tables.told, tables.sign * times
     target = torch.searchsorted(keys, (own + slack).contiguous(), right=True)
     index = (target - 1).clamp(min=0)
     placed = (target > 0) & ((keys[index] - own).abs() <= slack)
-
-    between = times.clamp(min=0) if setup.schedule.kind == "vp" else times
-    alpha, sigma = marginals(setup.schedule, setup.levels, between, sample.device, dtype)
-    alpha = alpha * setup.schedule.data_scale
-    if setup.schedule.kind == "vp":  # below the first timestep of training all is clean
-        alpha, sigma = torch.where(times < 0, 1.0, alpha), torch.where(times < 0, 0.0, sigma)
+    alpha, sigma = _levels(setup, times, sample.device, dtype)
     alpha = torch.where(placed, tables.alpha[index], alpha)
     sigma = torch.where(placed, tables.sigma[index], sigma)
     to_alpha, to_sigma = tables.alpha[target], tables.sigma[target]
@@ -103,41 +102,71 @@ def step_rows(
     onto = to_alpha - alpha * ratio
     weights = torch.stack([ratio + onto * a, onto * b, torch.zeros_like(ratio)], -1)
     weights = torch.where(placed[..., None], tables.fresh[index], weights)
-    past: RowHistory | None = run.rows
-    entry = torch.zeros_like(sample, dtype=dtype)
-    if past is not None and past.index.shape == times.shape and past.entry.shape == sample.shape:
-        goes_on = placed & (past.index == index - 1)
-        weights = torch.where(goes_on[..., None], tables.full[index], weights)
+    past, entry = run.rows, torch.zeros_like(sample, dtype=dtype)
+    known = isinstance(past, RowHistory) and past.index.shape == times.shape and past.entry.shape == sample.shape
+    if known and serves(run):
+        weights = torch.where((placed & (past.index == index - 1))[..., None], tables.full[index], weights)
         entry = past.entry
 
     def each(value: Tensor) -> Tensor:
         return value.reshape(*times.shape, *[1] * (sample.ndim - times.ndim))
 
-    x, f = sample.to(dtype), output.to(dtype)
+    x, f, rests = sample.to(dtype), output.to(dtype), each(stays)
     scale = setup.schedule.data_scale
-    data = torch.where(each(stays), x / scale if scale != 1 else x, scale * (each(a) * x + each(b) * f))
-    clipped = data
+    data = torch.where(rests, x, scale * (each(a) * x + each(b) * f))
     if adjust is not None:
-        clipped = torch.where(each(stays), data, adjust(data))
-        f = torch.where(each(stays), f, (clipped / scale - each(a) * x) / each(b))
+        data = torch.where(rests, data, adjust(data))
+        f = torch.where(rests, f, (data / scale - each(a) * x) / each(b))
     following = each(weights[..., 0]) * x + each(weights[..., 1]) * f + each(weights[..., 2]) * entry
-    following = torch.where(each(stays), x, following)
     made = each(tables.entry[index, 0]) * x + each(tables.entry[index, 1]) * f
-    rows = RowHistory(torch.where(placed, index, -2), made)
-    return following.to(sample.dtype), clipped.to(sample.dtype), replace(run, rows=rows)
+    carried = RowHistory(torch.where(placed, index, -2), made)
+    return torch.where(rests, x, following).to(sample.dtype), data.to(sample.dtype), carried
+
+
+def apart(run: Run, timestep: Any, times: Tensor, sample: Tensor) -> Tensor:
+    """Which tokens are, or have been in this run, at another time than `timestep`, shaped to choose from `sample`.
+
+    What a solver carries of them is of that time, so that they go on by first-order steps.
+    """
+    times = _shaped(times, sample)
+    here = torch.as_tensor(timestep, device=times.device)
+    away = (times - here).abs() > _slack(run.laid.setup)
+    away = away.reshape(*times.shape, *[1] * (sample.ndim - times.ndim)).to(sample.device)
+    known = isinstance(run.rows, Tensor) and run.rows.shape == away.shape
+    return away | run.rows if known else away
+
+
+def _shaped(times: Tensor, sample: Tensor) -> Tensor:
+    """`times` as [B] or [B, T]; ValueError where these are not the sample's."""
+    while times.ndim > 1 and times.shape[-1] == 1:
+        times = times.squeeze(-1)
+    if times.shape != sample.shape[: times.ndim]:
+        raise ValueError(
+            f"timestep has shape {tuple(times.shape)} for a sample of shape {tuple(sample.shape)}: give one for all, "
+            "one a row [B] or one a token [B, T]"
+        )
+    return times
+
+
+def _slack(setup: Setup) -> float:
+    """By how much times may differ for rounding."""
+    return 1e-6 * abs(setup.schedule.noise_time - setup.schedule.clean_time)
+
+
+def _levels(setup: Setup, times: Tensor, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """alpha and sigma where the network is told `times`; on VP models a negative time is clean data."""
+    vp = setup.schedule.kind == "vp"
+    alpha, sigma = marginals(setup.schedule, setup.levels, times.clamp(min=0) if vp else times, device, dtype)
+    if vp:
+        alpha, sigma = torch.where(times < 0, 1.0, alpha), torch.where(times < 0, 0.0, sigma)
+    return alpha * setup.schedule.data_scale, sigma
 
 
 @functools.lru_cache(maxsize=16)
 def row_tables(setup: Setup, layout: Layout, device: torch.device, dtype: torch.dtype) -> RowTables:
-    """The columns of a layout. Raises ValueError for solvers whose steps read more than one step before them."""
+    """The columns of a layout."""
     steps = compiled(setup, layout, 0, 0.0).table.steps
-    if layout.order > 1 or any(_reads_more(step) for step in steps):
-        raise ValueError(
-            f"timestep has a value for each row or token: {setup.name!r} draws noise or carries more than one step's "
-            "history; use DDIMScheduler, or DPMSolverScheduler of order 2"
-        )
-    plain = setup_of("ddim", Key({}), setup.config, setup.leading_from_zero) if setup.name != "ddim" else setup
-    first = compiled(plain, layout, 0, 0.0).table.steps
+    first = build_table_on_nodes("ddim", layout.nodes, prediction_type=setup.output_type).steps
     told = np.array([node.time for node in layout.nodes[:-1]])
     sign = 1.0 if isinstance(setup.schedule, FlowSchedule) and setup.schedule.inverted else -1.0
 
@@ -152,15 +181,19 @@ def row_tables(setup: Setup, layout: Layout, device: torch.device, dtype: torch.
         column([(step.next.sample, step.next.output, 0.0) for step in first]),
         column([(step.next.sample, step.next.output, *(step.next.history[:1] or (0.0,))) for step in steps]),
         column([(step.entry.sample, step.entry.output) if step.entry else (0.0, 0.0) for step in steps]),
-        column([step.data for step in steps]),
+        column([step.data for step in first]),
     )
 
 
-def _reads_more(step: Step) -> bool:
-    """Whether a step is stochastic, has states, or reads more than the entry before it."""
-    entry = step.entry or Combination()
-    readers = (step.next.noise, step.states, step.next.states, any(step.next.history[1:]), any(entry.history))
-    return any(map(bool, readers))
+@functools.lru_cache(maxsize=64)
+def _carries_one_entry(setup: Setup, layout: Layout) -> bool:
+    """Whether no step is stochastic, has states, or reads more than the entry before it."""
+
+    def reads_more(step: Step) -> bool:
+        entry = step.entry or Combination()
+        return bool(step.next.noise or step.states or step.next.states or any(step.next.history[1:] + entry.history))
+
+    return layout.order == 1 and not any(map(reads_more, compiled(setup, layout, 0, 0.0).table.steps))
 
 
 def _data_weights(alpha: Tensor, sigma: Tensor, output_type: str) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,10 @@ from fastsample.tables.table import Table
 
 @dataclass(slots=True, eq=False)
 class Lane:
-    """What one trajectory carries: the runner with its values, their shape, and the sample that its step returned."""
+    """What one trajectory carries: the runner with its values, and the sample that its step returned.
+
+    `shape` is that of the values; () before the first step.
+    """
 
     runner: Runner
     shape: tuple[int, ...] = ()

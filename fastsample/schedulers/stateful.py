@@ -12,6 +12,7 @@ from fastsample.schedulers.layout import at_levels, at_times, before_any_run
 from fastsample.schedulers.live_config import Key, LiveConfig
 from fastsample.schedulers.run import Held, Run
 from fastsample.schedulers.setup import Setup, setup_of
+from fastsample.schedules.base import NoiseSchedule
 
 
 class Stateful:
@@ -39,6 +40,11 @@ class Stateful:
         if type(config) is not LiveConfig:  # diffusers, and some pipelines, put their own there
             self._internal_dict = config = LiveConfig(config)
         return config
+
+    @property
+    def schedule(self) -> NoiseSchedule:
+        """The noise schedule of the model that the config describes."""
+        return self._setup.schedule
 
     @property
     def order(self) -> int:
@@ -108,6 +114,10 @@ class Stateful:
             name, options = self.solver()
             known = self._meaning = (key, setup_of(name, Key(options), key, self._leading_from_zero))
         return known[1]
+
+    @property
+    def _schedule(self) -> NoiseSchedule:
+        return self._setup.schedule
 
     @property
     def _run(self) -> Run:
