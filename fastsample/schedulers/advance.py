@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -84,7 +83,7 @@ def _fit(run: Run, runner: Runner, shape: Any, sample: Tensor) -> None:
     runner.values = {name: torch.cat([value] * repeats) for name, value in runner.values.items()}
 
 
-def refuse_with_rows(run: Run, given: Mapping[str, Any]) -> None:
+def refuse_with_rows(run: Run, **given: Any) -> None:
     """Raise ValueError where rows or tokens at times of their own cannot be stepped, or not with such arguments."""
     if not serves(run):
         raise ValueError(

@@ -115,17 +115,17 @@ class TableScheduler(Readings, EDMInterface, Noising, SchedulerMixin, ConfigMixi
         if model_output.shape != sample.shape:
             model_output = _without_variance(model_output, sample)
         run, time = self._run, one_time(timestep)
-        if time is None and not serves(run):
-            time = one_time(timestep.cpu())  # type: ignore[union-attr]  one that all rows share, then, or none
+        if time is None and isinstance(timestep, Tensor) and not serves(run):
+            time = one_time(timestep.cpu())  # one that all rows share, or nothing
         tokens = per_token_timesteps
         if time is None or (tokens is not None and serves(run)):
-            refuse_with_rows(run, {"eta": eta, "prev_timestep": prev_timestep, "variance_noise": variance_noise})
+            refuse_with_rows(run, eta=eta, prev_timestep=prev_timestep, pred_original_sample=pred_original_sample)
             times = torch.as_tensor(timestep) if tokens is None else tokens
             run = run if time is None else located(run, time)
             prev_sample, clean, history = step_rows(run, times, sample, model_output, self._clip())
             self._run = after_rows(run, history, counted=time is not None)
             return self._result(prev_sample, clean, return_dict)
-        run = located(run, time)
+        run = located(run, time, sample)
         if prev_timestep is not None:
             run = towards(run, prev_timestep)
         if eta != run.eta:

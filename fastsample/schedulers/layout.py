@@ -103,7 +103,10 @@ def compiled(setup: Setup, layout: Layout, start: int, eta: float) -> Compiled:
     """The table and program of the steps from evaluation `start` on: a start inside the grid warms up there."""
     step, stage = divmod(start, layout.order)
     if stage:
-        raise ValueError(f"begin_index = {start} is a stage: start at a multiple of order = {layout.order}")
+        raise ValueError(
+            f"begin_index = {start} (timestep = {layout.times[start]:g}) is a stage: start at a multiple of order = "
+            f"{layout.order}"
+        )
     table = setup.table(layout.grid[step:], eta)
     carries = any(c.history or c.states for s in table.steps for c in (s.next, s.entry, *s.states.values()) if c)
     return Compiled(table, compile_program(table), carries)

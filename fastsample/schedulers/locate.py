@@ -12,8 +12,8 @@ from fastsample.schedulers.layout import Compiled, Layout, from_time
 from fastsample.schedulers.run import Lane, Run
 
 
-def located(run: Run, timestep: Any) -> Run:
-    """`run` with the step that `timestep` means as the coming one.
+def located(run: Run, timestep: Any, sample: Tensor | None = None) -> Run:
+    """`run` with the step that `timestep` means, from `sample`, as the coming one.
 
     Pipelines hand over the entries of `timesteps` one after the other: these are known by where they lie, and no
     device is waited for; any other tensor on a device is read. The step after the one made last goes on. That one
@@ -27,7 +27,7 @@ def located(run: Run, timestep: Any) -> Run:
     coming = run.coming
     index = run.laid.index_of_view(timestep) if isinstance(timestep, Tensor) else None
     if index is None or index != coming:
-        index = _index_at(run, layout, timestep, index)
+        index = _index_at(run, layout, timestep, sample) if index is None else index
     if index is None:
         first = from_time(run.laid, float(timestep))
         return Run(first, 0)
@@ -40,13 +40,16 @@ def located(run: Run, timestep: Any) -> Run:
     return run.at(index)
 
 
-def _index_at(run: Run, layout: Layout, timestep: Any, known: int | None) -> int | None:
+def _index_at(run: Run, layout: Layout, timestep: Any, sample: Tensor | None) -> int | None:
     """The evaluation at `timestep`; None where the first step is between two of the grid."""
-    time = float(timestep) if known is None else layout.times[known]
+    time = float(timestep)
     coming, made = run.coming, None if run.step_index is None else run.step_index - 1
-    for index in (coming, made):
-        if index is not None and 0 <= index < len(layout) and layout.times[index] == time:
-            return index
+    told = [index for index in (coming, made) if index is not None and 0 <= index < len(layout)]
+    told = [index for index in told if layout.times[index] == time]
+    if len(told) == 2 and any(lane.returned(sample) for lane in run.previous if lane is not run.source):
+        return made  # a stage and the step after it are told one time: this is another row's stage
+    if told:
+        return told[0]
     nearest = layout.nearest(time)
     away = abs(layout.times[nearest] - time)
     if coming is not None and coming < len(layout) and abs(layout.times[coming] - time) <= away:

@@ -29,9 +29,9 @@ class Lane:
     shape: tuple[int, ...] = ()
     made: weakref.ref[Tensor] | None = None
 
-    def returned(self, sample: Tensor) -> bool:
+    def returned(self, sample: Tensor | None) -> bool:
         """Whether `sample` is the very tensor that this trajectory's last step returned."""
-        return self.made is not None and self.made() is sample
+        return self.made is not None and sample is not None and self.made() is sample
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Lane, (self.runner, self.shape)  # a tensor elsewhere is not the one returned
