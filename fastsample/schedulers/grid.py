@@ -13,7 +13,7 @@ import numpy as np
 from fastsample.schedules.base import Array, Node, NoiseSchedule, require_falling_noise
 from fastsample.schedules.discrete import DiscreteSchedule
 from fastsample.schedules.edm import EDMSchedule, is_continuous
-from fastsample.schedules.flow import dynamic_shift_sigmas, shift_sigmas, stretch_to_terminal
+from fastsample.schedules.flow import FlowSchedule, dynamic_shift_sigmas, shift_sigmas, stretch_to_terminal
 from fastsample.schedules.grids import GRIDS, TIME_GRIDS, check_steps, evaluation_times, min_time
 
 INTEGER_GRIDS = ("linspace", "leading", "trailing")
@@ -89,17 +89,19 @@ def training_grid(schedule: NoiseSchedule, config: Mapping[str, Any]) -> tuple[A
     As diffusers' classes have them: on flow models `num_train_timesteps` times down to the first above 0, shifted
     where the shift is static; on VP models every training timestep and sigma / alpha there.
     """
-    if schedule.kind == "flow":
+    if isinstance(schedule, FlowSchedule):
         shift = 1.0 if config.get("use_dynamic_shifting") else _static_shift(config)
         count = schedule.train_steps or 1000
         sigmas = shift_sigmas(np.arange(count, 0, -1) / count, shift)
-        nodes = [schedule.node(sigma * schedule.noise_time) for sigma in sigmas.tolist()]
-    elif isinstance(schedule, EDMSchedule):
-        nodes = [schedule.node(time) for time in evaluation_times("karras", schedule, 1000).tolist()]
-    else:
-        nodes = [schedule.node(float(time)) for time in range(schedule.train_steps - 1, -1, -1)]
-    levels = [schedule.level(node) for node in (*nodes, schedule.node(schedule.clean_time))]
-    return np.array([node.time for node in nodes]), np.array(levels)
+        times, levels = sigmas * schedule.scale, np.append(sigmas, 0.0)
+        return (schedule.scale - times, 1 - levels) if schedule.inverted else (times, levels)
+    if isinstance(schedule, EDMSchedule):
+        times = evaluation_times("karras", schedule, 1000)
+        return times, np.append(schedule.sigma(times), 0.0)
+    times = np.arange(schedule.train_steps - 1.0, -1.0, -1.0)
+    with np.errstate(divide="ignore"):
+        levels = np.minimum(schedule.sigma(times) / schedule.alpha(times), 2.0**12)
+    return times, np.append(levels, 0.0)
 
 
 def _static_shift(config: Mapping[str, Any]) -> float:
@@ -181,8 +183,7 @@ def _flow_nodes(schedule: NoiseSchedule, config: Mapping[str, Any], request: Gri
 
 def _flow_sigmas(schedule: NoiseSchedule, config: Mapping[str, Any], request: GridRequest) -> Array:
     """The sigmas of the evaluations, after shift, terminal stretch and karras / exponential / beta spacing."""
-    own, mu = float(config.get("flow_shift") or 1.0), request.mu
-    shift = own if own != 1 else float(config.get("shift") or 1.0)  # not both: one is often copied from the other
+    shift, mu = _static_shift(config), request.mu
     dynamic, like_unipc = bool(config.get("use_dynamic_shifting")), is_multistep(config) and "predict_x0" in config
     if dynamic and mu is None and ("base_shift" in config or like_unipc):
         raise ValueError(
