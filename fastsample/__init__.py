@@ -47,7 +47,7 @@ _HOME = {
     "ProphetScheduler": "fastsample.decoding.schedulers",
     "ThresholdScheduler": "fastsample.decoding.schedulers",
     "TGate": "fastsample.pipelines.tgate",
-    "TGateGuider": "fastsample.pipelines.tgate.guider",
+    "TGateGuider": "fastsample.caching.guider",  # saved pipelines name this module, which has to be imported
     "decode_masked": "fastsample.decoding",
     "MaskedDiffusionPipeline": "fastsample.decoding.pipeline",
     "After": "fastsample.decoding",

@@ -1,7 +1,8 @@
-"""For tests of solvers and schedulers, ours and those of who adds one: exact models and measured orders."""
+"""Helpers to test a solver or a scheduler, ours or your own: exact models and measured orders of convergence."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -47,8 +48,6 @@ def run_scheduler(
 
 def scheduler_takes_generator(scheduler: Any) -> bool:
     """Whether `step` has the argument, as pipelines ask."""
-    import inspect
-
     return "generator" in inspect.signature(scheduler.step).parameters
 
 

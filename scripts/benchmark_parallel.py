@@ -18,8 +18,8 @@ import typer
 from tqdm.auto import tqdm
 
 from fastsample import GaussianMixture, NoiseSchedule, build_table, integrate, integrate_parallel, time_grid
+from fastsample.bench.context import environment
 from fastsample.bench.metrics import rms
-from fastsample.bench.record import environment
 from fastsample.bench.report import markdown_table
 from fastsample.fixed_point.updates import UPDATES
 

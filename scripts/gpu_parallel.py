@@ -1,7 +1,7 @@
 """Latency of a denoiser's call by its rows, on a GPU: what a window of steps costs beside a single one.
 
     python scripts/gpu_parallel.py --out benchmarks/gpu_parallel.json
-    python scripts/plan_parallel.py --rows benchmarks/gpu_parallel.json --results .. --out ..
+    python scripts/estimate_parallel.py --rows benchmarks/gpu_parallel.json --results .. --out ..
 
 Denoisers of the sizes of Stable Diffusion 1.5 (512 pixels), SDXL and Flux (1024 pixels), with random weights in
 bfloat16: the time of a call does not depend on them. A row is one evaluation; guidance by two branches needs two a

@@ -10,6 +10,8 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"  # a worker a core
 
 import pytest
 import torch
@@ -27,12 +29,20 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
         yield request.param
 
 
+@pytest.fixture(scope="session")
+def references(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache of converged references for all tests: they are named by the hash of what they depend on."""
+    return tmp_path_factory.mktemp("references")
+
+
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path):  # type: ignore[no-untyped-def]
+def run(  # type: ignore[no-untyped-def]
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, references: Path
+):
     """Call the command in this process, in a folder of its own; (exit status, stdout, stderr)."""
     from fastsample.cli import main
 
-    monkeypatch.setenv("FASTSAMPLE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("FASTSAMPLE_CACHE", str(references))
     monkeypatch.chdir(tmp_path)
 
     def call(*arguments: str) -> tuple[int, str, str]:

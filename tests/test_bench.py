@@ -25,9 +25,8 @@ PROMPTS = ["a small red circle", "a red circle"]
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("FASTSAMPLE_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
+def cache(references: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTSAMPLE_CACHE", str(references))
 
 
 def test_frechet_distance_of_gaussians() -> None:
@@ -57,7 +56,9 @@ def make_bench(tmp_path: Path, resume: bool = True) -> Bench:
     return Bench(pipe, PROMPTS, Record(tmp_path / "results.jsonl", resume=resume), batch=2)
 
 
-def test_a_benchmark_counts_measures_and_resumes(tmp_path: Path, cache: Path) -> None:
+def test_a_benchmark_counts_measures_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("FASTSAMPLE_CACHE", str(cache))
     arms = [parse_arm("ghvb:order=3,beta=0.9"), parse_arm("dpmpp-2m"), parse_arm("DDIM", peer=True)]
     cases = make_cases(arms, [3, 12], [1.0, 4.0], [0])
     results = list(make_bench(tmp_path).run(cases))
@@ -83,6 +84,19 @@ def test_a_benchmark_counts_measures_and_resumes(tmp_path: Path, cache: Path) ->
     other.prompts = PROMPTS[:1]
     other.__post_init__()
     assert all(other.result(case) is None for case in cases)  # other prompts, other results
+    other.prompts, threads = PROMPTS, torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads + 1)
+        other.__post_init__()
+        assert all(other.result(case) is None for case in cases)  # other threads, other seconds
+    finally:
+        torch.set_num_threads(threads)
+    for part in (other.pipe.unet, other.pipe.text_encoder, other.pipe.vae):
+        weight = next(part.parameters()).data.view(-1)
+        weight[0] += 1
+        other.__post_init__()
+        assert all(other.result(case) is None for case in cases)  # other weights
+        weight[0] -= 1
     assert len(make_bench(tmp_path, resume=False).record.results) == 0
 
 

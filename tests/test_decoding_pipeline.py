@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerFast
 import fastsample as fs
 from fastsample.decoding import Commit
 from fastsample.decoding.prompts import left_pad, texts_of
+from fastsample.demo.language.loading import load_language_model
 
 LETTERS = "abcdefghijklmnopqrs"
 PROMPTS = ["abc", "defghij", "k"]
@@ -194,3 +195,37 @@ def test_wrong_parts_are_one_line() -> None:
         alone(input_ids=torch.tensor([[1]]), **OPTIONS)
     alone.set_progress_bar_config(disable=True)
     assert alone(input_ids=torch.tensor([[1]]), output_type="seq", **OPTIONS).texts is None
+
+
+LOADING: list[dict[str, Any]] = [
+    dict(torch_dtype=torch.bfloat16),
+    dict(dtype=torch.float16),
+    dict(local_files_only=True, use_safetensors=True, low_cpu_mem_usage=True),
+    dict(revision="main", force_download=False, token=None),
+    dict(device_map="cpu"),
+    dict(device_map="balanced"),
+    dict(variant="fp16", torch_dtype=torch.float16),
+    dict(mask_token_id=3),
+    dict(tokenizer=None, mask_token_id=3),
+]
+
+
+@pytest.mark.parametrize("options", LOADING, ids=[",".join(options) for options in LOADING])
+@pytest.mark.parametrize("kind", ["pipeline", "model"])
+def test_pipelines_load_as_diffusers_do(tmp_path: Path, kind: str, options: dict[str, Any]) -> None:
+    """A saved pipeline, and a model with its tokenizer: the same arguments for both."""
+    model, tokenizer = load_language_model()
+    saved = fs.MaskedDiffusionPipeline(model, tokenizer) if kind == "pipeline" else model
+    saved.save_pretrained(tmp_path, variant=options.get("variant"))
+    if kind == "model":
+        tokenizer.save_pretrained(tmp_path)
+    for pipe in (
+        fs.MaskedDiffusionPipeline.from_pretrained(str(tmp_path), **options),
+        fs.MaskedDiffusionPipeline.from_pretrained(pretrained_model_name_or_path=tmp_path, **options),
+    ):
+        assert pipe.model.dtype == (options.get("dtype") or options.get("torch_dtype") or torch.float32)
+        assert pipe.config.mask_token_id == options.get("mask_token_id", model.config.mask_token_id)
+        assert (pipe.tokenizer is None) == ("tokenizer" in options)
+        assert not pipe.model.training
+    with pytest.raises(ValueError, match="output_loading_info = True"):
+        fs.MaskedDiffusionPipeline.from_pretrained(str(tmp_path), output_loading_info=True)

@@ -1,18 +1,21 @@
-"""A forward waits for the device once: no other step of it needs a value on the host."""
+"""A forward waits for the device once, and asks it for no float64, which Apple's devices lack."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 import pytest
 import torch
-from decoding_models import MASK, bundled_kind
+from decoding_models import MASK, VOCABULARY, bundled_kind
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastsample as fs
 from fastsample.decoding import CommitRule
+from fastsample.decoding.schedule import quota_and_share
 
 READS = {
     "tolist",
@@ -71,6 +74,10 @@ class Waits(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
+def _commits(found: type) -> bool:
+    return hasattr(found, "check_block_should_continue")
+
+
 RULES: dict[str, tuple[CommitRule, dict[str, Any]]] = {
     "low confidence": (fs.LowConfidence(), {}),
     "random, drawn": (fs.Random(), dict(temperature=0.7, top_p=0.9, top_k=5)),
@@ -110,6 +117,88 @@ def test_a_forward_waits_once(name: str) -> None:
     before = 3  # right padding?, any padding?, the blocks at the start
     assert reads.count == ledger.forward_calls + before
     assert len(waits.names) == 2  # the two questions about padding
+
+
+class Float64(TorchDispatchMode):
+    """Fails where an operation gives a float64 tensor."""
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = function(*args, **(kwargs or {}))
+        for tensor in torch.utils._pytree.tree_leaves(made):
+            assert not isinstance(tensor, torch.Tensor) or tensor.dtype != torch.float64, function
+        return made
+
+
+MEASURES: dict[str, tuple[CommitRule, dict[str, Any]]] = {
+    f"prophet, by {measure}": (fs.Prophet((9.0, 6.0, 2.0), progress=measure), {}) for measure in ("paper", "tokens")
+}
+
+
+@pytest.mark.parametrize("name", [*RULES, *MEASURES])
+def test_no_float64(name: str) -> None:
+    """Whole runs, as above: what a rule decides by is integers and float32."""
+    rule, options = (RULES | MEASURES)[name]
+    ids = torch.tensor([[5, 7, 11, 2, 9], [0, 0, 3, 4, 8]])
+    model, mask = bundled_kind().float(), (ids != 0).long()
+    with Float64():
+        fs.decode_masked(
+            model, ids, rule=rule, gen_length=16, block_length=8, mask_token_id=MASK, attention_mask=mask,
+            generator=torch.Generator().manual_seed(0), **options,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in fs.__all__ if issubclass(type(getattr(fs, name)), type) and _commits(getattr(fs, name))]
+)
+def test_no_float64_in_diffusers_schedulers(name: str) -> None:
+    scheduler = getattr(fs, name)()
+    scheduler.set_timesteps(4, block_length=8)
+    sample = torch.full((2, 8), MASK)
+    with Float64():
+        for step in range(4):
+            logits = torch.randn(2, 8, VOCABULARY, generator=torch.Generator().manual_seed(step))
+            sample = scheduler.step(logits, step, sample, mask_token_id=MASK, return_dict=False)[0]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda x: x.double(),
+        lambda x: torch.zeros(2, dtype=torch.float64),
+        lambda x: x + torch.eye(2, dtype=torch.float64),
+    ],
+)
+def test_float64_is_seen(make: Callable[[torch.Tensor], Any]) -> None:
+    x = torch.ones(2)
+    with pytest.raises(AssertionError), Float64():
+        make(x)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 7, 27, 64, 100, 333])
+def test_schedules_are_exact(steps: int) -> None:
+    """The quota is the definition's in fractions, rounded down, and the share the float32 next to it."""
+    step, left = (
+        grid.reshape(-1) for grid in torch.meshgrid(torch.arange(steps), torch.arange(1, 200, 3), indexing="ij")
+    )
+    total = left + step
+    for schedule in ("even", "dream"):
+        quota, share = quota_and_share(schedule, total, left, step, steps)
+        for got, part, *now in zip(
+            quota.tolist(), share.tolist(), total.tolist(), left.tolist(), step.tolist(), strict=True
+        ):
+            due = _due(schedule, *now, steps)
+            assert got == math.floor(due)
+            assert abs(part - Fraction(due, now[1])) <= 2.0**-24 * Fraction(due, now[1])
+
+
+def _due(schedule: str, total: int, left: int, step: int, steps: int) -> Fraction:
+    """Tokens to commit, before rounding down: LLaDA's even parts of a block, or Dream's left (1 - s / t)."""
+    if step == steps - 1:
+        return Fraction(left)
+    if schedule == "even":
+        return Fraction(min(total // steps + (step < total % steps), left))
+    t, s = (1 - Fraction(999, 1000) * at / steps for at in (step, step + 1))
+    return left * (1 - s / t)
 
 
 @pytest.mark.parametrize(

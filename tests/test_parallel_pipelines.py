@@ -16,7 +16,7 @@ from torch import Tensor
 from zoo import ZOO, picture
 
 import fastsample as fs
-from fastsample.pipelines.parallel import ParallelRun, driver, loop, pipeline
+from fastsample.pipelines.parallel import ParallelRun, driver, loop, pipeline, segment
 from fastsample.pipelines.parallel.layout import CallLayout
 
 SEQUENTIAL = {  # why these are not sampled in parallel
@@ -400,10 +400,10 @@ def own_noise() -> tuple[Any, dict[str, Any]]:
 
 LATENTS = [(CallLayout, "check_latents"), (driver, "same_latents")]
 UNCHECKED: dict[str, tuple[Callable[[], tuple[Any, dict[str, Any]]], str, list[tuple[Any, str]]]] = {
-    "mixing": (mixing, "a row evaluated again", [(driver._Segment, "_check")]),
-    "interleaved": (interleaved, "a row evaluated again", [(driver._Segment, "_check"), *LATENTS]),
-    "time_guided": (time_guided, "a row evaluated again", [(driver._Segment, "_check")]),
-    "own_noise": (own_noise, "a step made again", [(driver._Segment, "_check_repeats")]),
+    "mixing": (mixing, "a row evaluated again", [(segment.Segment, "_check")]),
+    "interleaved": (interleaved, "a row evaluated again", [(segment.Segment, "_check"), *LATENTS]),
+    "time_guided": (time_guided, "a row evaluated again", [(segment.Segment, "_check")]),
+    "own_noise": (own_noise, "a step made again", [(segment.Segment, "_check_repeats")]),
     "inpainting": (inpainting, "decides by the step", [(pipeline, "step_decision"), *LATENTS]),
 }
 

@@ -217,7 +217,7 @@ def test_plan_reaches_its_target_and_says_what_it_measured(tmp_path: Path) -> No
 
 def test_plan_from_data_takes_the_better_start() -> None:
     pipe = digits.load_pipeline()
-    images, labels = (part[:8] for part in digits.held_out_digits())
+    images, labels = (part[:4] for part in digits.held_out_digits())
     chosen = plan(pipe.transformer, 1e-2, images=2 * images - 1, labels=labels, repeats=1)
     igm = chosen.measured["igm"]
     assert chosen.measured["data"]
@@ -287,6 +287,32 @@ def test_pipeline_round_trip_and_outputs(tmp_path: Path) -> None:
     assert image.size == (16, 16)
     assert np.abs(np.asarray(image) / 255 - alone[0, ..., 0]).max() < 3e-3
     assert len(pipe(num_images_per_label=3).images) == 3
+
+
+LOADING: list[dict[str, Any]] = [
+    dict(torch_dtype=torch.bfloat16),
+    dict(dtype=torch.float64),
+    dict(local_files_only=True, use_safetensors=True, low_cpu_mem_usage=True),
+    dict(revision="main", cache_dir="nowhere", force_download=False, token=None),
+    dict(device_map="cpu"),
+    dict(device_map="balanced"),
+    dict(variant="fp16", torch_dtype=torch.float16),
+]
+
+
+@pytest.mark.parametrize("options", LOADING, ids=[",".join(options) for options in LOADING])
+def test_pipelines_load_as_diffusers_do(tmp_path: Path, options: dict[str, Any]) -> None:
+    pipe = TarFlowPipeline(TarFlowModel(4, 1, 2, 64, num_blocks=2, layers_per_block=1))
+    pipe.plan = Plan((BlockPlan(), BlockPlan()))
+    pipe.save_pretrained(tmp_path, variant=options.get("variant"))
+    for again in (
+        TarFlowPipeline.from_pretrained(str(tmp_path), **options),
+        TarFlowPipeline.from_pretrained(pretrained_model_name_or_path=tmp_path, **options),
+    ):
+        assert again.transformer.dtype == (options.get("dtype") or options.get("torch_dtype") or torch.float32)
+        assert again.plan == pipe.plan
+    with pytest.raises(ValueError, match="variant"):
+        TarFlowPipeline.from_pretrained(tmp_path, variant="other")
 
 
 def test_samples_are_the_digits_that_were_asked_for() -> None:

@@ -109,6 +109,8 @@ WRONG = {
     "missing data": (["plan", "--data", "none.safetensors"], "--data = 'none.safetensors'"),
     "batch 0": (["bench", "--batch", "16,0"], "--batch = 0"),
     "one image": (["bench", "--images", "1"], "--images = 1"),
+    "less than no image": (["bench", "--images", "-1"], "--images = -1"),
+    "far less": (["bench", "--images", "-500"], "--images = -500"),
     "quality of another model": (["bench", "--model", "x/y"], "only the bundled digits have a classifier"),
 }
 

@@ -20,8 +20,8 @@ from zoo import ZOO
 import fastsample as fs
 from fastsample.demo.bundled import load_pipeline
 from fastsample.pipelines.counting import count
-from fastsample.pipelines.denoisers import TextReader
 from fastsample.pipelines.tgate import PRESETS, Action, Convergence, TGate, TGatePolicy
+from fastsample.pipelines.tgate.targets import TextReader
 
 PROMPTS = ["a small red circle", "a red circle"]
 
@@ -373,8 +373,8 @@ def test_presets_are_plans() -> None:
 
 def test_nothing_is_stored_that_is_never_read() -> None:
     policy = TGatePolicy(3)
-    assert [policy.plan(i).self_attention for i in range(6)] == [Action.COMPUTE] * 6
-    assert [policy.plan(i).cross for i in range(5)] == [
+    assert [policy.decide(i).self_attention for i in range(6)] == [Action.COMPUTE] * 6
+    assert [policy.decide(i).cross for i in range(5)] == [
         Action.COMPUTE,
         Action.COMPUTE,
         Action.STORE,

@@ -1,20 +1,17 @@
-"""What an arm may add to its solver: T-GATE, or parallel iteration over the steps."""
+"""What a benchmarked sampler may add to its solver: T-GATE, or parallel iteration over the steps."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from fastsample.fixed_point import FixedPoint, check_settings
-from fastsample.pipelines.parallel import ParallelRun, parallelise
+from fastsample.fixed_point import check_settings
 from fastsample.pipelines.tgate import TGate
 
 
 @dataclass(frozen=True)
 class Gate:
-    """T-GATE at `step`; without `cache` guidance is dropped there, the conditional branch kept, and no more."""
+    """T-GATE from `step` on. Without `cache` only guidance is dropped there: nothing is reused."""
 
     step: int
     cache: bool = True
@@ -28,12 +25,12 @@ class Gate:
         return f"gate {self.step}" if self.cache else f"guidance cut {self.step}"
 
     def tgate(self, guidance: float) -> TGate:
-        """For a run at `guidance`, which is dropped where there is any."""
+        """The gate for a run at this guidance scale; above 1, where there is guidance, the gate drops it."""
         keep = "negative" if self.cache else "positive"
         return TGate(self.step, keep=keep, drop_guidance=guidance > 1, cache=self.cache)
 
     def fits(self, steps: int, guidance: float) -> bool:
-        """Whether it does anything in such a run."""
+        """Whether the gate changes anything in a run of that many steps at that guidance scale."""
         return self.step < steps and (self.cache or guidance > 1)
 
 
@@ -53,13 +50,10 @@ class Parallel:
         """What tables call it."""
         return f"{self.iteration} {self.window or 'all'} {self.tolerance:g}"
 
-    def apply(
-        self, pipe: Any, on_sweep: Callable[[FixedPoint], None] | None = None
-    ) -> AbstractContextManager[ParallelRun]:
-        """Makes `pipe` sample so in a block."""
-        return parallelise(
-            pipe, iteration=self.iteration, window=self.window, tolerance=self.tolerance, on_sweep=on_sweep
-        )
+    @property
+    def options(self) -> dict[str, Any]:
+        """The arguments of :func:`fastsample.parallelise`."""
+        return asdict(self)
 
     def fits(self, steps: int, guidance: float) -> bool:
         """Whether there is more than one step to make at once."""

@@ -11,6 +11,7 @@ from typing import Any
 from fastsample.bench.accelerations import Gate, Parallel
 from fastsample.names.options import parse_options
 from fastsample.names.peers import peer_class
+from fastsample.schedulers import create_scheduler
 
 
 @dataclass(frozen=True)
@@ -36,20 +37,18 @@ class Arm:
 
     @property
     def accelerations(self) -> list[Gate | Parallel]:
-        """What it adds to its solver."""
+        """Its gate and its parallel iteration, where it has them."""
         return [added for added in (self.gate, self.parallel) if added]
 
     @property
     def plain(self) -> Arm:
-        """Its solver alone."""
+        """The same solver without gate and parallel iteration."""
         return replace(self, gate=None, parallel=None)
 
     def scheduler(self, config: Mapping[str, Any]) -> Any:
         """A fresh scheduler of this arm for the model that `config` describes."""
         if self.peer:
             return peer_class(self.name).from_config(config, **dict(self.options))
-        from fastsample.schedulers import create_scheduler
-
         return create_scheduler(self.name, config, grid=self.grid, **dict(self.options))
 
 
@@ -75,8 +74,6 @@ def parse_arm(text: str, *, grid: str | None = None, peer: bool = False) -> Arm:
     if peer:
         peer_class(name)
     else:
-        from fastsample.schedulers import create_scheduler
-
         create_scheduler(name, {}, grid=grid, **dict(arm.options))
     return arm
 
@@ -84,9 +81,9 @@ def parse_arm(text: str, *, grid: str | None = None, peer: bool = False) -> Arm:
 def make_cases(
     arms: Sequence[Arm], steps: Sequence[int], guidances: Sequence[float], seeds: Sequence[int]
 ) -> list[Case]:
-    """All combinations, arms innermost, so that a comparison is complete as early as possible.
+    """All combinations. The arms vary fastest, so that the first comparisons are complete early.
 
-    An acceleration that does nothing in a run makes no case.
+    A combination whose acceleration would change nothing is left out.
     """
     for value in steps:
         if value < 1:

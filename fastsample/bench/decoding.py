@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastsample.bench.record import Record, Result, context_of, environment, weights_digest
+from fastsample.bench.context import context_of, environment
+from fastsample.bench.record import Record, Result
 from fastsample.decoding import decode_masked
 from fastsample.demo.language.sums import RESPONSE_LENGTH, Sum, problems
 from fastsample.names.rules import Method
@@ -22,7 +23,7 @@ BATCHES = (1, 8)
 
 @dataclass
 class DecodingBench:
-    """A benchmark of a masked language model on `count` problems of the test split, of which no training saw any.
+    """A benchmark of a masked language model on `count` problems of the test split, none of them trained on.
 
     All problems are decoded in batches of `batch` for what is right and how many forwards a row took, which do not
     depend on the batch; the first `timed` once more in batches of 1 and of 8, for the seconds of each batch.
@@ -43,15 +44,8 @@ class DecodingBench:
         self.problems = list(itertools.islice(problems(self.seed, test=True), self.count))
         self.prompts = torch.tensor(self.tokenizer([problem.prompt for problem in self.problems]).input_ids)
         self.prompts = self.prompts.to(self.model.device)
-        self._environment = environment()
-        self._context = context_of(
-            self.seed,
-            self.count,
-            self.timed,
-            str(self.model.dtype),
-            str(self.model.device),
-            weights_digest(self.model),
-        )
+        self._environment = environment(self.model.device)
+        self._context = context_of([self.model], self.model.device, self.seed, self.count, self.timed)
 
     def run(self, methods: Sequence[Method]) -> Iterator[Result]:
         """Run what the record does not hold yet, yielding each result once it is on disk."""
@@ -60,7 +54,7 @@ class DecodingBench:
                 yield self.record.append(self._describe(method) | self._judge(method) | self._time(method))
 
     def result(self, method: Method) -> Result | None:
-        """What the record holds of this method, with these weights, problems and this dtype."""
+        """What the record holds of this method, with these weights and problems, on this device."""
         return self.record.results.get(self._key(method))
 
     def _key(self, method: Method) -> str:
@@ -76,7 +70,7 @@ class DecodingBench:
         }
 
     def _judge(self, method: Method) -> Result:
-        """Shares of right answers and of wholly right texts; forwards a row, mean and deviation."""
+        """Shares of right answers and of wholly right texts; mean and standard deviation of the forwards per row."""
         verdicts: list[tuple[bool, bool]] = []
         forwards: list[int] = []
         tokens = 0
@@ -96,7 +90,7 @@ class DecodingBench:
         }
 
     def _time(self, method: Method) -> Result:
-        """Seconds a sequence at each batch size: median and deviation over batches, after a warm-up."""
+        """Seconds per sequence at each batch size: median and standard deviation over batches, after a warm-up."""
         result: Result = {}
         self._decode(method, self.prompts[:1], 0)
         for size in BATCHES:
@@ -109,7 +103,7 @@ class DecodingBench:
         return result
 
     def _decode(self, method: Method, prompts: Tensor, first: int) -> tuple[Tensor, Any]:
-        """A generator a row, so that random rules do not depend on the batch either."""
+        """Each row has its own generator, so that random rules do not depend on the batch either."""
         return decode_masked(
             self.model,
             prompts,

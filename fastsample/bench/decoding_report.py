@@ -1,10 +1,9 @@
-"""Decoding results as tables, and as a picture: validity against forwards."""
+"""Decoding results as tables, and which of them no other one beats."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
 from rich.table import Table
 
@@ -63,30 +62,8 @@ def markdown(results: Sequence[Result]) -> str:
     return markdown_table(["rule", *COLUMNS.values()], rows)
 
 
-def pareto(results: Sequence[Result], path: Path) -> None:
-    """Whole texts right, and answers right, against forwards; those that no other result beats are joined."""
-    import matplotlib
-
-    matplotlib.use("Agg", force=False)
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, 2, figsize=(13, 4.6), sharey=True, sharex=True)
-    for axis, metric in zip(axes, ("valid", "answers"), strict=True):
-        for index, result in enumerate(results):
-            style = {"color": f"C{index % 10}", "marker": "os^Dv"[index // 10 % 5]}
-            axis.plot(result["forwards"], result[metric], ls="", ms=6, label=result["method"], **style)
-        best = frontier([(result["forwards"], result[metric]) for result in results])
-        axis.plot(*zip(*best, strict=True), color="grey", lw=0.8, zorder=0)
-        axis.set(title=COLUMNS[metric] + " right", xlabel="forwards a sequence", xscale="log")
-        axis.grid(alpha=0.3, which="both")
-    axes[0].set_ylabel("share of the problems")
-    axes[1].legend(fontsize=6, loc="center left", bbox_to_anchor=(1.02, 0.5))
-    figure.savefig(path, dpi=110, bbox_inches="tight")
-    pyplot.close(figure)
-
-
 def frontier(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Of (cost, quality), those that no cheaper one reaches in quality, by cost."""
+    """The (cost, quality) points whose quality no cheaper point reaches, ordered by cost."""
     kept: list[tuple[float, float]] = []
     for cost, quality in sorted(points, key=lambda point: (point[0], -point[1])):
         if not kept or quality > kept[-1][1]:

@@ -89,7 +89,7 @@ class HarnessModel:
 
     @torch.no_grad()
     def _bound(self, prompt: Tensor, target: Tensor) -> float:
-        """Mean over maskings, k of the L tokens masked, of L / k times their log-likelihood."""
+        """The mean over maskings of L / k times the log-likelihood of the k of L tokens that are masked."""
         length, mask = len(target), self.pipe.config.mask_token_id
         generator = torch.Generator().manual_seed(self.seed)
         counts = 1 + (torch.arange(self.draws) * length) // self.draws  # stratified: every k as often
@@ -139,7 +139,7 @@ def harness_model(
     Raises ImportError where lm-evaluation-harness is not installed, before anything is loaded.
     """
     try:
-        from lm_eval.api.model import LM
+        from lm_eval.api.model import LM  # an extra
     except ImportError as error:
         raise ImportError(f"lm_eval cannot be imported ({error}): pip install 'fastsample[lm-eval]'") from None
     method = parse_method(rule)
@@ -174,7 +174,10 @@ def harness_model(
 
 
 def _grouped(requests: Sequence[Any]) -> Iterator[tuple[tuple[int | None, float, tuple[str, ...]], list[int]]]:
-    """Settings that requests share, and which requests; the longest contexts first, so that memory fails at once."""
+    """Groups of requests with the same settings: the settings, and the requests' places, longest contexts first.
+
+    So a batch that does not fit into memory fails at once.
+    """
     groups: dict[tuple[int | None, float, tuple[str, ...]], list[int]] = {}
     for place, request in enumerate(requests):
         options = dict(request.args[1])

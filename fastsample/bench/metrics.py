@@ -13,7 +13,7 @@ from torch import Tensor
 
 def rms(a: Tensor, b: Tensor) -> float:
     """Root mean square difference; inf when either is not finite."""
-    value = float((a.double() - b.double()).square().mean().sqrt())
+    value = float((a.cpu().double() - b.cpu().double()).square().mean().sqrt())
     return value if math.isfinite(value) else math.inf
 
 

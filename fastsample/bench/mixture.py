@@ -20,7 +20,7 @@ from fastsample.solvers import build_table_on_nodes, get_solver
 
 CONFIG = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 """Stable Diffusion's noise schedule."""
-GRIDS = ("linspace", "quadratic", "karras", "log-snr")
+COMPARED_GRIDS = ("linspace", "quadratic", "karras", "log-snr")
 PEER_FLAGS: tuple[dict[str, bool], ...] = (
     {},
     {"use_karras_sigmas": True},
@@ -53,7 +53,7 @@ class MixtureProblem:
             for flags in PEER_FLAGS:
                 yield "+".join(flags) or "linspace", self._peer_error(arm, evaluations, flags)
             return
-        for grid in GRIDS:
+        for grid in COMPARED_GRIDS:
             error = self._error(arm, evaluations, grid)
             if error is not None:
                 yield grid, error

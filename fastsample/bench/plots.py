@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 from torch import Tensor
 
+from fastsample.bench import decoding_report
+from fastsample.bench.record import Result
 from fastsample.bench.report import Summary
-
-matplotlib.use("Agg", force=False)
 
 
 def pareto(rows: Sequence[Summary], path: Path, metric: str = "latent_rms") -> None:
-    """`metric` against NFE, a panel a guidance scale; diverged points are left out."""
-    from matplotlib import pyplot
-    from matplotlib.ticker import NullLocator
-
+    """`metric` against NFE, one panel per guidance scale; diverged points are left out."""
     guidances = sorted({row.guidance for row in rows})
-    figure, axes = pyplot.subplots(1, len(guidances), figsize=(5 * len(guidances) + 2.5, 4.2), squeeze=False)
+    figure = Figure(figsize=(5 * len(guidances) + 2.5, 4.2))
+    axes = figure.subplots(1, len(guidances), squeeze=False)
     arms = list(dict.fromkeys(row.arm for row in rows))
     for axis, guidance in zip(axes[0], guidances, strict=True):
         for index, arm in enumerate(arms):
@@ -42,15 +42,30 @@ def pareto(rows: Sequence[Summary], path: Path, metric: str = "latent_rms") -> N
     axes[0][0].set_ylabel("RMS error to the converged solution")
     axes[0][-1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1.02, 0.5))
     figure.savefig(path, dpi=110, bbox_inches="tight")
-    pyplot.close(figure)
+
+
+def decoding_pareto(results: Sequence[Result], path: Path) -> None:
+    """Shares of right texts and of right answers against forwards; a line joins the results that none beats."""
+    figure = Figure(figsize=(13, 4.6))
+    axes = figure.subplots(1, 2, sharey=True, sharex=True)
+    for axis, metric in zip(axes, ("valid", "answers"), strict=True):
+        for index, result in enumerate(results):
+            style = {"color": f"C{index % 10}", "marker": "os^Dv"[index // 10 % 5]}
+            axis.plot(result["forwards"], result[metric], ls="", ms=6, label=result["method"], **style)
+        best = decoding_report.frontier([(result["forwards"], result[metric]) for result in results])
+        axis.plot(*zip(*best, strict=True), color="grey", lw=0.8, zorder=0)
+        axis.set(title=decoding_report.COLUMNS[metric] + " right", xlabel="forwards a sequence", xscale="log")
+        axis.grid(alpha=0.3, which="both")
+    axes[0].set_ylabel("share of the problems")
+    axes[1].legend(fontsize=6, loc="center left", bbox_to_anchor=(1.02, 0.5))
+    figure.savefig(path, dpi=110, bbox_inches="tight")
 
 
 def image_grid(images: dict[str, Tensor], path: Path, prompts: Sequence[str]) -> None:
-    """One row a sampler, one column a prompt; images [n, 3, H, W] in [0, 1]."""
-    from matplotlib import pyplot
-
+    """One row per sampler, one column per prompt; images [n, 3, H, W] in [0, 1]."""
     shape = (len(images), len(prompts))
-    figure, axes = pyplot.subplots(*shape, figsize=(1.3 * shape[1] + 2, 1.25 * shape[0] + 0.6), squeeze=False)
+    figure = Figure(figsize=(1.3 * shape[1] + 2, 1.25 * shape[0] + 0.6))
+    axes = figure.subplots(*shape, squeeze=False)
     figure.subplots_adjust(wspace=0.05, hspace=0.05)
     for axis, prompt in zip(axes[0], prompts, strict=True):
         axis.set_title(_wrapped(prompt), fontsize=5)
@@ -60,30 +75,25 @@ def image_grid(images: dict[str, Tensor], path: Path, prompts: Sequence[str]) ->
             axis.set(xticks=[], yticks=[])
         row[0].set_ylabel(label.replace("diffusers ", "diffusers\n"), fontsize=7, rotation=0, ha="right", va="center")
     figure.savefig(path, dpi=110, bbox_inches="tight")
-    pyplot.close(figure)
 
 
 def sweeps(errors: dict[str, list[float]], path: Path, title: str) -> None:
-    """RMS error to the sequential result, relative to its spread, against the sweep; a line a label."""
-    from matplotlib import pyplot
-
-    figure, axis = pyplot.subplots(figsize=(6.5, 4.2))
+    """RMS error to the sequential result, relative to its spread, against the sweep; one line per label."""
+    figure = Figure(figsize=(6.5, 4.2))
+    axis = figure.subplots()
     for index, (label, values) in enumerate(errors.items()):
         axis.plot(range(1, len(values) + 1), values, marker="o", ms=4, label=label, color=f"C{index % 10}")
     axis.set(title=title, xlabel="sweep", ylabel="RMS error to the sequential result", yscale="log")
     axis.grid(alpha=0.3)
     axis.legend(fontsize=7)
     figure.savefig(path, dpi=110, bbox_inches="tight")
-    pyplot.close(figure)
 
 
 def strips(images: dict[str, Tensor], path: Path) -> None:
-    """One row a label: the images [n, 3, H, W] in [0, 1] of its sweeps, the sequential one last."""
-    from matplotlib import pyplot
-
+    """One row per label: the images [n, 3, H, W] in [0, 1] of its sweeps, the sequential one last."""
     columns = max(len(row) for row in images.values())
-    size = (1.1 * columns + 2, 1.15 * len(images) + 0.4)
-    figure, axes = pyplot.subplots(len(images), columns, figsize=size, squeeze=False)
+    figure = Figure(figsize=(1.1 * columns + 2, 1.15 * len(images) + 0.4))
+    axes = figure.subplots(len(images), columns, squeeze=False)
     figure.subplots_adjust(wspace=0.05, hspace=0.25)
     for row, (label, shown) in zip(axes, images.items(), strict=True):
         pictures = [*shown[:-1], *[None] * (columns - len(shown)), shown[-1]]
@@ -94,10 +104,7 @@ def strips(images: dict[str, Tensor], path: Path) -> None:
                 axis.set_title("sequential" if sweep == columns else f"sweep {sweep}", fontsize=6)
         row[0].text(-0.1, 0.5, label, transform=row[0].transAxes, fontsize=7, ha="right", va="center")
     figure.savefig(path, dpi=110, bbox_inches="tight")
-    pyplot.close(figure)
 
 
 def _wrapped(text: str, width: int = 18) -> str:
-    import textwrap
-
     return "\n".join(textwrap.wrap(text, width))

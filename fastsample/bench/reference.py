@@ -8,9 +8,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from fastsample.bench.context import modules_of, weights_digest
 from fastsample.demo.mixture import cache_folder
+from fastsample.schedulers import create_scheduler
 
 STEPS = 200
 SOLVER = "dpmpp-3m"
@@ -25,19 +28,13 @@ def converged(
     `sample(scheduler, steps)` runs the pipeline. The cache key hashes weights, config, prompts, seed and guidance;
     the folder is $FASTSAMPLE_CACHE, or ~/.cache/fastsample.
     """
-    from safetensors.torch import load_file, save_file
-
-    from fastsample.schedulers import create_scheduler
-
-    denoiser = getattr(pipe, "unet", None) or pipe.transformer
     config = sorted((key, str(value)) for key, value in pipe.scheduler.config.items())
-    known = (SOLVER, GRID, STEPS, list(prompts), seed, float(guidance), str(denoiser.dtype), config)
-    digest = hashlib.sha256(repr(known).encode())
-    for name, parameter in denoiser.state_dict().items():
-        digest.update(f"{name}{tuple(parameter.shape)}{parameter.double().sum().item():.9e}".encode())
-    path = cache_folder() / f"converged-{digest.hexdigest()[:24]}.safetensors"
+    weights = weights_digest(modules_of(pipe))
+    known = (SOLVER, GRID, STEPS, list(prompts), seed, float(guidance), config, weights)
+    digest = hashlib.sha256(repr(known).encode()).hexdigest()
+    path = cache_folder() / f"converged-{digest[:24]}.safetensors"
     if path.exists():
-        return load_file(path)["latents"].to(denoiser.device)
+        return load_file(path)["latents"].to(pipe.device)
     result = sample(create_scheduler(SOLVER, pipe.scheduler.config, grid=GRID), STEPS)
     if not torch.isfinite(result).all():
         raise ValueError(f"guidance = {guidance}: the {STEPS}-step reference is not finite; lower the guidance")

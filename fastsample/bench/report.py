@@ -76,7 +76,7 @@ def _columns(rows: Sequence[Summary]) -> list[str]:
 
 
 def rich_table(rows: Sequence[Summary], title: str) -> Table:
-    """For the terminal: every metric, the spread of the error alone, so that a row fits on a line."""
+    """For the terminal: every metric, but only the error with its spread, so that a row fits on a line."""
     metrics = _columns(rows)
     table = Table(title=title)
     for name in ("guidance", "steps", "NFE", "sampler", *(METRICS[metric][0] for metric in metrics)):
@@ -92,7 +92,7 @@ def rich_table(rows: Sequence[Summary], title: str) -> Table:
 
 
 def markdown(rows: Sequence[Summary]) -> str:
-    """GitHub tables, one a guidance scale: samplers by steps, the error with its spread, the least in bold.
+    """GitHub tables, one per guidance scale: samplers by steps, the error with its spread, the least in bold.
 
     In brackets the share of images in which every attribute of the prompt was found, where that was judged.
     """

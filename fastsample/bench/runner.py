@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
@@ -13,9 +12,12 @@ import torch
 from torch import Tensor
 
 from fastsample.bench.cases import Arm, Case
+from fastsample.bench.context import context_of, environment, modules_of
 from fastsample.bench.metrics import decode, frechet_distance, psnr, rms
-from fastsample.bench.record import Record, Result, context_of, environment
+from fastsample.bench.record import Record, Result
 from fastsample.bench.reference import converged
+from fastsample.demo.bundled import features, prompt_fidelity, real_features
+from fastsample.pipelines.configured import configured
 from fastsample.pipelines.counting import count
 from fastsample.pipelines.parallel import ParallelRun
 from fastsample.pipelines.tgate import TGateSummary
@@ -23,7 +25,7 @@ from fastsample.pipelines.tgate import TGateSummary
 
 @dataclass
 class Bench:
-    """A benchmark of a text-to-image `pipe` on `prompts`, in batches, with `repeats` timed runs a case.
+    """A benchmark of a text-to-image `pipe` on `prompts`, in batches, with `repeats` timed runs per case.
 
     Arms are interleaved within each repeat, after one warm-up call. With `judge`, images are scored by the
     bundled classifier (prompt fidelity, Frechet distance to real held-out images).
@@ -43,9 +45,9 @@ class Bench:
                 f"model = {type(self.pipe).__name__} has no {missing[0]}: give a latent text-to-image model"
             )
         self._own = self.pipe.scheduler
-        self._environment = environment()
-        name = getattr(self.pipe.config, "_name_or_path", "")
-        self._context = context_of(type(self.pipe).__name__, name, str(self.pipe.vae.dtype), list(self.prompts))
+        self._environment = environment(self.pipe.device)
+        kind, config = type(self.pipe).__name__, sorted((key, str(value)) for key, value in self._own.config.items())
+        self._context = context_of(modules_of(self.pipe), self.pipe.device, kind, config, list(self.prompts))
         self._converged: dict[tuple[float, int], tuple[Tensor, Tensor]] = {}
         self._plain: tuple[Any, Tensor] | None = None  # the last sequential latents compared to
 
@@ -81,7 +83,7 @@ class Bench:
                         yield self.record.append(result)
 
     def result(self, case: Case) -> Result | None:
-        """What the record holds of this case, run with this model, these prompts and this dtype."""
+        """What the record holds of this case, run with these weights and prompts on this device."""
         return self.record.results.get(self._key(case))
 
     def images(self, arm: Arm, steps: int, guidance: float, seed: int) -> Tensor:
@@ -96,10 +98,10 @@ class Bench:
         assert arm.parallel is not None
         found: list[Tensor] = []
         shown = replace(self, prompts=self.prompts[: self.batch])
-        with replace(arm.parallel, window=None).apply(
-            self.pipe, lambda fixed: found.append(fixed.trajectory[-1].clone())
-        ):
-            shown._run(arm.scheduler(self._own.config), steps, guidance, seed)
+        options = arm.parallel.options | {"window": None}
+        options["on_sweep"] = lambda fixed: found.append(fixed.trajectory[-1].clone())
+        with configured(self.pipe, arm.scheduler(self._own.config), parallel=options):
+            shown._latents(steps, guidance, seed)
         return found, shown._plain_latents(arm, steps, guidance, seed)
 
     def _key(self, case: Case) -> str:
@@ -134,8 +136,6 @@ class Bench:
             "pixel_psnr": psnr(images, exact),
         }
         if self.judge:
-            from fastsample.demo.bundled import features, prompt_fidelity, real_features
-
             fidelity = prompt_fidelity(images, self.prompts)
             result |= {"attributes": fidelity["attributes"], "prompts": fidelity["prompts"]}
             result["frechet"] = frechet_distance(features(images), real_features()) if finite else float("inf")
@@ -145,7 +145,8 @@ class Bench:
         """The converged latents and their images."""
 
         def sample(scheduler: Any, steps: int) -> Tensor:
-            return self._run(scheduler, steps, guidance, seed)
+            with configured(self.pipe, scheduler):
+                return self._latents(steps, guidance, seed)
 
         if (guidance, seed) not in self._converged:
             latents = converged(self.pipe, self.prompts, seed, guidance, sample)
@@ -165,40 +166,31 @@ class Bench:
 
     def _sample(self, arm: Arm, steps: int, guidance: float, seed: int) -> tuple[Tensor, Any, Result]:
         """Latents, the ledger, and what accelerations saved."""
-        scheduler = arm.scheduler(self._own.config)
-        handle = arm.gate.tgate(guidance).apply(self.pipe) if arm.gate else None
-        parallel = arm.parallel.apply(self.pipe) if arm.parallel else nullcontext()
-        try:
-            with count(self.pipe, len(self.prompts)) as ledger, parallel as run:
-                latents = self._run(scheduler, steps, guidance, seed)
-        finally:
-            if handle:
-                handle.remove()
+        gate = arm.gate.tgate(guidance) if arm.gate else None
+        parallel = arm.parallel.options if arm.parallel else None
+        with (
+            configured(self.pipe, arm.scheduler(self._own.config), gate=gate, parallel=parallel) as setup,
+            count(self.pipe, len(self.prompts)) as ledger,
+        ):
+            latents = self._latents(steps, guidance, seed)
         batches = -(-len(self.prompts) // self.batch)
-        return (
-            latents,
-            ledger,
-            (_savings(handle.summary()) if handle else {}) | (_rounds(run, batches) if run else {}),
-        )
+        savings = _savings(setup.gate.summary()) if setup.gate else {}
+        return latents, ledger, savings | (_rounds(setup.run, batches) if setup.run else {})
 
-    def _run(self, scheduler: Any, steps: int, guidance: float, seed: int) -> Tensor:
-        """Latents of all prompts. Each image has a generator of its own, so that all arms start from its noise."""
-        self.pipe.scheduler = scheduler
+    def _latents(self, steps: int, guidance: float, seed: int) -> Tensor:
+        """Of all prompts, by the pipeline as it is set up. Each image has a generator, so all arms start alike."""
         parts = []
-        try:
-            for begin in range(0, len(self.prompts), self.batch):
-                rows = range(begin, min(begin + self.batch, len(self.prompts)))
-                parts.append(
-                    self.pipe(
-                        prompt=[self.prompts[i] for i in rows],
-                        num_inference_steps=steps,
-                        guidance_scale=guidance,
-                        generator=[torch.Generator().manual_seed(1_000_003 * (seed + 1) + i) for i in rows],
-                        output_type="latent",
-                    ).images.float()
-                )
-        finally:
-            self.pipe.scheduler = self._own
+        for begin in range(0, len(self.prompts), self.batch):
+            rows = range(begin, min(begin + self.batch, len(self.prompts)))
+            parts.append(
+                self.pipe(
+                    prompt=[self.prompts[i] for i in rows],
+                    num_inference_steps=steps,
+                    guidance_scale=guidance,
+                    generator=[torch.Generator().manual_seed(1_000_003 * (seed + 1) + i) for i in rows],
+                    output_type="latent",
+                ).images.float()
+            )
         latents = torch.cat(parts)
         if latents.ndim != 4:
             shape = tuple(latents.shape)
@@ -216,5 +208,5 @@ def _savings(summary: TGateSummary) -> Result:
 
 
 def _rounds(run: ParallelRun, batches: int) -> Result:
-    """Of a parallel run, a batch: evaluations one after the other, and the sweeps among them; why there were none."""
+    """Per batch of a parallel run: evaluations one after the other, sweeps among them, and why there were none."""
     return {"rounds": run.rounds / batches, "sweeps": run.sweeps / batches, "fallback": run.fallback}

@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastsample.bench.context import context_of, environment
 from fastsample.bench.metrics import frechet_distance
-from fastsample.bench.record import Record, Result, context_of, environment, weights_digest
+from fastsample.bench.record import Record, Result
 from fastsample.bench.report import markdown_table
+from fastsample.demo import digits
 from fastsample.pipelines.counting import count
 from fastsample.sampling.ledger import clock
 from fastsample.tarflow import BlockPlan, DecodeReport, Plan, TarFlowPipeline
@@ -25,8 +27,8 @@ Score = Callable[[Tensor, Tensor], dict[str, float]]
 
 
 @dataclass(frozen=True)
-class Arm:
-    """One way of decoding."""
+class Decoding:
+    """One way of decoding: a method, with its plan."""
 
     label: str
     method: str
@@ -50,15 +52,8 @@ class FlowBench:
 
     def __post_init__(self) -> None:
         model = self.pipe.transformer
-        self._context = context_of(
-            self.residual,
-            self.guidance,
-            self.seed,
-            str(model.dtype),
-            str(model.device),
-            torch.get_num_threads(),
-            weights_digest(model),
-        )
+        self._context = context_of([model], model.device, self.residual, self.guidance, self.seed)
+        self._environment = environment(model.device)
 
     def plan(self, batch: int, on_block: Callable[[int], None] | None = None) -> Plan:
         """The automatic plan for batches of that size."""
@@ -75,19 +70,19 @@ class FlowBench:
             self.record.append({"key": key, "plan": made.to_json()})
         return Plan.from_json(self.record.results[key]["plan"])
 
-    def arms(self, batch: int) -> list[Arm]:
+    def arms(self, batch: int) -> list[Decoding]:
         """Sequential decoding, both iterations the same for all blocks, and the plan."""
         return [
-            Arm("sequential", "sequential"),
-            Arm("Jacobi", "jacobi", BlockPlan(tolerance=self.residual)),
-            Arm("GS-Jacobi, 8 chunks", "gs-jacobi", BlockPlan(chunks=8, tolerance=self.residual)),
-            Arm("plan", "gs-jacobi", self.plan(batch)),
+            Decoding("sequential", "sequential"),
+            Decoding("Jacobi", "jacobi", BlockPlan(tolerance=self.residual)),
+            Decoding("GS-Jacobi, 8 chunks", "gs-jacobi", BlockPlan(chunks=8, tolerance=self.residual)),
+            Decoding("plan", "gs-jacobi", self.plan(batch)),
         ]
 
     def speed(self, batch: int, repeats: int) -> list[Result]:
-        """A result an arm, decoding the same noise in turn, `repeats` times after a warm-up.
+        """One result per way of decoding: all decode the same noise in turn, `repeats` times after a warm-up.
 
-        Seconds, work, and the sequential seconds over its own in each repeat (quartiles).
+        It holds seconds, work, and quartiles of the speed-up: sequential seconds over its own in each repeat.
         """
         arms, kind = self.arms(batch), f"speed {batch} x {repeats}"
         if (known := self._known(kind, arms)) is not None:
@@ -123,7 +118,7 @@ class FlowBench:
         return results
 
     def quality(self, images: int, batch: int, seeds: int, score: Score) -> Iterator[Result]:
-        """A result a seed of sequential decoding, and one of the plan for `batch`.
+        """Per seed one result of sequential decoding, and one of the plan for `batch`.
 
         The metrics of `images` samples, denoised, and the largest residual to the sequential ones.
         """
@@ -160,29 +155,27 @@ class FlowBench:
         labels = torch.arange(images) % max(1, model.config.num_classes)
         return z.to(model.device, model.dtype), labels.to(model.device)
 
-    def _decode(self, arm: Arm, z: Tensor, labels: Tensor) -> tuple[Tensor, DecodeReport]:
+    def _decode(self, arm: Decoding, z: Tensor, labels: Tensor) -> tuple[Tensor, DecodeReport]:
         model = self.pipe.transformer
         own = labels if model.config.num_classes else None
         images, report = model.decode(z, own, method=arm.method, plan=arm.plan, guidance=self.guidance)
         return images, report
 
-    def _key(self, kind: str, arm: Arm) -> str:
+    def _key(self, kind: str, arm: Decoding) -> str:
         return f"{self._context} {kind} {arm.label}"
 
-    def _known(self, kind: str, arms: Sequence[Arm]) -> list[Result] | None:
+    def _known(self, kind: str, arms: Sequence[Decoding]) -> list[Result] | None:
         """What the record holds, if that is all: arms are compared within one run."""
         keys, results = [self._key(kind, arm) for arm in arms], self.record.results
         return [results[key] for key in keys] if results.keys() >= set(keys) else None
 
-    def _append(self, kind: str, arm: Arm, values: dict[str, Any]) -> Result:
-        shared = {"arm": arm.label, "guidance": self.guidance, **self.named, "environment": environment()}
+    def _append(self, kind: str, arm: Decoding, values: dict[str, Any]) -> Result:
+        shared = {"arm": arm.label, "guidance": self.guidance, **self.named, "environment": self._environment}
         return self.record.append({"key": self._key(kind, arm), **shared, **values})
 
 
 def digit_score(images: Tensor, labels: Tensor) -> dict[str, float]:
-    """Accuracy, and Frechet distance to the held-out digits, in the bundled classifier's eyes."""
-    from fastsample.demo import digits
-
+    """Accuracy, and Frechet distance to the held-out digits, as the bundled classifier sees them."""
     real = digits.features(digits.held_out_digits()[0])
     distance = frechet_distance(digits.features(images), real)
     return {"accuracy": digits.accuracy(images, labels), "frechet": distance}

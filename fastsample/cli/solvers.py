@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
-
-if TYPE_CHECKING:
-    from fastsample.solvers import Solver
 
 
 def solvers(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
@@ -17,42 +13,6 @@ def solvers(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")]
     Order is that of convergence; predictions, what its history holds (any model's output is converted to it);
     sigma = 0, how a step onto clean data is made.
     """
-    from fastsample.schedules import GRIDS
-    from fastsample.solvers import available
+    from fastsample.cli.engines import solvers as engine  # NumPy and the solvers: not for --help
 
-    found = available()
-    if as_json:
-        rows = [{**properties(solver), "references": solver.references} for solver in found.values()]
-        print(json.dumps({"solvers": rows, "grids": list(GRIDS)}, indent=2))
-        return
-    from rich.console import Console
-    from rich.table import Table
-
-    titles = ("name", "order", "calls a step", "predictions", "noise", "sigma = 0", "flow", "options", "what it is")
-    table = Table(*titles, title="solvers")
-    for solver in found.values():
-        table.add_row(*(_cell(value) for value in properties(solver).values()))
-    console = Console()
-    console.print(table)
-    console.print(f"grids: {', '.join(GRIDS)}")
-
-
-def properties(solver: Solver) -> dict[str, Any]:
-    """What a solver declares, and what follows from its rule."""
-    return {
-        "name": solver.name,
-        "order": solver.claimed_order(),
-        "evaluations_per_step": solver.evaluations,
-        "predictions": solver.space,
-        "stochastic": solver.stochastic,
-        "onto_clean": solver.onto_clean,
-        "flow": solver.flow,
-        "options": solver.options,
-        "summary": solver.summary,
-    }
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{key}={option}" for key, option in value.items())
-    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+    engine.report(as_json)

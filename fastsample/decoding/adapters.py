@@ -91,7 +91,7 @@ def adapter_of(model: Any) -> Adapter:
     parameters = inspect.signature(model.forward).parameters
     kept: list[Literal["logits_to_keep", "num_logits_to_keep"]] = ["logits_to_keep", "num_logits_to_keep"]
     keeps = next((name for name in kept if name in parameters), None)
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel  # seconds to load, and a plain callable does without
 
     if not isinstance(model, PreTrainedModel):
         return Adapter(keeps=keeps, embeds="inputs_embeds" in parameters)
@@ -111,11 +111,13 @@ def mask_token_of(model: Any, tokenizer: Any = None) -> int | None:
 
 
 def _refuse_causal(model: Any) -> None:
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
-    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as MASKED
+    from transformers.models.auto import modeling_auto as known  # as above
 
     name, config = type(model).__name__, model.config
-    causal = name in CAUSAL.values() and name not in MASKED.values() and getattr(config, "is_causal", True)
+    masked = name in known.MODEL_FOR_MASKED_LM_MAPPING_NAMES.values()
+    causal = (
+        name in known.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values() and not masked and getattr(config, "is_causal", True)
+    )
     if causal or getattr(config, "is_decoder", False) or getattr(config, "is_encoder_decoder", False):
         raise ValueError(
             f"model = {name} is causal: give a masked (bidirectional) model, or decode it by fastsample.jacobi_decode"

@@ -1,4 +1,4 @@
-"""diffusers' block refinement by a commit rule: vectorised over rows, at most one wait for the device a forward."""
+"""diffusers' block refinement by a commit rule: vectorised over rows, at most one wait for the device per forward."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BLOCK_CONFIG: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class AboveThreshold(CommitRule):
-    """The tokens of a confidence above `threshold`, at least the schedule's quota of the best: diffusers' own rule.
+    """diffusers' own rule: all tokens of a confidence above `threshold`, and at least the schedule's quota.
 
     A threshold above 1 never fires, and the quota alone is left.
     """
@@ -65,7 +65,7 @@ class CommitScheduler(BlockRefinementScheduler):  # type: ignore[misc]
     _rows: _Rows | None = None
 
     def _prepare(self) -> None:
-        """What is left of `__init__` once the config stands; ValueError where its rule is out of range."""
+        """The rest of `__init__`, once there is a config. Raises ValueError where options of the rule are wrong."""
         super().__init__(**{key: self.config[key] for key in BLOCK_CONFIG})
         self.rule(self.config.threshold)
 
@@ -164,7 +164,7 @@ class CommitScheduler(BlockRefinementScheduler):  # type: ignore[misc]
             step=torch.full_like(count, step),
             steps=self.num_inference_steps,
             quota=quota,
-            share=quota.double() / count.clamp(min=1),
+            share=quota.float() / count.clamp(min=1),
             first=0,
             length=length,
             tokens=sample,
@@ -222,7 +222,7 @@ class CommitScheduler(BlockRefinementScheduler):  # type: ignore[misc]
 
 
 def _certain_where_decided(logits: Tensor, tokens: Tensor, are_open: Tensor) -> Tensor:
-    """The logits, and in place of those of a decided row the certainty of its tokens."""
+    """The logits, but for decided rows, which get logits that are certain of their tokens."""
     if bool(are_open.all()):
         return logits
     certain = torch.full_like(logits, torch.finfo(logits.dtype).min).scatter_(-1, tokens[..., None], 0)

@@ -14,9 +14,9 @@ from fastsample.decoding.cache import Caching
 from fastsample.decoding.commit import CommitRule
 from fastsample.decoding.decoder import Decoder, Stream
 from fastsample.decoding.ledger import DecodingLedger
-from fastsample.decoding.plan import Constraints, Plan, check_prompt, constrained
 from fastsample.decoding.refinement import LatentRefinement
 from fastsample.decoding.schedule import Schedule
+from fastsample.decoding.settings import Constraints, Settings, check_prompt, constrained
 from fastsample.decoding.statistics import Sampling
 from fastsample.sampling.noise import Generators, draw
 
@@ -77,7 +77,7 @@ def decode_masked(
     adapter = adapter_of(model) if adapter is None else adapter
     ends = (eos_token_id,) if isinstance(eos_token_id, int) else tuple(eos_token_id or ())
     length = gen_length if block_length is None else block_length
-    plan = Plan(
+    settings = Settings(
         rule=rule, gen_length=gen_length, block_length=length, steps=gen_length if steps is None else steps,
         mask_token_id=mask_token_id, schedule=adapter.schedule if schedule is None else schedule,
         sampling=Sampling(temperature, top_p, top_k, adapter.scaled if scaled is None else scaled),
@@ -85,13 +85,13 @@ def decode_masked(
         pad_token_id=pad_token_id if pad_token_id is not None else ends[0] if ends else mask_token_id,
         caching=Caching(cache) if isinstance(cache, str) else cache, refinement=refinement,
     )  # fmt: skip
-    plan.check_model(model, adapter)
+    settings.check_model(model, adapter)
     attention = check_prompt(input_ids, attention_mask)
     response = constrained(constraints, len(input_ids), gen_length, mask_token_id).to(input_ids.device)
     seed = torch.zeros_like(response)
-    if plan.draws:
+    if settings.draws:
         seed = draw(functools.partial(torch.randint, 2**63 - 1), response, generator)
-    decoder = Decoder(model, adapter, plan, input_ids, attention, response, seed, stream)
+    decoder = Decoder(model, adapter, settings, input_ids, attention, response, seed, stream)
     with decoder.ledger.running():
         while not decoder.done:
             decoder.step()

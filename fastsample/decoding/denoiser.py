@@ -67,14 +67,14 @@ class Denoiser:
         offset = self._prompt - self._adapter.shifted - evaluated.start
         # without a prompt, shifted logits have none before the first
         rows = torch.arange(offset + first, offset + last, device=inputs.device).clamp(min=0)
-        logits = self._run(inputs[:, evaluated], rows, max(offset + first, 0), call)
+        logits = self._logits_at(inputs[:, evaluated], rows, max(offset + first, 0), call)
         if self._guidance:
             given, blank = logits.chunk(2)
             logits = blank + (1 + self._guidance) * (given - blank)
         return logits.index_fill(-1, self._mask_token, -math.inf)
 
-    def _run(self, inputs: Tensor, rows: Tensor, lowest: int, call: dict[str, Any]) -> Tensor:
-        """The model's logits at `rows`, `lowest` the first of them; computed there alone, if it can be told so."""
+    def _logits_at(self, inputs: Tensor, rows: Tensor, lowest: int, call: dict[str, Any]) -> Tensor:
+        """The logits at `rows`, of which `lowest` is the first; no others are computed, if the model allows it."""
         keeps = self._adapter.keeps
         kept = {"logits_to_keep": rows, "num_logits_to_keep": inputs.shape[1] - lowest}
         if keeps is not None:

@@ -24,15 +24,15 @@ class DecodingLedger(Ledger):
 
     @property
     def tokens(self) -> int:
-        """Tokens that were committed, of all rows."""
+        """Tokens committed, all rows together."""
         return int((self.committed_at > 0).sum())
 
     @property
     def tokens_per_forward(self) -> float:
-        """Tokens committed a model evaluation of one row."""
+        """Tokens committed per model evaluation of one row."""
         return self.tokens / max(self.rows, 1)
 
     @property
     def tokens_per_second(self) -> float:
-        """Of all rows together."""
+        """Tokens committed per second, all rows together."""
         return self.tokens / self.seconds if self.seconds else 0.0

@@ -11,6 +11,7 @@ import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils import BaseOutput
 from torch import Tensor
+from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
 from fastsample.decoding.adapters import adapter_of, mask_token_of
 from fastsample.decoding.commit import CommitRule, LowConfidence
@@ -61,27 +62,36 @@ class MaskedDiffusionPipeline(DiffusionPipeline):  # type: ignore[misc]
         self._interrupt = False
 
     @classmethod
-    def from_pretrained(cls, name: str, *, trust_remote_code: bool = False, **kwargs: Any) -> MaskedDiffusionPipeline:
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | Path, *, trust_remote_code: bool = False, **kwargs: Any
+    ) -> MaskedDiffusionPipeline:
         """The pipeline of a model of transformers, on the Hub or in a folder, or of a folder of `save_pretrained`.
 
-        kwargs go to transformers' `from_pretrained` of the model, such as dtype, device_map, revision. Code of the
-        model's author (LLaDA, Dream) runs only with `trust_remote_code=True`.
+        kwargs are those of diffusers' `from_pretrained` for a saved pipeline, of transformers' for a model, such as
+        dtype, device_map, revision; `tokenizer` and `mask_token_id` replace the model's own. Code of the model's
+        author (LLaDA, Dream) runs only with `trust_remote_code=True`.
+        Raises ValueError for `output_loading_info`, which would return something else than a pipeline.
         """
+        name = pretrained_model_name_or_path
+        if kwargs.pop("output_loading_info", False):
+            raise ValueError("output_loading_info = True: a pipeline is returned alone, leave it out")
         if (Path(name) / "model_index.json").exists():
             pipe: MaskedDiffusionPipeline = super().from_pretrained(
-                name, trust_remote_code=trust_remote_code, torch_dtype=kwargs.pop("dtype", None), **kwargs
+                name, trust_remote_code=trust_remote_code, **kwargs
             )
             return pipe
-        from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoTokenizer
-
+        own_parts = {key: kwargs.pop(key) for key in ("tokenizer", "mask_token_id") if key in kwargs}
         shared = {key: kwargs[key] for key in ("revision", "cache_dir", "local_files_only", "token") if key in kwargs}
         config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, **shared)
         # LLaDA and Dream give their masked model as AutoModel; those of transformers have the head apart
         own = trust_remote_code and "AutoModel" in (getattr(config, "auto_map", None) or {})
         loader = AutoModel if own else AutoModelForMaskedLM
         model = loader.from_pretrained(name, config=config, trust_remote_code=trust_remote_code, **kwargs)
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code, **shared)
-        return cls(model.eval(), tokenizer)
+        if "tokenizer" not in own_parts:
+            own_parts["tokenizer"] = AutoTokenizer.from_pretrained(
+                name, trust_remote_code=trust_remote_code, **shared
+            )
+        return cls(model.eval(), **own_parts)
 
     @torch.no_grad()
     def __call__(

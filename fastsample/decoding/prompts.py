@@ -22,7 +22,7 @@ def encode(tokenizer: Any, prompts: Sequence[str], *, chat: bool) -> tuple[Tenso
 
 
 def encode_chats(tokenizer: Any, chats: Sequence[Sequence[Message]]) -> tuple[Tensor, Tensor]:
-    """As :func:`encode`, of lists of messages, by the tokenizer's chat template and open for the answer."""
+    """As :func:`encode`, for lists of messages, by the tokenizer's chat template up to where the answer begins."""
     texts = [tokenizer.apply_chat_template(list(chat), add_generation_prompt=True, tokenize=False) for chat in chats]
     # the template writes the special tokens itself
     ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
@@ -50,6 +50,6 @@ def texts_of(tokenizer: Any, sequences: Tensor, ends: Sequence[int]) -> list[str
 
 
 def _filler(tokenizer: Any) -> int:
-    """What stands in padding, which no token sees."""
+    """The token id that fills the padding, which no token sees."""
     own: int | None = tokenizer.pad_token_id
     return 0 if own is None else own

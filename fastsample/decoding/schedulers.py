@@ -19,7 +19,7 @@ from fastsample.schedulers.config import configured
 class ThresholdScheduler(CommitScheduler):
     """diffusers' own rule: every token of a confidence above `threshold`, at least the quota.
 
-    Same text as `BlockRefinementScheduler`, without its waits for the device and its forward behind a decided block.
+    Same text as `BlockRefinementScheduler`, without its waits for the device and its extra forward after a block.
     """
 
     def rule(self, threshold: float) -> CommitRule:

@@ -1,4 +1,4 @@
-"""What commit rules know of logits: a candidate token a position, and how sure the model is of it.
+"""What commit rules know of logits: a candidate token at each position, and how sure the model is of it.
 
 The one door of decoding to the kernels. float16, bfloat16 and float32 logits are read in float32, in one fused pass
 on a GPU; float64 logits by the torch reference, in float64.

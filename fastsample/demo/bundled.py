@@ -1,7 +1,4 @@
-"""The bundled text-to-image model and its metrics: load it offline, score images, features of real images.
-
-Nothing heavy is imported until a function is called.
-"""
+"""The bundled text-to-image model and its metrics: load it offline, score images, features of real images."""
 
 from __future__ import annotations
 
@@ -10,14 +7,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import numpy as np
-    import torch
-    from diffusers import StableDiffusionPipeline
-    from numpy.typing import NDArray
-    from torch import Tensor
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+from torch import Tensor
 
-    from fastsample.demo.classifier import AttributeClassifier
+from fastsample.demo.classifier import AttributeClassifier
+from fastsample.demo.scenes import ATTRIBUTES, Scene, render_batch, sample_scenes
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
 
 CLASSIFIER_FILE = "classifier.safetensors"
 
@@ -29,8 +29,7 @@ def model_path() -> Path:
 
 def load_pipeline(dtype: torch.dtype | None = None, device: str | torch.device = "cpu") -> StableDiffusionPipeline:
     """The bundled pipeline, offline, without progress bars; float32 when no dtype is given."""
-    import torch
-    from diffusers import StableDiffusionPipeline
+    from diffusers import StableDiffusionPipeline  # seconds to load; the metrics do without
 
     pipe = StableDiffusionPipeline.from_pretrained(
         model_path(), dtype=dtype or torch.float32, local_files_only=True, safety_checker=None
@@ -42,10 +41,6 @@ def load_pipeline(dtype: torch.dtype | None = None, device: str | torch.device =
 @functools.lru_cache(maxsize=1)
 def load_classifier() -> AttributeClassifier:
     """The attribute classifier in float32 on the CPU, in evaluation mode; one shared instance."""
-    from safetensors.torch import load_file
-
-    from fastsample.demo.classifier import AttributeClassifier
-
     model = AttributeClassifier()
     model.load_state_dict(load_file(model_path() / CLASSIFIER_FILE))
     return model.eval().requires_grad_(False)
@@ -56,10 +51,6 @@ def prompt_fidelity(images: Tensor, prompts: Sequence[str]) -> dict[str, float]:
 
     Images are [n, 3, 32, 32] in [0, 1]; prompts are captions of scenes. An image that is not finite is wrong.
     """
-    import torch
-
-    from fastsample.demo.scenes import ATTRIBUTES, Scene
-
     if len(images) != len(prompts) or not prompts:
         raise ValueError(f"{len(images)} images and {len(prompts)} prompts: give one prompt an image")
     truth = torch.tensor([Scene.from_caption(prompt).labels for prompt in prompts])
@@ -80,11 +71,7 @@ def features(images: Tensor) -> NDArray[np.float64]:
 
 @functools.lru_cache(maxsize=8)
 def real_features(n: int = 2000, seed: int = 0) -> NDArray[np.float64]:
-    """[n, 64] features of real images of held-out scenes; shared, so leave them unchanged."""
-    import torch
-
-    from fastsample.demo.scenes import render_batch, sample_scenes
-
+    """[n, 64] features of real images of held-out scenes; shared, so do not change them."""
     scenes = sample_scenes(n, seed, held_out=True)
     return features(torch.from_numpy(render_batch(scenes, seed)))
 

@@ -1,23 +1,20 @@
-"""The bundled TarFlow of handwritten digits and its metrics: load it offline, score samples.
-
-Nothing heavy is imported until a function is called.
-"""
+"""The bundled TarFlow of handwritten digits and its metrics: load it offline, score samples."""
 
 from __future__ import annotations
 
 import functools
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import numpy as np
-    import torch
-    from numpy.typing import NDArray
-    from torch import Tensor
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.nn import functional as F
 
-    from fastsample.demo.classifier import DigitClassifier
-    from fastsample.tarflow import TarFlowPipeline
+from fastsample.demo.classifier import DigitClassifier
+from fastsample.tarflow import TarFlowPipeline
 
 SIZE = 16
 CLASSIFIER_FILE = "classifier.safetensors"
@@ -31,10 +28,6 @@ def model_path() -> Path:
 
 def load_pipeline(dtype: torch.dtype | None = None, device: str | torch.device = "cpu") -> TarFlowPipeline:
     """The bundled pipeline with its plan, offline, without progress bars; float32 when no dtype is given."""
-    import torch
-
-    from fastsample.tarflow import TarFlowPipeline
-
     pipe = TarFlowPipeline.from_pretrained(model_path(), dtype=dtype or torch.float32, local_files_only=True)
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)
@@ -42,21 +35,16 @@ def load_pipeline(dtype: torch.dtype | None = None, device: str | torch.device =
 
 @functools.lru_cache(maxsize=1)
 def held_out_digits() -> tuple[Tensor, Tensor]:
-    """297 digits that were not trained on, [n, 1, 16, 16] in [0, 1], and their labels; shared, so leave them."""
-    from safetensors.torch import load_file
-
+    """297 digits that were not trained on, [n, 1, 16, 16] in [0, 1], and labels; shared, so do not change them."""
     data = load_file(model_path() / DIGITS_FILE)
     return draw(data["scans"][:, None].float() / 8 - 1, 0.0) / 2 + 0.5, data["labels"].long()
 
 
 def draw(scans: Tensor, jitter: float = 1.0) -> Tensor:
-    """Scans [n, 1, 8, 8] in [-1, 1] at 16x16, moved at random by up to `jitter`, from torch's own generator.
+    """Scans [n, 1, 8, 8] in [-1, 1] at 16x16, moved at random by up to `jitter` with torch's global generator.
 
     At 1 they are turned by up to 8 degrees, scaled by up to 8 % and shifted by up to half a scan pixel.
     """
-    import torch
-    from torch.nn import functional as F
-
     count = len(scans)
     angle, scale, x, y = (torch.rand(4, count) * 2 - 1) * jitter
     angle, scale = angle * math.radians(8), 1 + 0.08 * scale
@@ -70,10 +58,6 @@ def draw(scans: Tensor, jitter: float = 1.0) -> Tensor:
 @functools.lru_cache(maxsize=1)
 def load_classifier() -> DigitClassifier:
     """The digit classifier in float32 on the CPU, in evaluation mode; one shared instance."""
-    from safetensors.torch import load_file
-
-    from fastsample.demo.classifier import DigitClassifier
-
     model = DigitClassifier()
     model.load_state_dict(load_file(model_path() / CLASSIFIER_FILE))
     return model.eval().requires_grad_(False)

@@ -112,7 +112,7 @@ class GaussianMixture:
 
         That variable runs over [0, 1] and is regular at zero SNR and on clean data.
         """
-        from scipy.integrate import solve_ivp
+        from scipy.integrate import solve_ivp  # SciPy is slow to load, and only this needs it
 
         def level(t: float) -> tuple[float, float]:
             alpha, sigma = float(schedule.alpha(t)), float(schedule.sigma(t))

@@ -8,7 +8,7 @@ from typing import Any
 
 def peer_class(name: str) -> Any:
     """The diffusers scheduler class called `name` or `name`Scheduler; ValueError names the nearest ones."""
-    import diffusers
+    import diffusers  # not for who only reads names
 
     known = [entry for entry in dir(diffusers) if entry.endswith("Scheduler") and not entry.startswith("Flax")]
     for candidate in (name, f"{name}Scheduler"):

@@ -61,7 +61,7 @@ COMFYUI: dict[str, NamedSampler] = {
 }
 """Spelt with "_": the same solvers with other defaults."""
 
-GRIDS = {
+GRID_LABELS = {
     "Karras": "karras",
     "Exponential": "exponential",
     "Polyexponential": "exponential",  # with its default rho of 1
@@ -103,7 +103,7 @@ def parse_sampler_name(name: str) -> NamedSampler:
     for candidate in (text, text.removeprefix("k"), text.removesuffix("gpu")):
         if candidate in samplers:
             return samplers[candidate]
-        for label, grid in GRIDS.items():
+        for label, grid in GRID_LABELS.items():
             stem = candidate.removesuffix(_plain(label))
             if stem != candidate and stem in samplers:
                 return replace(samplers[stem], grid=grid)
@@ -114,14 +114,14 @@ def parse_sampler_name(name: str) -> NamedSampler:
     close = difflib.get_close_matches(text, near, n=3, cutoff=0.3) or list(near)[:3]
     raise ValueError(
         f"name = {name!r} is unknown: did you mean {', '.join(repr(near[key]) for key in close)}? A sampler "
-        f"({', '.join({**A1111, **COMFYUI})}) may be followed by one of {', '.join(GRIDS)}"
+        f"({', '.join({**A1111, **COMFYUI})}) may be followed by one of {', '.join(GRID_LABELS)}"
     )
 
 
 def sampler_names() -> list[str]:
     """Every name understood: each sampler alone, and with each schedule."""
     samplers = [*A1111, *COMFYUI]
-    return [*samplers, *(f"{sampler} {grid}" for sampler in samplers for grid in GRIDS)]
+    return [*samplers, *(f"{sampler} {grid}" for sampler in samplers for grid in GRID_LABELS)]
 
 
 def _plain(name: str) -> str:

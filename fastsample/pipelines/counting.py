@@ -3,46 +3,41 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from fastsample.pipelines.denoisers import hooks_of
+from fastsample.pipelines.denoisers import DroppingHook, denoisers, hooks_of, latents_of
 from fastsample.sampling.ledger import Ledger
 
 
 @contextlib.contextmanager
 def count(pipe: Any, images: int) -> Iterator[Ledger]:
-    """A ledger of what happens to `pipe`'s denoiser (unet or transformer) in the block, for `images` images.
+    """A ledger of what this thread does with `pipe`'s denoisers in the block, for `images` images.
 
-    Raises ValueError when the pipeline has neither.
+    ControlNets are not counted. Raises ValueError when the pipeline has no denoiser.
     """
-    denoisers = [getattr(pipe, name, None) for name in ("unet", "transformer", "transformer_2")]
-    modules = [module for module in denoisers if isinstance(module, nn.Module)]
+    modules = [denoiser.component for denoiser in denoisers(pipe) if not denoiser.is_controlnet]
     if not modules:
         raise ValueError(
             f"pipe = {type(pipe).__name__} has no unet or transformer whose evaluations could be counted"
         )
-    ledger = Ledger(images)
+    ledger, thread = Ledger(images), threading.get_ident()
 
     def counted(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        rows = _rows_evaluated(module)
-        if rows is None:
-            sample = args[0] if args else kwargs.get("sample", kwargs.get("hidden_states"))
-            rows = sample.shape[0] if isinstance(sample, Tensor) else images
-        ledger.forward_calls += rows > 0
-        ledger.rows += rows
+        if threading.get_ident() != thread:
+            return
+        latents = latents_of(args, kwargs)
+        given = images if latents is None else len(latents)
+        rows = [hook.rows for hook in hooks_of(module).values() if isinstance(hook, DroppingHook)]
+        evaluated = min([given, *rows])
+        ledger.forward_calls += evaluated > 0
+        ledger.rows += evaluated
 
-    handles = [module.register_forward_hook(counted, with_kwargs=True) for module in modules]
-    try:
+    with contextlib.ExitStack() as undo:
+        for module in modules:
+            undo.callback(module.register_forward_hook(counted, with_kwargs=True).remove)
         with ledger.running():
             yield ledger
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _rows_evaluated(module: nn.Module) -> int | None:
-    """What a hook that drops part of the batch says of the last call; None where there is no such hook."""
-    return next((hook.rows for hook in hooks_of(module).values() if hasattr(hook, "rows")), None)

@@ -1,117 +1,78 @@
-"""Where a pipeline's denoisers and their attention modules are, and which models cannot be gated."""
+"""A pipeline's denoisers: which components they are, what they are called with, and their hooks. The one list."""
 
 from __future__ import annotations
 
 import inspect
+from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from diffusers.hooks import ModelHook
+from torch import Tensor, nn
 
-DENOISERS = ("unet", "transformer", "transformer_2", "dit", "controlnet")
-JOINT = (
-    "SD3", "Flux", "Chroma", "QwenImage", "AuraFlow", "CogVideoX", "CogView", "HunyuanVideo", "HunyuanImage", "Mochi",
-    "HiDream", "ZImage", "Lumina2", "OmniGen", "Bria", "LongCatImage",
-)  # fmt: skip
-DISGUISED = ("PRX", "StableCascade")
-TEXTLESS = ("DiTTransformer2DModel", "UNet2DModel")
-CONCATENATED = "concatenates text to the keys of self-attention, so neither can be cached alone"
-
+NAMES = ("unet", "transformer")
+"""Components that denoise whatever they are called with; others do when they are called with a timestep."""
 
 TIMESTEPS = ("timestep", "timesteps", "t")
 """What denoisers call their timestep."""
 
+LATENTS = ("sample", "hidden_states")
+"""What they call their latents, where these do not come first."""
 
-def hooks_of(module: nn.Module) -> dict[str, Any]:
-    """The hooks registered on `module` through diffusers' HookRegistry, by name; empty where there is no registry."""
-    found: dict[str, Any] = getattr(getattr(module, "_diffusers_hook", None), "hooks", {})
-    return found
+UNBATCHED = ("img_ids", "txt_ids", "image_rotary_emb")
+"""Arguments without a batch dimension, whose first one may be of the batch's size by chance."""
 
+MADE_EVERY_STEP = ("residual", "controlnet", "block_samples")
+"""In the names of arguments that a ControlNet makes anew in every step, row by row."""
 
-def timestep_argument(module: nn.Module) -> str | None:
-    """The name of a denoiser's timestep argument; None when it has none."""
-    parameters = inspect.signature(module.forward).parameters
-    return next((name for name in TIMESTEPS if name in parameters), None)
-
-
-def find_denoisers(pipe: Any) -> dict[str, nn.Module]:
-    """The pipeline's denoising networks by component name; ValueError, with a reason, where T-GATE cannot work."""
-    components = getattr(pipe, "components", {})
-    found = {name: components[name] for name in DENOISERS if isinstance(components.get(name), nn.Module)}
-    if not found:
-        raise ValueError(f"pipe = {type(pipe).__name__} has none of the components {', '.join(DENOISERS)}")
-    for module in found.values():
-        check_class(type(inner(module)).__name__)
-    if hasattr(type(pipe), "image_guidance_scale") or getattr(pipe, "do_perturbed_attention_guidance", False):
-        raise ValueError(
-            f"pipe = {type(pipe).__name__} guides with three branches, of which T-GATE would drop the wrong one"
-        )
-    return found
+GATE_HOOK = "fastsample_tgate"
+"""The name of T-GATE's hooks."""
 
 
-def check_class(name: str) -> None:
-    """Raise ValueError, with the reason, for a denoiser class whose attention cannot be cached."""
-    if name.startswith(JOINT) or ("ControlNet" in name and name.startswith(JOINT)):
-        raise ValueError(
-            f"{name} has joint attention: text and image tokens attend to each other in one softmax, so there is no "
-            "cross-attention to gate. Use a solver with fewer steps, or diffusers' FirstBlockCacheConfig"
-        )
-    if name.startswith(DISGUISED):
-        raise ValueError(f"{name} {CONCATENATED}")
-    if name in TEXTLESS:
-        raise ValueError(f"{name} reads no text: it has no cross-attention to gate")
+@dataclass(frozen=True)
+class Denoiser:
+    """A component `name` of a pipeline that its sampling loop calls."""
+
+    name: str
+    component: nn.Module
+
+    @property
+    def module(self) -> nn.Module:
+        """The network itself, out of torch.compile's wrapper."""
+        return inner(self.component)
+
+    @property
+    def timestep(self) -> str | None:
+        """The name of its timestep argument; None when it has none."""
+        return timestep_argument(self.module)
+
+    @property
+    def is_controlnet(self) -> bool:
+        """Whether what it makes is an argument of another denoiser, not a prediction."""
+        return self.name.startswith("controlnet")
+
+    @property
+    def compiled(self) -> bool:
+        """Whether torch.compile has it, as a wrapper or in place."""
+        return self.module is not self.component or self.component._compiled_call_impl is not None
 
 
-def check_caches(name: str, denoiser: nn.Module) -> None:
-    """Raise ValueError where another cache is on the denoiser: each would count and skip the other's steps."""
-    model = inner(denoiser)
-    hooks = [hook for module in model.modules() for hook in hooks_of(module)]
-    if getattr(model, "is_cache_enabled", False) or any("cache" in hook or "broadcast" in hook for hook in hooks):
-        raise ValueError(f"pipe.{name} has another cache, which would count other steps: disable_cache() first")
-    if "forward" in vars(model) and not (hasattr(model, "_diffusers_hook") or hasattr(model, "_hf_hook")):
-        raise ValueError(
-            f"pipe.{name}.forward was replaced by another package (DeepCache, cache-dit, ..): disable that first"
-        )
+class DroppingHook(ModelHook):  # type: ignore[misc]
+    """A hook that may evaluate fewer rows than it is given: `rows`, those of this thread's last call."""
+
+    @property
+    def rows(self) -> int:
+        """The rows evaluated; 0 where the network was not run."""
+        raise NotImplementedError
 
 
-def attention_modules(denoiser: nn.Module) -> dict[str, nn.Module]:
-    """Its attention modules that return what a block adds to its input, by name.
-
-    Raises ValueError where text is concatenated to their keys (Kandinsky 2, DeepFloyd IF).
-    """
-    from diffusers.models.attention import AttentionModuleMixin
-    from diffusers.models.attention_processor import Attention
-
-    found = {}
-    for name, module in inner(denoiser).named_modules():
-        if isinstance(module, Attention) and module.added_kv_proj_dim is not None:
-            raise ValueError(f"{type(inner(denoiser)).__name__} {CONCATENATED}")
-        adds = not getattr(module, "residual_connection", False) and getattr(module, "rescale_output_factor", 1) == 1
-        if isinstance(module, (Attention, AttentionModuleMixin)) and adds:
-            found[name] = module
-    return found
-
-
-TEXT_ARGUMENTS = ("encoder_hidden_states", "context")
-
-
-class TextReader:
-    """Whether calls of an attention module read text: it is given, by name or by place, and not the latents again.
-
-    `possible`: the module's forward has an argument for it.
-    """
-
-    def __init__(self, module: nn.Module) -> None:
-        names = list(inspect.signature(type(module).forward).parameters)[1:]
-        self._name = next((name for name in TEXT_ARGUMENTS if name in names), None)
-        self._place = names.index(self._name) if self._name else -1
-        self.possible = self._name is not None
-
-    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        if self._name is None:
-            return False
-        text = kwargs.get(self._name, args[self._place] if len(args) > self._place else None)
-        hidden = args[0] if args else kwargs.get("hidden_states")
-        return text is not None and text is not hidden
+def denoisers(pipe: Any) -> list[Denoiser]:
+    """The components of `pipe` that its sampling loop calls; empty where there are none, or no components."""
+    components = getattr(pipe, "components", {})  # anything but a pipeline has none
+    return [
+        Denoiser(name, part)
+        for name, part in components.items()
+        if isinstance(part, nn.Module) and (name in NAMES or timestep_argument(inner(part)))
+    ]
 
 
 def inner(module: nn.Module) -> nn.Module:
@@ -119,3 +80,35 @@ def inner(module: nn.Module) -> nn.Module:
     original = getattr(module, "_orig_mod", module)
     assert isinstance(original, nn.Module)
     return original
+
+
+def timestep_argument(module: nn.Module) -> str | None:
+    """The name of a network's timestep argument; None when it has none."""
+    parameters = inspect.signature(module.forward).parameters
+    return next((name for name in TIMESTEPS if name in parameters), None)
+
+
+def latents_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    """The latents in a denoiser's call: the first tensor given by place, or the one so named; None without any."""
+    given = (*args, *(kwargs.get(name) for name in LATENTS))
+    return next((value for value in given if isinstance(value, Tensor)), None)
+
+
+def hooks_of(module: nn.Module) -> dict[str, ModelHook]:
+    """The hooks registered on `module` through diffusers' HookRegistry, by name; empty where there is no registry."""
+    registry = vars(module).get("_diffusers_hook")
+    return registry.hooks if registry is not None else {}
+
+
+def check_caches(denoiser: Denoiser) -> None:
+    """Raise ValueError where a cache across steps is on the denoiser: it counts the steps of a run of its own."""
+    name, model = denoiser.name, denoiser.module
+    hooks = {hook for module in model.modules() for hook in hooks_of(module)}
+    if GATE_HOOK in hooks:
+        raise ValueError(f"pipe.{name} has T-GATE, which counts the steps of a sequential run: remove() it first")
+    if getattr(model, "is_cache_enabled", False) or any("cache" in hook or "broadcast" in hook for hook in hooks):
+        raise ValueError(f"pipe.{name} has another cache, which would count other steps: disable_cache() first")
+    if "forward" in vars(model) and not vars(model).keys() & {"_diffusers_hook", "_hf_hook"}:
+        raise ValueError(
+            f"pipe.{name}.forward was replaced by another package (DeepCache, cache-dit, ..): disable that first"
+        )

@@ -1,7 +1,9 @@
-"""Loading a saved pipeline whose scheduler is ours, and swapping schedulers of combined pipelines."""
+"""Loading a saved pipeline that has parts of ours, and setting schedulers, those of combined pipelines too."""
 
 from __future__ import annotations
 
+import importlib
+import os
 from typing import Any
 
 from diffusers import DiffusionPipeline
@@ -10,12 +12,16 @@ import fastsample.decoding.schedulers
 import fastsample.schedulers  # noqa: F401  as diffusers looks for a saved scheduler among the modules that are loaded
 
 
-def load_pipeline(folder: str, **kwargs: Any) -> DiffusionPipeline:
-    """`DiffusionPipeline.from_pretrained`, with fastsample's schedulers known to it.
+def load_pipeline(folder: str | os.PathLike[str], **kwargs: Any) -> DiffusionPipeline:
+    """`DiffusionPipeline.from_pretrained`, with fastsample's schedulers, guiders and models known to it.
 
-    diffusers resolves a foreign scheduler only when its module has been imported, as this module's package is, and as
-    that of the commit schedulers is here.
+    diffusers takes a part of another package only from a module that has been imported, so that those of ours which
+    the saved pipeline names are imported before.
     """
+    for part in DiffusionPipeline.load_config(folder, **kwargs).values():
+        module = part[0] if isinstance(part, (list, tuple)) and part else None
+        if isinstance(module, str) and module.startswith("fastsample."):
+            importlib.import_module(module)
     return DiffusionPipeline.from_pretrained(folder, **kwargs)
 
 
@@ -24,12 +30,18 @@ def set_scheduler(pipe: DiffusionPipeline, scheduler: Any) -> int:
 
     Raises ValueError when no pipeline there has a component named scheduler.
     """
+    found = scheduled(pipe)
+    for own in found:
+        own.scheduler = scheduler
+    return len(found)
+
+
+def scheduled(pipe: DiffusionPipeline) -> list[DiffusionPipeline]:
+    """`pipe` and the pipelines inside a combined one that have a scheduler; ValueError when none does."""
     pipelines = [pipe, *(part for part in pipe.components.values() if isinstance(part, DiffusionPipeline))]
     found = [own for own in pipelines if "scheduler" in own.components]
     if not found:
         raise ValueError(
             f"pipe = {type(pipe).__name__} has no scheduler: its components are {', '.join(pipe.components)}"
         )
-    for own in found:
-        own.scheduler = scheduler
-    return len(found)
+    return found

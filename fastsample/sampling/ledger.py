@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import resource
 import sys
 import time
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ class Ledger:
 
     `forward_calls`: calls of the denoiser; `rows`: their batch rows summed. `model_evaluations` is rows over
     images, so that a guided (doubled) batch counts twice. `peak_memory` in bytes: on the GPU the most
-    allocated during the run, on the CPU the process's peak resident size so far.
+    allocated during the run, on the CPU the process's peak resident size so far (0 on Windows, which does not say).
     """
 
     images: int = 1
@@ -56,5 +55,9 @@ def clock(device: torch.device) -> float:
 
 
 def _resident_peak() -> int:
+    try:
+        import resource  # not on Windows
+    except ImportError:
+        return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

@@ -57,13 +57,13 @@ def ready(run: Run, sample: Tensor) -> tuple[Run, Lane, Runner]:
 
     Raises ValueError where the sample is not of the shape that the trajectory has had so far.
     """
-    compiled = run.laid.program(run.start, run.eta)
+    compiled = run.laid.compiled(run.start, run.eta)
     lane = lane_for(run, sample, compiled)
     if lane is None:
         if compiled.carries and run.step_index != run.start:
             run = run.at(run.step_index, run.eta)
-            compiled = run.laid.program(run.start, run.eta)
-        lane = Lane(Runner(compiled.program))
+            compiled = run.laid.compiled(run.start, run.eta)
+        lane = Lane(Runner(compiled.table))
     if not compiled.carries:
         return run, lane, lane.runner
     runner = copy.copy(lane.runner)
@@ -80,7 +80,7 @@ def _fit(run: Run, runner: Runner, shape: Any, sample: Tensor) -> None:
             f"sample has shape {tuple(sample.shape)}, but {tuple(shape)} at the step before, of which "
             f"{run.laid.setup.name!r} carries a history: call set_timesteps, or give each batch its own scheduler"
         )
-    runner.values = {name: torch.cat([value] * repeats) for name, value in runner.values.items()}
+    runner.stored = tuple([None if value is None else torch.cat([value] * repeats) for value in runner.stored])
 
 
 def refuse_with_rows(run: Run, **given: Any) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from fastsample.sampling.backend import accumulation_dtype, combine
 from fastsample.sampling.noise import Generators, draw_noise
 from fastsample.schedulers.advance import after_rows, ready, refuse_with_rows, stepped, towards, with_eta
+from fastsample.schedulers.config import read_config
 from fastsample.schedulers.edm import EDMInterface
 from fastsample.schedulers.layout import Request, laid, lay_out
 from fastsample.schedulers.locate import located
@@ -25,8 +26,8 @@ from fastsample.schedulers.rows import apart, one_time, serves, step_rows
 from fastsample.schedulers.run import Run
 from fastsample.schedulers.threshold import threshold
 from fastsample.schedules.base import Node
-from fastsample.schedules.config import understood
-from fastsample.tables.table import Step, Table
+from fastsample.tables.step import Step
+from fastsample.tables.table import Table
 
 
 @dataclass
@@ -50,9 +51,11 @@ class TableScheduler(Readings, EDMInterface, Noising, SchedulerMixin, ConfigMixi
     def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
         """As diffusers, from any scheduler's config; what it says of its model is kept, defaults too."""
         if isinstance(config, Mapping):
-            config, meant = understood(config)
-            kwargs = {**meant, **kwargs}
-        return super().from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)
+            config, kwargs = read_config(cls, config, kwargs)
+        made = super().from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)
+        scheduler = made[0] if return_unused_kwargs else made
+        scheduler._setup  # noqa: B018  only now the config has the keys of other classes: wrong ones die here
+        return made
 
     # --- what pipelines call -----------------------------------------------------------------------------
 

@@ -1,7 +1,8 @@
-"""The config keys of every scheduler here, and the decorator that gives a class its own besides."""
+"""The config keys of every scheduler here: their defaults, what they may be, how another class's config is read."""
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import math
 from collections.abc import Callable, Mapping
@@ -9,7 +10,8 @@ from typing import Any, TypeVar
 
 from diffusers.configuration_utils import register_to_config
 
-from fastsample.schedules.config import MODEL_CONFIG
+from fastsample.schedulers.grids.request import check_grid
+from fastsample.schedules.config import MODEL_CONFIG, understood
 
 COMMON_CONFIG: dict[str, Any] = {
     **MODEL_CONFIG,
@@ -27,6 +29,8 @@ COMMON_CONFIG: dict[str, Any] = {
     "shift_terminal": None,
     "lambda_min_clipped": -math.inf,
     "timestep_grid": None,
+    "grid_options": None,
+    "passed_sigmas": "auto",
     "thresholding": False,
     "dynamic_thresholding_ratio": 0.995,
     "sample_max_value": 1.0,
@@ -36,10 +40,81 @@ COMMON_CONFIG: dict[str, Any] = {
 }
 """Config keys of every scheduler here, named and meant as in diffusers, and with its defaults.
 
-Ours: `timestep_grid`, a grid by name; `discard_next_to_last_sigma`, which lays out one more step and leaves out
-the one before the end, as AUTOMATIC1111 does for some samplers; `dualfast`, see
+Ours: `timestep_grid`, a grid by name, and `grid_options`, a dict of that grid's options (a and b of "beta", threshold
+of "linear-quadratic"; `rho` of "karras" is a key of its own); `passed_sigmas`, whether a grid by name gives way to
+the sigmas that are passed to `set_timesteps` ("use"), or they to it ("replace"), or, "auto", to the grid those that
+pipelines of flow-matching models pass by themselves and the grid to all others; `discard_next_to_last_sigma`, which
+lays out one more step and leaves out the one before the end, as AUTOMATIC1111 does for some samplers; `dualfast`, see
 :func:`fastsample.tables.transforms.dualfast`.
 """
+
+CHOICES: dict[str, tuple[Any, ...]] = {
+    "final_sigmas_type": ("zero", "sigma_min"),
+    "time_shift_type": ("exponential", "linear"),
+    "timestep_type": ("discrete", "continuous"),
+    "sigma_schedule": (None, "karras", "exponential"),
+    "edm_time": (None, "log", "atan"),
+    "passed_sigmas": ("auto", "use", "replace"),
+}
+SWITCHES = tuple(key for key, value in COMMON_CONFIG.items() if value is False)
+POSITIVE = ("flow_shift", "shift", "rho", "sample_max_value", "sigma_min", "sigma_max", "sigma_data")
+OF_FLOW_MODELS = ("use_dynamic_shifting", "shift_terminal", "invert_sigmas")
+SHIFTS = ("shift", "base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len")
+"""Keys of flow-matching configs that are read, by the grids or by pipelines, though no class here has them."""
+
+
+def check_config(config: Mapping[str, Any], kind: str) -> None:
+    """Raise ValueError unless every common key has a value that means something on a `kind` of schedule."""
+    for key, choices in CHOICES.items():
+        if config.get(key, choices[0]) not in choices:
+            raise ValueError(f"{key} = {config[key]!r}: use one of {', '.join(map(repr, choices))}")
+    for key in SWITCHES:
+        if config.get(key) not in (None, False, True):
+            raise ValueError(f"{key} = {config[key]!r}: use True or False")
+    for key in POSITIVE:
+        _check_number(config, key, 0.0, math.inf)
+    _check_number(config, "shift_terminal", 0.0, 1.0)
+    _check_number(config, "dynamic_thresholding_ratio", 0.0, 1.0 + 2**-52)
+    for key, least in (("steps_offset", 0), ("num_train_timesteps", 2)):
+        value = config.get(key, least)
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise ValueError(f"{key} = {value!r}: give an integer of at least {least}")
+    if kind != "flow":
+        for key in OF_FLOW_MODELS:
+            if config.get(key):
+                raise ValueError(f"{key} = {config[key]!r}: only flow-matching models have it; leave it out")
+    check_grid(config, kind)
+
+
+def read_config(
+    cls: type, config: Mapping[str, Any], options: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What diffusers' `from_config` is to get: the config with the family of its model in it, and the options.
+
+    Raises ValueError for options that `cls` does not have, and for models that keep their own scheduler.
+    """
+    own = set(inspect.signature(cls).parameters)
+    config = dict(config)
+    for key, value in options.items():
+        if key in own or key in ("return_unused_kwargs", "torch_dtype"):
+            continue
+        if key not in SHIFTS:
+            near = difflib.get_close_matches(key, own, n=1) or ["timestep_grid"]
+            raise ValueError(f"option {key} = {value!r} is unknown to {cls.__name__}: did you mean {near[0]}?")
+        config[key] = value
+        _check_number(config, key, 0.0, math.inf)
+    config, meant = understood(config)
+    _check_number(config, "shift", 0.0, math.inf)
+    return config, {**meant, **{key: value for key, value in options.items() if key in own}}
+
+
+def _check_number(config: Mapping[str, Any], key: str, above: float, below: float) -> None:
+    value = config.get(key)
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if value is not None and not (number and above < value < below):
+        ends = "a positive number" if below == math.inf else f"a number between {above:g} and {below:g}"
+        raise ValueError(f"{key} = {value!r}: give {ends}")
+
 
 Scheduler = TypeVar("Scheduler")
 

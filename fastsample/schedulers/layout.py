@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastsample.sampling.program import Program, compile_program
 from fastsample.schedulers.grid import GridRequest, make_nodes, training_grid, whole_timesteps
+from fastsample.schedulers.grids.request import final_node
 from fastsample.schedulers.setup import Setup
 from fastsample.schedules.base import Node, require_falling_noise
 from fastsample.schedules.edm import EDMSchedule
@@ -22,10 +22,9 @@ from fastsample.tables.table import Table
 
 @dataclass(frozen=True, eq=False)
 class Compiled:
-    """A table with its program. `carries` says whether a step reads anything of the steps before it."""
+    """A table, lowered. `carries` says whether a step reads anything of the steps before it."""
 
     table: Table
-    program: Program
     carries: bool
 
 
@@ -100,7 +99,7 @@ def lay_out(setup: Setup, request: Request, kinds: tuple[type, ...]) -> Layout:
 
 @functools.lru_cache(maxsize=64)
 def compiled(setup: Setup, layout: Layout, start: int, eta: float) -> Compiled:
-    """The table and program of the steps from evaluation `start` on: a start inside the grid warms up there."""
+    """The table of the steps from evaluation `start` on: a start inside the grid warms up there."""
     step, stage = divmod(start, layout.order)
     if stage:
         raise ValueError(
@@ -108,8 +107,7 @@ def compiled(setup: Setup, layout: Layout, start: int, eta: float) -> Compiled:
             f"{layout.order}"
         )
     table = setup.table(layout.grid[step:], eta)
-    carries = any(c.history or c.states for s in table.steps for c in (s.next, s.entry, *s.states.values()) if c)
-    return Compiled(table, compile_program(table), carries)
+    return Compiled(table, bool(table.lowered.empty))
 
 
 @dataclass(slots=True, eq=False)
@@ -138,7 +136,8 @@ class Laid:
     def __reduce__(self) -> tuple[Any, ...]:
         return Laid, (self.setup, self.layout, self.timesteps, self.sigmas)
 
-    def program(self, start: int, eta: float) -> Compiled:
+    def compiled(self, start: int, eta: float) -> Compiled:
+        """The table from evaluation `start` on, with steps of `eta`."""
         assert self.layout is not None
         return compiled(self.setup, self.layout, start, eta)
 
@@ -171,8 +170,7 @@ class Laid:
 def before_any_run(setup: Setup) -> Laid:
     """What is shown before `set_timesteps`: the times and levels of training."""
     times, levels = training_grid(setup.schedule, setup.config.values)
-    whole = whole_timesteps(setup.schedule, setup.config.values)
-    dtype = torch.int64 if whole else torch.float32
+    dtype = torch.int64 if setup.schedule.kind == "vp" else torch.float32
     timesteps = torch.from_numpy(np.ascontiguousarray(times)).to(dtype)
     return Laid(setup, None, timesteps, torch.from_numpy(np.ascontiguousarray(levels)).float())
 
@@ -221,7 +219,7 @@ def _end(laid: Laid) -> Node:
         return laid.layout.grid[-1]
     if setup.schedule.kind == "flow":
         return setup.schedule.node(setup.schedule.clean_time)
-    return make_nodes(setup.schedule, setup.config.values, GridRequest(1))[-1]
+    return final_node(setup.schedule, setup.config.values)
 
 
 def at_levels(laid: Laid, sigmas: Any) -> Laid:

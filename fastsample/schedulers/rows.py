@@ -18,7 +18,7 @@ from fastsample.schedulers.run import Run
 from fastsample.schedulers.setup import Setup
 from fastsample.schedules.flow import FlowSchedule
 from fastsample.solvers import build_table_on_nodes
-from fastsample.tables.table import Combination, Step
+from fastsample.tables.step import Combination, Step
 
 
 @dataclass(frozen=True, eq=False)

@@ -74,7 +74,7 @@ class Run:
     @property
     def table(self) -> Table:
         """The table in use."""
-        return self.laid.program(self.start, self.eta).table
+        return self.laid.compiled(self.start, self.eta).table
 
     def at(self, index: int | None, eta: float = 0.0) -> Run:
         """With `index` as the coming step, and nothing carried there."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from fastsample.schedulers.config import check_config
 from fastsample.schedulers.levels import TrainingLevels
 from fastsample.schedulers.live_config import Key
 from fastsample.schedules.base import Node, NoiseSchedule
@@ -58,6 +59,7 @@ def setup_of(name: str, options: Key, config: Key, leading_from_zero: bool) -> S
     """What a config with this solver and its options means. Raises ValueError where that is nothing."""
     values = config.values
     schedule = NoiseSchedule.from_config(values)
+    check_config(values, schedule.kind)
     output_type = schedule.output_type(values["prediction_type"])
     levels = TrainingLevels(schedule) if schedule.kind == "vp" else None
     setup = Setup(name, options, config, leading_from_zero, get_solver(name), schedule, output_type, levels)

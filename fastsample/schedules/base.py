@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -29,8 +29,8 @@ class Node:
     sigma: float
 
     def __post_init__(self) -> None:
-        values = (self.time, self.alpha, self.sigma)
-        if not all(math.isfinite(value) for value in values) or self.alpha < 0 or self.sigma < 0:
+        if not (math.isfinite(self.time) and 0 <= self.alpha < math.inf and 0 <= self.sigma < math.inf):
+            values = (self.time, self.alpha, self.sigma)
             raise ValueError(f"node {values}: time, alpha, sigma must be finite, alpha and sigma >= 0")
         if self.alpha == 0 and self.sigma == 0:
             raise ValueError(f"node at time {self.time}: alpha and sigma are both 0; one must be positive")
@@ -90,7 +90,18 @@ class NoiseSchedule(ABC):
 
     def node(self, t: float, model_time: float | None = None) -> Node:
         """The marginal at time `t`, as a grid point that the model is called with `model_time` (or `t`)."""
-        return Node(float(t if model_time is None else model_time), float(self.alpha(t)), float(self.sigma(t)))
+        return self.nodes_at([t], None if model_time is None else [model_time])[0]
+
+    def nodes_at(self, times: ArrayLike, model_times: ArrayLike | None = None) -> tuple[Node, ...]:
+        """The marginals at `times`, in any order, where the model is called with `model_times` (or `times`)."""
+        times = np.asarray(times, dtype=np.float64)
+        told = times if model_times is None else np.asarray(model_times, dtype=np.float64)
+        alphas, sigmas = self.alpha(times).tolist(), self.sigma(times).tolist()
+        return tuple(map(Node, self.model_time(told).tolist(), alphas, sigmas))
+
+    def model_time(self, times: Array) -> Array:
+        """What the model is called with at `times`: themselves, but on inverted flow models."""
+        return times
 
     def output_type(self, prediction_type: str) -> str:
         """What a network outputs whose config says `prediction_type`, as a type of `fastsample.tables`."""
@@ -111,12 +122,12 @@ class NoiseSchedule(ABC):
             raise ValueError(f"times has shape {values.shape}: give a list of at least 2 decreasing times")
         if not np.all(np.isfinite(values)):
             raise ValueError(f"times = {values.tolist()}: every time must be finite")
-        nodes = tuple(self.node(t) for t in values.tolist())
+        nodes = self.nodes_at(values)
         require_falling_noise(nodes)
         return nodes
 
 
-def require_falling_noise(nodes: tuple[Node, ...]) -> None:
+def require_falling_noise(nodes: Sequence[Node]) -> None:
     """Raise ValueError unless lam rises strictly from node to node."""
     for index, (source, target) in enumerate(itertools.pairwise(nodes)):
         if not source.lam < target.lam:

@@ -64,40 +64,67 @@ def is_flow(config: Mapping[str, Any]) -> bool:
         return True
     if "beta_start" in config or "trained_betas" in config or "beta_schedule" in config:
         return False
+    if "s_noise" in config and "eta" in config:  # LTXEulerAncestralRFScheduler
+        return True
     return "shift" in config or "use_dynamic_shifting" in config or "base_shift" in config
 
 
 def is_edm(config: Mapping[str, Any]) -> bool:
     """Whether a diffusers config that is not flow matching describes an EDM model; told by its keys."""
     ranges = all(config.get(key) is not None for key in ("sigma_min", "sigma_max", "sigma_data"))
-    return is_continuous(config) or (ranges and not is_consistency(config))
+    return is_continuous(config) or (ranges and not foreign_model(config))
 
 
-def is_consistency(config: Mapping[str, Any]) -> bool:
-    """Whether it is CMStochasticIterativeScheduler's: EDM's keys, but a network scaled in another way."""
-    return "s_noise" in config and "clip_denoised" in config
+_CONSISTENCY = "a consistency model, which jumps to the data instead of following an ODE"
+FOREIGN: tuple[tuple[tuple[str, ...], str], ...] = (
+    (("s_noise", "clip_denoised"), _CONSISTENCY),  # CMStochasticIterative
+    (("original_inference_steps", "timestep_scaling"), f"{_CONSISTENCY} (LCM, TCD)"),
+    (("scale_factors", "upscale_mode"), f"{_CONSISTENCY} (FlowMatchLCM)"),
+    (("scaler", "s"), "Wuerstchen's, with a time of its own"),
+    (("n_grid", "num_policy_substeps"), "a pi-Flow policy"),
+    (("s_churn", "s_min", "s_max"), "a variance-exploding one (KarrasVe)"),
+    (("snr", "correct_steps"), "a variance-exploding one (ScoreSdeVe)"),
+    (
+        ("beta_min", "beta_max", "sampling_eps"),
+        "a continuous one (ScoreSdeVp)",
+    ),
+    (("num_vec_classes",), "a discrete one (VQDiffusion)"),
+    (("mask_token_id",), "a masked one (Amused)"),
+)
+"""Keys that tell a config whose model no schedule here describes, and what that model is."""
+
+
+def foreign_model(config: Mapping[str, Any]) -> str | None:
+    """What the model of a config is, where no schedule here describes it."""
+    if config.get("prediction_type") == "trigflow":  # SCM, Sana Sprint
+        return f"{_CONSISTENCY} (trigflow)"
+    return next((model for keys, model in FOREIGN if all(key in config for key in keys)), None)
 
 
 def understood(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The config to pass on, and the keys that record of which family it is.
 
     diffusers does not pass on a config's untouched defaults. Ours differ from those of some of its classes
-    (CogVideoX, LCM, Heun, flow matching, EDM ..), and a model does not change with the class that samples it, so
+    (CogVideoX, Heun, flow matching, EDM ..), and a model does not change with the class that samples it, so
     the keys that describe the model are kept: on flow matching and EDM models all of them.
-    Raises ValueError for a consistency model's and for Cosmos 2's.
+    Raises ValueError for the models of :data:`FOREIGN` and for Cosmos 2's.
     """
-    if is_consistency(config):
-        raise ValueError(
-            "config has s_noise and clip_denoised, so its model is a consistency model, which jumps to the data "
-            "instead of following an ODE: keep its scheduler"
-        )
+    foreign = foreign_model(config)
+    if foreign is not None:
+        told = [key for keys, model in FOREIGN if model == foreign for key in keys] or ["prediction_type"]
+        raise ValueError(f"config has {' and '.join(told)}, so its model is {foreign}: keep its scheduler")
     if is_flow(config) and config.get("sigma_data") is not None and float(config.get("sigma_max") or 0) > 1:
         raise ValueError(
             f"sigma_max = {config['sigma_max']} on a flow-matching config: its model (Cosmos 2) explodes variance, "
             "and its pipeline rewrites the scheduler; keep its own"
         )
+    if float(config.get("s_noise") or 1.0) != 1:
+        raise ValueError(f"s_noise = {config['s_noise']}: noise is not scaled here; leave it out, or set it to 1")
     defaults = config.get("_use_default_values", ())
     if is_flow(config) or is_edm(config):
         kept = {key: value for key, value in config.items() if key != "_use_default_values"}
-        return kept, {"prediction_type": "flow_prediction"} if is_flow(config) else {"edm_time": edm_time(config)}
+        if not is_flow(config):
+            return kept, {"edm_time": edm_time(config)}
+        # FlowMatch classes have no prediction type; the one that UniPC's and DPM-Solver's configs state is kept
+        return kept, {} if "prediction_type" in config else {"prediction_type": "flow_prediction"}
     return {**config, "_use_default_values": [key for key in defaults if key not in MODEL_CONFIG]}, {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -45,9 +46,8 @@ class FlowSchedule(NoiseSchedule):
         u = np.asarray(t, dtype=np.float64) / self.scale
         return np.asarray((1.0 - u) / (1.0 + (self.shift - 1.0) * u), dtype=np.float64)
 
-    def node(self, t: float, model_time: float | None = None) -> Node:
-        time = t if model_time is None else model_time
-        return super().node(t, self.scale - time if self.inverted else time)
+    def model_time(self, times: Array) -> Array:
+        return self.scale - times if self.inverted else times
 
     def node_of(self, model_time: float) -> Node:
         return self.node(self.scale - model_time if self.inverted else model_time)
@@ -56,7 +56,9 @@ class FlowSchedule(NoiseSchedule):
         return node.alpha if self.inverted else node.sigma
 
     def output_type(self, prediction_type: str) -> str:
-        """On an inverted model a flow prediction is data - noise."""
+        """On an inverted model a flow prediction is data - noise; a v prediction is what diffusers reads it as."""
+        if prediction_type == "v_prediction":
+            return "flow_v"
         return "minus_flow" if self.inverted and prediction_type == "flow_prediction" else prediction_type
 
     def time(self, lam: ArrayLike) -> Array:
@@ -72,16 +74,40 @@ def shift_sigmas(sigmas: ArrayLike, shift: float) -> Array:
     return np.asarray(shift * sigmas / (1.0 + (shift - 1.0) * sigmas), dtype=np.float64)
 
 
-def dynamic_shift_sigmas(sigmas: ArrayLike, mu: float, kind: str = "exponential") -> Array:
-    """Resolution-dependent shift as in Flux: by exp(mu) ("exponential") or by mu itself ("linear")."""
+def dynamic_shift(mu: float, kind: str = "exponential") -> float:
+    """The factor of a resolution-dependent shift as in Flux: exp(mu) ("exponential") or mu itself ("linear")."""
     if kind not in ("exponential", "linear"):
         raise ValueError(f"time_shift_type = {kind!r}: use 'exponential' or 'linear'")
     if not math.isfinite(mu) or (kind == "linear" and mu <= 0):
         raise ValueError(f"mu = {mu}: give a finite number (positive for a linear time_shift_type)")
-    return shift_sigmas(sigmas, math.exp(mu) if kind == "exponential" else mu)
+    return math.exp(mu) if kind == "exponential" else mu
 
 
-def stretch_to_terminal(sigmas: ArrayLike, terminal: float) -> Array:
-    """Stretch so that the last sigma is `terminal` (LTX-Video): 1 - (1 - s) (1 - terminal) / (1 - s_last)."""
-    rest = 1.0 - np.asarray(sigmas, dtype=np.float64)
-    return np.asarray(1.0 - rest / (rest[-1] / (1.0 - terminal)), dtype=np.float64)
+def dynamic_shift_sigmas(sigmas: ArrayLike, mu: float, kind: str = "exponential") -> Array:
+    """`sigmas` moved by :func:`dynamic_shift`."""
+    return shift_sigmas(sigmas, dynamic_shift(mu, kind))
+
+
+@dataclass(frozen=True)
+class Shift:
+    """What a model does to the sigmas of a grid: a shift by `factor`, then a stretch that ends at a terminal sigma.
+
+    The stretch (LTX-Video) divides 1 - sigma by `stretch`, 1 where there is none.
+    """
+
+    factor: float
+    stretch: float = 1.0
+
+    @classmethod
+    def of(cls, sigmas: Array, factor: float, terminal: float | None = None) -> Shift:
+        """With the last of the unshifted `sigmas` on `terminal`; a grid of pure noise alone stays as it is."""
+        rest = 1.0 - float(shift_sigmas(sigmas[-1], factor))
+        return cls(factor, rest / (1.0 - terminal) if terminal and rest > 0 else 1.0)
+
+    def __call__(self, sigmas: Array) -> Array:
+        shifted = shift_sigmas(sigmas, self.factor)
+        return shifted if self.stretch == 1 else 1.0 - (1.0 - shifted) / self.stretch
+
+    def undo(self, sigmas: Array) -> Array:
+        """The sigmas that shift and stretch take to `sigmas`."""
+        return shift_sigmas(1.0 - (1.0 - sigmas) * self.stretch, 1.0 / self.factor)

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
 
 from fastsample.schedules.base import Node
 from fastsample.solvers.registry import solver
@@ -31,9 +36,9 @@ def adams_weights(order: int, beta: float = 1.0) -> tuple[float, ...]:
 def variable_adams_weights(nodes: Sequence[Node], target: Node, order: int, beta: float = 1.0) -> tuple[float, ...]:
     """As :func:`adams_weights`, exact for polynomials of degree < `order` on the grid that `nodes` make.
 
-    `nodes` are all evaluations so far, since a velocity remembers them all: the velocity of the polynomial
-    s^k is the recursion applied to `s_n^k`, and the weights make its step the integral of s^k. With
-    beta = 1 this is Adams-Bashforth for variable steps. Zero-SNR nodes (s = inf) must be left out.
+    The velocity of the polynomial s^k is a mean of the `s_n^k`, and the weights make its step the integral of s^k.
+    `nodes` are the evaluations that the velocity remembers (:func:`remembered`). With beta = 1 this is
+    Adams-Bashforth for variable steps. Zero-SNR nodes (s = inf) must be left out.
     """
     source = nodes[-1]
     width = target.sbar - source.sbar
@@ -41,14 +46,23 @@ def variable_adams_weights(nodes: Sequence[Node], target: Node, order: int, beta
     order = min(order, len(points))
     if beta == 1:
         return interpolation_weights(points[: -order - 1 : -1], [1 / (k + 1) for k in range(order)])
-    import numpy as np
-
     powers = np.vander(np.asarray(points), order, increasing=True)
-    velocities = powers[:1]
-    for power in powers[1:]:
-        velocities = np.vstack([velocities, (1 - beta) * velocities[-1] + beta * power])
-    system = velocities[: -order - 1 : -1].T
-    return tuple(np.linalg.solve(system, 1 / np.arange(1.0, order + 1)).tolist())
+    system = _memory(len(points), order, beta) @ powers
+    return tuple(np.linalg.solve(system.T, 1 / np.arange(1.0, order + 1)).tolist())
+
+
+def remembered(beta: float) -> int:
+    """How many slopes a velocity `v_n = (1 - beta) v_{n-1} + beta slope_n` holds: older ones weigh below 2^-60."""
+    return 1 if beta == 1 else math.ceil(-60 * math.log(2) / math.log1p(-beta))
+
+
+@functools.lru_cache
+def _memory(slopes: int, velocities: int, beta: float) -> NDArray[np.float64]:
+    """The newest velocities, newest first, as means of slopes, oldest first; the first velocity is its own slope."""
+    age = np.arange(slopes)[::-1] - np.arange(velocities)[:, None]
+    weights = np.where(age >= 0, beta * (1 - beta) ** np.maximum(age, 0), 0.0)
+    weights[:, 0] /= beta
+    return weights
 
 
 def sigma_row(source: Node, target: Node, slopes: Sequence[float]) -> Row:
@@ -95,7 +109,7 @@ def plms(nodes: Sequence[Node], target: Node, *, order: int = 4) -> Row:
 )
 def adams(nodes: Sequence[Node], target: Node, *, order: int = 3) -> Row:
     """Adams-Bashforth with the weights of the actual grid (DEIS in sigma / alpha, rho-AB), orders 1-5."""
-    known = [node for node in nodes if node.has_signal]
+    known = [node for node in nodes[-order:] if node.has_signal]
     if not known:
         return sigma_row(nodes[-1], target, (1.0,))
     return sigma_row(nodes[-1], target, variable_adams_weights(known, target, order))

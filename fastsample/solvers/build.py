@@ -11,7 +11,14 @@ from numpy.typing import ArrayLike
 
 from fastsample.schedules.base import Node, NoiseSchedule, require_falling_noise
 from fastsample.solvers.registry import Solver, check_choice, get_solver
-from fastsample.tables.orders import LowerFinal, lower_at_limits, multistep_orders, singlestep_orders
+from fastsample.tables.orders import (
+    LowerFinal,
+    break_at_long_steps,
+    lower_at_limits,
+    lower_at_long_steps,
+    multistep_orders,
+    singlestep_orders,
+)
 from fastsample.tables.prediction import check_prediction_type
 from fastsample.tables.row import Row
 from fastsample.tables.table import Table, compile_rows
@@ -89,7 +96,7 @@ def build_table_on_nodes(
     elif solver.stages:
         orders = _grid_stages(solver, nodes, order, lower_final)
     else:
-        orders = multistep_orders(len(nodes) - 1, order, lower_final)
+        orders = lower_at_long_steps(multistep_orders(len(nodes) - 1, order, lower_final), solver.places(nodes))
         if solver.limits:
             orders = lower_at_limits(orders, nodes)
         if euler_at_final:
@@ -102,24 +109,32 @@ def _assemble(
     solver: Solver, nodes: Sequence[Node], orders: Sequence[int], prediction_type: str, options: dict[str, Any]
 ) -> Table:
     asked = solver.context
+    lengths = _block_lengths(orders) if "block" in asked else orders
+    known: list[Node] = []  # one list that grows, as a copy of the past for each step costs the square of the steps
     rows: list[Row] = []
+    started = False
     for index, order in enumerate(orders):
+        known.append(nodes[index])
         context = {
             "order": order,
             "previous_order": orders[index - 1] if index else 0,
-            "block": _block_length(orders, index),
+            "started": started,
+            "block": lengths[index],
             "following": nodes[index + 2] if index + 2 < len(nodes) else None,
         }
-        known = {name: context[name] for name in asked}
-        rows.append(solver.rule(nodes[: index + 1], nodes[index + 1], **known, **options))
+        given = {name: context[name] for name in asked}
+        rows.append(solver.rule(known, nodes[index + 1], **given, **options))
+        started = started or order > 1
     return compile_rows(solver.name, rows, solver.space, prediction_type, all(row.exact_variance for row in rows))
 
 
-def _block_length(orders: Sequence[int], index: int) -> int:
-    """The number of evaluations in the single-step block that holds evaluation `index`."""
-    rest = orders[index + 1 :]
-    end = next((offset for offset, order in enumerate(rest) if order == 1), len(rest))
-    return orders[index] + end
+def _block_lengths(orders: Sequence[int]) -> list[int]:
+    """For each evaluation, how many the single-step block has that holds it."""
+    lengths: list[int] = []
+    for index in range(len(orders) - 1, -1, -1):
+        last = index + 1 == len(orders) or orders[index + 1] == 1
+        lengths.append(orders[index] if last else lengths[-1])
+    return lengths[::-1]
 
 
 def _grid_stages(solver: Solver, nodes: Sequence[Node], order: int, lower_final: LowerFinal) -> list[int]:
@@ -128,6 +143,7 @@ def _grid_stages(solver: Solver, nodes: Sequence[Node], order: int, lower_final:
         raise ValueError(f"schedule = None: solver {solver.name!r} places its stages on a schedule; give one")
     count, head = len(nodes) - 1, int(not nodes[0].has_signal)
     orders = [1] * head + singlestep_orders(count - head, order, lower_final)
+    orders = break_at_long_steps(orders, solver.places(nodes))
     if nodes[-1].sigma == 0:  # onto sigma = 0 the last evaluation stands alone
         orders[-1] = 1
     return orders
@@ -148,14 +164,19 @@ def _with_stages(
     solver: Solver, nodes: Sequence[Node], schedule: NoiseSchedule, blocks: Sequence[int]
 ) -> tuple[tuple[Node, ...], list[int]]:
     """The evaluation nodes with stages, and each one's position in its step. Onto sigma = 0 there are none."""
-    expanded, orders = [nodes[0]], list[int]()
-    for (source, target), block in zip(itertools.pairwise(nodes), blocks, strict=True):
-        block = block if target.sigma > 0 else 1
-        full = block == solver.evaluations
-        fractions = solver.stages if full else [part / block for part in range(1, block)]
-        expanded += [_stage(schedule, source, target, fraction) for fraction in fractions] + [target]
-        orders += range(1, block + 1)
-    return tuple(expanded), orders
+    steps = list(itertools.pairwise(nodes))
+    blocks = [block if target.sigma > 0 else 1 for (_, target), block in zip(steps, blocks, strict=True)]
+    shares = [solver.stages if block == solver.evaluations else _even(block) for block in blocks]
+    inner = [_stage_lam(*step, part) for step, parts in zip(steps, shares, strict=True) for part in parts if part < 1]
+    stages = iter(schedule.nodes_at(schedule.time(inner)))
+    expanded = [nodes[0]]
+    for (_, target), parts in zip(steps, shares, strict=True):
+        expanded += [next(stages) if part < 1 else target for part in parts] + [target]
+    return tuple(expanded), [position for block in blocks for position in range(1, block + 1)]
+
+
+def _even(block: int) -> tuple[float, ...]:
+    return tuple(part / block for part in range(1, block))
 
 
 def _check_blocks(solver: Solver, blocks: Sequence[int], steps: int, schedule: NoiseSchedule | None) -> None:
@@ -168,17 +189,13 @@ def _check_blocks(solver: Solver, blocks: Sequence[int], steps: int, schedule: N
         )
 
 
-def _stage(schedule: NoiseSchedule, source: Node, target: Node, fraction: float) -> Node:
-    """The point at `fraction` of a step in log-SNR; from zero SNR, in sigma / (alpha + sigma)."""
-    if fraction == 1:
-        return target
+def _stage_lam(source: Node, target: Node, fraction: float) -> float:
+    """lam at `fraction` of a step in log-SNR; from zero SNR, of one in sigma / (alpha + sigma)."""
     if source.has_signal:
-        lam = source.lam + fraction * (target.lam - source.lam)
-    else:
-        start, end = (node.sigma / (node.alpha + node.sigma) for node in (source, target))
-        level = start + fraction * (end - start)
-        lam = math.log((1 - level) / level)
-    return schedule.node(float(schedule.time(lam)))
+        return source.lam + fraction * (target.lam - source.lam)
+    start, end = (node.sigma / (node.alpha + node.sigma) for node in (source, target))
+    level = start + fraction * (end - start)
+    return math.log((1 - level) / level)
 
 
 def _check_marginals(solver: Solver, nodes: Sequence[Node]) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from fastsample.schedules.base import Node
 from fastsample.solvers.registry import log_step
@@ -38,8 +39,9 @@ class ExponentialStep:
     space: Space
     eta: float = 0.0
 
-    @property
+    @cached_property
     def h(self) -> float:
+        """The step's length in log-SNR, lam_t - lam_s."""
         return log_step(self.source, self.target)
 
     @property

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from fastsample.schedules.base import Node
-from fastsample.solvers.adams import adams_weights, plms, sigma_row, variable_adams_weights
+from fastsample.solvers.adams import adams_weights, plms, remembered, sigma_row, variable_adams_weights
 from fastsample.solvers.dpm_multistep import multistep
 from fastsample.solvers.registry import check_choice, check_unit_interval, solver
 from fastsample.tables.row import Row, Weights
@@ -65,12 +65,18 @@ def nesterov(nodes: Sequence[Node], target: Node, *, order: int = 2, beta: float
 
 @solver("hb-dpmpp-2m", order=2, space="data", references=REFERENCES, claims=lambda order: 1)
 def heavy_ball_dpmpp_2m(
-    nodes: Sequence[Node], target: Node, *, order: int = 2, beta: float = 0.8, solver_type: str = "midpoint"
+    nodes: Sequence[Node],
+    target: Node,
+    *,
+    order: int = 2,
+    started: bool = False,
+    beta: float = 0.8,
+    solver_type: str = "midpoint",
 ) -> Row:
     """Heavy ball on DPM-Solver++ 2M; order of convergence 1 for beta < 1. Order-1 steps leave the velocity."""
     row = multistep(nodes, target, "data", order, solver_type, "released")
     check_unit_interval("beta", beta)
-    return row if order == 1 else with_momentum(row, beta, started=len(nodes) > 2)
+    return row if order == 1 else with_momentum(row, beta, started=started)
 
 
 @solver(
@@ -91,7 +97,8 @@ def ghvb(nodes: Sequence[Node], target: Node, *, order: int = 4, beta: float = 0
     check_unit_interval("beta", beta)
     check_choice("weights", weights, WEIGHTS)
     # the grid's own weights know no zero SNR, where s = inf: there the velocity starts later
-    known = nodes if weights == "fixed" else [node for node in nodes if node.has_signal]
+    window = nodes[-order - remembered(beta) :]
+    known = window if weights == "fixed" else [node for node in window if node.has_signal]
     if len(known) < 2:
         return sigma_row(nodes[-1], target, (1.0,))
     if weights == "fixed":

@@ -7,20 +7,21 @@ import functools
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-from fastsample.schedules.base import Node, NoiseSchedule
+from fastsample.schedules.base import Node
 from fastsample.tables.prediction import Space
 from fastsample.tables.row import Row
 
 Rule = Callable[..., Row]
 """`(nodes, target, *, order, **options) -> Row`: the update from `nodes[-1]`, the newest evaluation, to `target`."""
 
-CONTEXT = ("order", "previous_order", "block", "following")
-"""What a rule may ask the plan for by a keyword: its own order and the one before it, how many evaluations its
-single-step block has, and the node after its target (None at the end)."""
+CONTEXT = ("order", "previous_order", "started", "block", "following")
+"""What a rule may ask for by a keyword of that name: its own order and the one before it, whether any step before was
+of an order above 1, how many evaluations its single-step block has, the node after its target (None at the end)."""
 
 
 @dataclass(frozen=True)
@@ -49,14 +50,14 @@ class Solver:
     always_lowers: bool = False
     claims: Callable[[int], int] | None = None  # order of convergence as a function of the `order` option
 
-    @property
-    def options(self) -> dict[str, Any]:
+    @cached_property
+    def options(self) -> Mapping[str, Any]:
         """The options that a caller may give, with their defaults."""
         parameters = inspect.signature(self.rule).parameters.values()
         found = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in CONTEXT}
         return {"order": self.order, **found} if self.orders else found
 
-    @property
+    @cached_property
     def context(self) -> tuple[str, ...]:
         """Which of :data:`CONTEXT` the rule asks for."""
         return tuple(name for name in CONTEXT if name in inspect.signature(self.rule).parameters)
@@ -76,12 +77,23 @@ class Solver:
         """Model evaluations a step."""
         return len(self.stages) + 1
 
-    @property
+    @cached_property
     def stochastic(self) -> bool:
-        """Whether a step draws noise, at the default options."""
-        from fastsample.solvers.build import build_table
+        """Whether a step draws noise, at the default options: told by a step and its stages on a VP model."""
+        nodes = [Node(3.0, 0.28, 0.96), Node(2.0, 0.6, 0.8), Node(1.0, 0.8, 0.6), Node(0.5, 0.96, 0.28)]
+        drawn = False
+        for position in range(1, self.evaluations + 1):
+            context = {
+                **{"order": position, "previous_order": position - 1, "started": False},
+                **{"block": self.evaluations, "following": nodes[-1]},
+            }
+            asked = {name: context[name] for name in self.context}
+            drawn = drawn or self.rule(nodes[:position], nodes[position], **asked).next.noise != 0
+        return drawn
 
-        return build_table(self.name, NoiseSchedule.linear_vp(), [0.9, 0.6, 0.3]).stochastic
+    def places(self, nodes: Sequence[Node]) -> list[float]:
+        """`nodes` in the variable that the solver extrapolates in: lam, or -sigma / alpha of Adams' methods."""
+        return [node.lam for node in nodes] if self.limits else [-node.sbar for node in nodes]
 
     def claimed_order(self, order: int | None = None) -> int:
         """The order of convergence claimed for the option `order`."""

@@ -70,7 +70,8 @@ def unipc(
 
     if not usable(source):
         return Row(source, target, ddim_weights(source, target), space)
-    older = [node for node in reversed(nodes[:-1]) if usable(node)]
+    window = nodes[-1 - max(order, previous_order) : -1]
+    older = [node for node in reversed(window) if usable(node)]
     step = ExponentialStep(source, target, space)
     predicted = predict(step, older[: order - 1], solver_type)
     correction: tuple[float, ...] = ()

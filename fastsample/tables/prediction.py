@@ -2,7 +2,8 @@
 
 `v = (alpha noise - sigma data) / n` with `n = sqrt(alpha^2 + sigma^2)`, which is 1 on VP models (arXiv:2202.00512),
 and `flow = noise - data`. Two families of models are trained on their negatives: "minus_v" is the network F of EDM
-(arXiv:2206.00364, eq. 7: data = c_skip x + c_out F), "minus_flow" that of Mochi. None of the forms subtracts nearly
+(arXiv:2206.00364, eq. 7: data = c_skip x + c_out F), "minus_flow" that of Mochi. "flow_v" is what diffusers reads a
+v prediction as on flow-matching models: data = alpha sample - sigma output. None of the forms subtracts nearly
 equal numbers, and each is finite wherever the prediction type says anything.
 """
 
@@ -13,7 +14,7 @@ from typing import Literal, get_args
 
 from fastsample.schedules.base import Node
 
-PredictionType = Literal["epsilon", "sample", "v_prediction", "flow_prediction", "minus_v", "minus_flow"]
+PredictionType = Literal["epsilon", "sample", "v_prediction", "flow_prediction", "minus_v", "minus_flow", "flow_v"]
 Space = Literal["data", "noise"]
 PREDICTION_TYPES: tuple[str, ...] = get_args(PredictionType)
 
@@ -31,6 +32,8 @@ def output_axes(node: Node, prediction_type: str) -> tuple[float, float]:
     sign = -1.0 if prediction_type.startswith("minus_") else 1.0
     if prediction_type in ("flow_prediction", "minus_flow"):
         return sign, sign
+    if prediction_type == "flow_v":
+        return node.alpha, 1.0 + node.alpha
     norm = math.sqrt(node.alpha**2 + node.sigma**2)
     return sign * node.alpha / norm, sign * node.sigma / norm
 

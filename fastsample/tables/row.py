@@ -28,8 +28,8 @@ class Weights:
     noise: float = 0.0
 
     def finite(self) -> bool:
-        values = (self.sample, self.data, self.noise, *self.history, *self.states.values())
-        return all(math.isfinite(value) for value in values)
+        """Whether every weight is, as their sum is only then."""
+        return math.isfinite(self.sample + self.data + self.noise + sum(self.history) + sum(self.states.values()))
 
     def total(self) -> float:
         """The sum of the history weights."""
@@ -58,38 +58,38 @@ class Row:
     base: Node | None = None  # where the state "base" was saved (default: source)
 
     def __post_init__(self) -> None:
-        where = f"row {self.source.time:g} -> {self.target.time:g}"
-        for weights in (self.next, self.entry or Weights(), *self.states.values()):
+        for weights in (self.next, *((self.entry,) if self.entry else ()), *self.states.values()):
             if not weights.finite():
                 raise ValueError(
-                    f"{where}: weights {weights} are not finite; this update does not exist there (sigma = 0 or "
-                    "zero SNR need an order-1 data-prediction step)"
+                    f"{self._place()}: weights {weights} are not finite; this update does not exist there (sigma = 0 "
+                    "or zero SNR need an order-1 data-prediction step)"
                 )
-        base = self.base or self.source
+        source, target, base, weights = self.source, self.target, self.base or self.source, self.next
         # The history sums to the constant prediction; a velocity is a mean of such predictions.
-        prediction = self.next.total() + self.next.states.get("velocity", 0.0)
+        prediction, saved = weights.total() + weights.states.get("velocity", 0.0), weights.states.get("base", 0.0)
         on_data, on_noise = (prediction, 0.0) if self.space == "data" else (0.0, prediction)
-        on_data += self.next.data
-        saved = self.next.states.get("base", 0.0)
-        alpha = self.next.sample * self.source.alpha + saved * base.alpha + on_data
-        sigma = self.next.sample * self.source.sigma + saved * base.sigma + on_noise
-        scale = 1.0 + sum(map(abs, self.next.history))
-        if abs(alpha - self.target.alpha) > TOLERANCE * scale:
+        alpha = weights.sample * source.alpha + saved * base.alpha + on_data + weights.data
+        sigma = weights.sample * source.sigma + saved * base.sigma + on_noise
+        allowed = TOLERANCE * (1.0 + sum(map(abs, weights.history)))
+        if abs(alpha - target.alpha) > allowed:
             raise ValueError(
-                f"{where}: marginal check failed, constant data is scaled by {alpha:.9g} instead of "
-                f"alpha = {self.target.alpha:.9g}; the weights {self.next} have a wrong sign or factor"
+                f"{self._place()}: marginal check failed, constant data is scaled by {alpha:.9g} instead of "
+                f"alpha = {target.alpha:.9g}; the weights {weights} have a wrong sign or factor"
             )
         if not self.exact_variance:
             return
         # Without noise compare sigma itself, which sees a sign.
-        got, want = (sigma, self.target.sigma)
-        if self.next.noise:
-            got, want = sigma**2 + self.next.noise**2, self.target.sigma**2
-        if abs(got - want) > TOLERANCE * scale:
+        got, want = sigma, target.sigma
+        if weights.noise:
+            got, want = sigma**2 + weights.noise**2, target.sigma**2
+        if abs(got - want) > allowed:
             raise ValueError(
-                f"{where}: marginal check failed, the noise becomes {got:.9g} instead of {want:.9g}; "
-                f"the weights {self.next} have a wrong sign or factor"
+                f"{self._place()}: marginal check failed, the noise becomes {got:.9g} instead of {want:.9g}; "
+                f"the weights {weights} have a wrong sign or factor"
             )
+
+    def _place(self) -> str:
+        return f"row {self.source.time:g} -> {self.target.time:g}"
 
 
 def ddim_weights(source: Node, target: Node) -> Weights:

@@ -3,42 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastsample.schedules.base import Node
+from fastsample.tables.lower import Lowered, advance, lower
 from fastsample.tables.prediction import Space, output_axes, prediction_weights
 from fastsample.tables.row import Row, Weights
-
-
-@dataclass(frozen=True)
-class Combination:
-    """A linear combination of the tensors that a step holds; `history[0]` is the previous evaluation's entry."""
-
-    sample: float = 0.0
-    output: float = 0.0
-    history: tuple[float, ...] = ()
-    states: Mapping[str, float] = field(default_factory=dict)
-    noise: float = 0.0
-
-
-@dataclass(frozen=True)
-class Step:
-    """One model evaluation at `node`, and what follows it: the next sample (at `target`), entry and states.
-
-    `data` gives the data prediction `(a, b)` of `a sample + b output`.
-    """
-
-    node: Node
-    target: Node
-    next: Combination
-    data: tuple[float, float]
-    entry: Combination | None = None
-    states: Mapping[str, Combination] = field(default_factory=dict)
+from fastsample.tables.step import Combination, Step
 
 
 @dataclass(frozen=True)
@@ -92,20 +69,24 @@ class Table:
         """Whether any step draws noise."""
         return any(step.next.noise for step in self.steps)
 
-    @property
-    def history_length(self) -> int:
-        """How many entries of earlier evaluations a step can read."""
-        readers = [c for step in self.steps for c in (step.next, step.entry, *step.states.values()) if c]
-        return max((len(reader.history) for reader in readers), default=0)
+    @cached_property
+    def lowered(self) -> Lowered:
+        """What runs this table: its steps as sums over fixed slots."""
+        return lower(self.steps)
+
+    def recurrence(self, sample: Any, outputs: Iterable[Any], noises: Iterable[Any]) -> list[Any]:
+        """All N + 1 samples from the first, for given outputs and noises: numbers, or arrays of one shape."""
+        samples, stored = [sample], self.lowered.empty
+        for step, output, noise in zip(self.lowered.steps, outputs, noises, strict=True):
+            sample, stored = advance(step, sample, output, stored, noise)
+            samples.append(sample)
+        return samples
 
     def unroll(self) -> Unrolled:
         """The lower-triangular closed form, by running the recurrence on coefficient vectors."""
         count = self.nfe
         basis = np.eye(1 + 2 * count)
-        samples = self._run(
-            basis[0], [basis[1 + i] for i in range(count)], [basis[1 + count + i] for i in range(count)]
-        )
-        full = np.stack(samples)
+        full = np.stack(self.recurrence(basis[0], basis[1 : 1 + count], basis[1 + count :]))
         return Unrolled(full[:, 0], full[:, 1 : 1 + count], full[:, 1 + count :])
 
     def to_json(self) -> str:
@@ -129,35 +110,11 @@ class Table:
             lines.append(f"{step.node.time:10.3f} -> {step.target.time:10.3f}: {' '.join(terms)}")
         return "\n".join(lines)
 
-    def _run(self, sample: Any, outputs: Sequence[Any], noises: Sequence[Any]) -> list[Any]:
-        """All samples of the recurrence for given outputs and noises (scalars or vectors)."""
-        samples, history, states = [sample], list[Any](), dict[str, Any]()
-        for step, output, noise in zip(self.steps, outputs, noises, strict=True):
-            sample = samples[-1]
-
-            def combine(
-                c: Combination,
-                sample: Any = sample,
-                output: Any = output,
-                noise: Any = noise,
-                past: Any = tuple(history),
-            ) -> Any:
-                total = c.sample * sample + c.output * output + c.noise * noise
-                total = total + sum(w * entry for w, entry in zip(c.history, past, strict=False) if w)
-                return total + sum(w * states[name] for name, w in c.states.items() if w)
-
-            new_states = {name: combine(c) for name, c in step.states.items()}
-            entry = combine(step.entry) if step.entry is not None else 0.0
-            samples.append(combine(step.next))
-            history.insert(0, entry)
-            states.update(new_states)
-        return samples
-
     def _carry_constant(self, data: float, noise: float) -> float:
         nodes = [step.node for step in self.steps]
         outputs = [output_of(node, self.prediction_type, data, noise) for node in nodes]
         start = nodes[0].alpha * data + nodes[0].sigma * noise
-        return float(self._run(start, outputs, [0.0] * self.nfe)[-1])
+        return float(self.recurrence(start, outputs, [0.0] * self.nfe)[-1])
 
     def _magnitude(self) -> float:
         weights = [abs(w) for s in self.steps for w in (s.next.sample, s.next.output, *s.next.history)]
@@ -174,39 +131,55 @@ def output_of(node: Node, prediction_type: str, data: Any, noise: Any) -> Any:
 
 def compile_rows(solver: str, rows: Sequence[Row], space: Space, prediction_type: str, exact: bool = True) -> Table:
     """Turn rows on predictions into a table on raw model outputs. `space` is what the history holds."""
+    kept = _kept_entries(rows)
     steps = []
     for index, row in enumerate(rows):
-        node = row.source
-        entry = row.entry or Weights(history=(1.0,))
-        keeps_entry = any(_reads(later, ahead) for ahead, later in enumerate(rows[index + 1 :], start=1))
-        steps.append(
-            Step(
-                node,
-                row.target,
-                _raw(row.next, node, space, prediction_type),
-                prediction_weights(node, prediction_type, "data")
-                if node.alpha or prediction_type != "epsilon"
-                else (0, 0),
-                _raw(entry, node, space, prediction_type) if keeps_entry else None,
-                {name: _raw(weights, node, space, prediction_type) for name, weights in row.states.items()},
-            )
-        )
+        said = _Said(row.source, prediction_type, space)
+        entry = said.combination(row.entry or LATEST) if index in kept else None
+        states = {name: said.combination(weights) for name, weights in row.states.items()}
+        data = said.data if row.source.alpha or prediction_type != "epsilon" else (0.0, 0.0)
+        steps.append(Step(row.source, row.target, said.combination(row.next), data, entry, states))
     return Table(solver, prediction_type, tuple(steps), exact)
 
 
-def _reads(row: Row, index: int) -> bool:
-    """Whether `row` uses the history entry `index` evaluations back."""
-    readers = (row.next, row.entry or Weights(), *row.states.values())
-    return any(len(weights.history) > index and weights.history[index] != 0 for weights in readers)
+LATEST = Weights(history=(1.0,))
+"""The history entry of a row that names none: the prediction just made."""
 
 
-def _raw(weights: Weights, node: Node, space: Space, prediction_type: str) -> Combination:
-    sample, output = weights.sample, 0.0
-    for factor, kind in ((weights.history[0] if weights.history else 0.0, space), (weights.data, "data")):
-        if factor:
-            a, b = prediction_weights(node, prediction_type, kind)  # type: ignore[arg-type]
-            sample, output = sample + factor * a, output + factor * b
-    return Combination(sample, output, tuple(weights.history[1:]), dict(weights.states), weights.noise)
+def _kept_entries(rows: Sequence[Row]) -> set[int]:
+    """The evaluations whose history entry a later row reads."""
+    kept = set[int]()
+    for index, row in enumerate(rows):
+        for weights in (row.next, row.entry or LATEST, *row.states.values()):
+            kept.update(index - ago for ago, weight in enumerate(weights.history) if ago and weight)
+    return kept
+
+
+class _Said:
+    """What a model output at `node` says: the predictions that rows weigh, each computed when first asked for."""
+
+    def __init__(self, node: Node, prediction_type: str, space: Space) -> None:
+        self.node, self.prediction_type, self.space = node, prediction_type, space
+
+    @cached_property
+    def data(self) -> tuple[float, float]:
+        return prediction_weights(self.node, self.prediction_type, "data")
+
+    @cached_property
+    def latest(self) -> tuple[float, float]:
+        """In the space of the history."""
+        return self.data if self.space == "data" else prediction_weights(self.node, self.prediction_type, "noise")
+
+    def combination(self, weights: Weights) -> Combination:
+        """`weights` of predictions as weights of the sample and the raw output."""
+        sample, output = weights.sample, 0.0
+        if weights.history and weights.history[0]:
+            a, b = self.latest
+            sample, output = sample + weights.history[0] * a, output + weights.history[0] * b
+        if weights.data:
+            a, b = self.data
+            sample, output = sample + weights.data * a, output + weights.data * b
+        return Combination(sample, output, weights.history[1:], dict(weights.states), weights.noise)
 
 
 def _step_from_dict(raw: Mapping[str, Any]) -> Step:

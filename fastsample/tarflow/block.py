@@ -3,12 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from fastsample.sampling.backend import accumulation_dtype
 from fastsample.tarflow.layers import WHOLE, AttentionBlock, KeyValues, Pass
+
+
+class Flow(Protocol):
+    """What decoding knows of a :class:`fastsample.TarFlowModel`: its blocks, and one pass of a block's network."""
+
+    blocks: Sequence[FlowBlock]
+    var: Tensor
+
+    def __call__(
+        self,
+        tokens: Tensor,
+        condition: Tensor | None = None,
+        *,
+        block: int,
+        now: Pass,
+        kept: Sequence[KeyValues] = (),
+    ) -> Tensor:
+        """(a, b) [B, n, 2 C] of block number `block` at `tokens` [B, n, C]; see :meth:`FlowBlock.outputs`."""
+        ...
 
 
 class FlowBlock(nn.Module):
@@ -39,7 +59,7 @@ class FlowBlock(nn.Module):
         nn.init.zeros_(self.proj_out.weight)  # the untrained block is nearly the identity
 
     def ordered(self, tokens: Tensor) -> Tensor:
-        """Tokens [B, T, C] in this block's order, or back from it."""
+        """Tokens [B, T, C] from the image's order to this block's, or back: the two are each other's inverse."""
         return tokens.flip(1) if self.flip else tokens
 
     def condition(self, labels: Tensor | None) -> Tensor | None:
@@ -55,7 +75,7 @@ class FlowBlock(nn.Module):
         return torch.where((labels < 0)[:, None, None], mean, self.class_embed[labels.clamp(min=0)])
 
     def empty_cache(self, like: Tensor, batch: int) -> list[KeyValues]:
-        """Room for the keys and values of `batch` rows of tokens, one entry a layer."""
+        """Room for the keys and values of `batch` rows of tokens, one entry per layer."""
         heads, length = self.pos_embed.shape[1] // self.head_dim, len(self.pos_embed)
         return [KeyValues.empty(like, batch, heads, length, self.head_dim) for _ in self.attn_blocks]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -13,11 +12,9 @@ from torch import Tensor
 from fastsample.fixed_point.blockwise import solve_blocks, substitute
 from fastsample.fixed_point.iterations import ParallelReport
 from fastsample.fixed_point.updates import Jacobi
+from fastsample.tarflow.block import Flow
 from fastsample.tarflow.plans import BlockPlan, Plan
 from fastsample.tarflow.system import BlockSystem, Guidance
-
-if TYPE_CHECKING:
-    from fastsample.tarflow.model import TarFlowModel
 
 METHODS = ("sequential", "jacobi", "gs-jacobi")
 DEFAULT_TOLERANCE = 1e-4
@@ -63,7 +60,7 @@ class DecodeReport:
 
 @torch.no_grad()
 def decode(
-    model: TarFlowModel,
+    model: Flow,
     z: Tensor,
     labels: Tensor | None,
     plan: Plan | None,
@@ -85,7 +82,7 @@ def decode(
 
 @torch.no_grad()
 def decode_block(
-    model: TarFlowModel, index: int, z: Tensor, labels: Tensor | None, plan: BlockPlan, guidance: Guidance
+    model: Flow, index: int, z: Tensor, labels: Tensor | None, plan: BlockPlan, guidance: Guidance
 ) -> tuple[Tensor, ParallelReport]:
     """Tokens whose forward pass through block `index` gives `z` [B, T, C]."""
     if plan.chunks == z.shape[1]:

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
+from fastsample.tarflow.block import Flow
 from fastsample.tarflow.system import STARTS, BlockSystem
-
-if TYPE_CHECKING:
-    from fastsample.tarflow.model import TarFlowModel
 
 
 @torch.no_grad()
 def convergence_metrics(
-    model: TarFlowModel, tokens: Tensor, labels: Tensor | None, norm: float = 2
+    model: Flow, tokens: Tensor, labels: Tensor | None, norm: float = 2
 ) -> tuple[dict[str, list[float]], list[float]]:
     """Initial guessing metric by start and convergence ranking metric, each a number for every block, in float64.
 
@@ -39,7 +35,7 @@ def convergence_metrics(
     return guessing, ranking
 
 
-def _sweep(model: TarFlowModel, index: int, z: Tensor, labels: Tensor | None, start: str) -> Tensor:
+def _sweep(model: Flow, index: int, z: Tensor, labels: Tensor | None, start: str) -> Tensor:
     """The tokens after the first one, [B, T - 1, C] in the block's order, by one Jacobi sweep."""
     system = BlockSystem(model, index, z, labels, start=start)
     rows, states = torch.arange(system.length)[:, None].expand(-1, len(z)), system.initial()[:-1]
@@ -47,4 +43,4 @@ def _sweep(model: TarFlowModel, index: int, z: Tensor, labels: Tensor | None, st
 
 
 def _norm(matrix: Tensor, order: float) -> float:
-    return float(torch.linalg.matrix_norm(matrix.double(), ord=order))
+    return float(torch.linalg.matrix_norm(matrix.cpu().double(), ord=order))

@@ -11,10 +11,11 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastsample.tarflow import metrics, original
 from fastsample.tarflow.block import FlowBlock
+from fastsample.tarflow.checkpoint import checked, config_of
 from fastsample.tarflow.decode import DecodeReport, OnBlock, decode, plan_of
 from fastsample.tarflow.layers import KeyValues, Pass
+from fastsample.tarflow.metrics import convergence_metrics
 from fastsample.tarflow.plans import BlockPlan, Plan
 from fastsample.tarflow.system import Guidance
 
@@ -146,10 +147,13 @@ class TarFlowModel(ModelMixin, ConfigMixin):
     def metrics(
         self, images: Tensor, labels: Tensor | None = None, *, norm: float = 2
     ) -> tuple[dict[str, list[float]], list[float]]:
-        """IGM by start ("z", "zeros", "affine") and CRM, a number a block; see :mod:`fastsample.tarflow.metrics`."""
+        """IGM for each start ("z", "zeros", "affine") and CRM, one number per block.
+
+        See :mod:`fastsample.tarflow.metrics`.
+        """
         self._check_images(images)
         self.check_labels(labels, len(images))
-        return metrics.convergence_metrics(self, self.tokens(images), labels, norm)
+        return convergence_metrics(self, self.tokens(images), labels, norm)
 
     @classmethod
     def from_original(
@@ -175,8 +179,8 @@ class TarFlowModel(ModelMixin, ConfigMixin):
             num_classes=num_classes,
             noise_std=noise_std,
         )
-        model = cls(**original.config_of(state_dict, sizes))
-        model.load_state_dict(original.checked(state_dict, model.state_dict()))
+        model = cls(**config_of(state_dict, sizes))
+        model.load_state_dict(checked(state_dict, model.state_dict()))
         return model.eval()
 
     def guidance(self, scale: float, annealed: bool, temperature: float) -> Guidance:
@@ -187,7 +191,7 @@ class TarFlowModel(ModelMixin, ConfigMixin):
         return guide
 
     def check_labels(self, labels: Tensor | None, batch: int) -> None:
-        """ValueError unless `labels` are None, or one a batch item, each a class or below 0 for none."""
+        """Raise ValueError unless `labels` is None or has one entry per batch item: a class, or below 0 for none."""
         if labels is None:
             return
         classes = self.config.num_classes

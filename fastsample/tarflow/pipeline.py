@@ -30,7 +30,7 @@ class TarFlowPipelineOutput(BaseOutput):  # type: ignore[misc]
 
 
 class TarFlowPipeline(DiffusionPipeline):
-    """Samples a TarFlow. `plan` is how, where a call does not say; it is saved and loaded with the pipeline.
+    """Samples a TarFlow. `plan` says how unless a call gives a plan; it is saved and loaded with the pipeline.
 
     Without a plan decoding is sequential. `fastsample.tarflow.plan(pipe.transformer)` makes one.
     """
@@ -44,14 +44,14 @@ class TarFlowPipeline(DiffusionPipeline):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> TarFlowPipeline:
-        """As diffusers'; takes the plan of a local folder with it."""
+        """As diffusers' `from_pretrained`, with its arguments; loads the plan too, where a local folder has one."""
         pipe: TarFlowPipeline = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         if (Path(pretrained_model_name_or_path) / PLAN_FILE).is_file():
             pipe.plan = Plan.load(pretrained_model_name_or_path)
         return pipe
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
-        """As diffusers', and the plan beside it."""
+        """As diffusers' `save_pretrained`; writes the plan beside the model."""
         super().save_pretrained(save_directory, **kwargs)
         if self.plan is not None:
             self.plan.save(save_directory)

@@ -8,7 +8,7 @@ from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import takewhile
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,11 +17,9 @@ from fastsample.fixed_point.iterations import ParallelReport
 from fastsample.sampling.ledger import clock
 from fastsample.sampling.noise import Generators, draw_noise
 from fastsample.tarflow.decode import decode, decode_block
+from fastsample.tarflow.model import TarFlowModel
 from fastsample.tarflow.plans import BlockPlan, Plan
 from fastsample.tarflow.system import STARTS, Guidance
-
-if TYPE_CHECKING:
-    from fastsample.tarflow.model import TarFlowModel
 
 MARGIN = 1 / 3  # of the target, aimed at here: of 384 other images the worst were twice as far off
 TOLERANCES = [10 ** (-step / 4) for step in range(4, 29)]  # 1e-1 .. 1e-7
@@ -72,12 +70,12 @@ def plan(
     exact, _ = decode(model, z, labels, None, guide, trace.__setitem__)
     igm, crm = model.metrics(model.images(exact) if images is None else images, labels)
     starts = [min(STARTS, key=lambda start: igm[start][index]) for index in range(len(model.blocks))]
-    bench = _Bench(model, labels, guide, z, trace, repeats)
+    meter = _Meter(model, labels, guide, z, trace, repeats)
     allowed = MARGIN * target_residual  # of each block; most are damped by those after them, else it is lowered
     while True:
         found: dict[int, _Choice] = {}
         for index in reversed(range(len(model.blocks))):
-            found[index] = bench.best(index, starts[index], allowed)
+            found[index] = meter.best(index, starts[index], allowed)
             if on_block is not None:
                 on_block(index)
         blocks = tuple(found[index].plan for index in range(len(model.blocks)))
@@ -97,7 +95,7 @@ def plan(
         "igm": igm,
         "crm": crm,
         "seconds": [found[index].seconds for index in range(len(blocks))],
-        "sequential_seconds": [bench.sequential(index).seconds for index in range(len(blocks))],
+        "sequential_seconds": [meter.sequential(index).seconds for index in range(len(blocks))],
         "sweeps": [found[index].sweeps for index in range(len(blocks))],
     }
     return Plan(blocks, measured)
@@ -105,8 +103,8 @@ def plan(
 
 def relative_residual(x: Tensor, exact: Tensor) -> float:
     """The largest `||x - exact|| / ||exact||` of a batch item; inf where one is not finite."""
-    distance = torch.linalg.vector_norm((x - exact).flatten(1).double(), dim=1)
-    worst = float((distance / torch.linalg.vector_norm(exact.flatten(1).double(), dim=1)).max())
+    x, exact = (images.flatten(1).cpu().double() for images in (x, exact))  # not every device has float64
+    worst = float((torch.linalg.vector_norm(x - exact, dim=1) / torch.linalg.vector_norm(exact, dim=1)).max())
     return worst if math.isfinite(worst) else math.inf
 
 
@@ -128,8 +126,8 @@ class _Trial:
     most: int
 
 
-class _Bench:
-    """Measures plans of one block, on what comes into it in sequential decoding; each once."""
+class _Meter:
+    """Measures plans of single blocks, each plan once, on what goes into the block in sequential decoding."""
 
     def __init__(
         self,
@@ -184,7 +182,7 @@ class _Bench:
 
     def _try(self, index: int, plan: BlockPlan) -> _Trial:
         if (index, plan) not in self._tried:
-            x, report = self._run(index, plan)
+            x, report = self._decoded(index, plan)
             most = _most_sweeps(report, plan.ends(len(self._model.var)))
             self._tried[index, plan] = _Trial(relative_residual(x, self._exact[index]), report.sweeps, most)
         return self._tried[index, plan]
@@ -194,17 +192,17 @@ class _Bench:
             seconds = []
             for _ in range(self._repeats):
                 began = clock(self._model.device)
-                _, report = self._run(index, plan)
+                _, report = self._decoded(index, plan)
                 seconds.append(clock(self._model.device) - began)
             self._timings[index, plan] = _Choice(plan, statistics.median(seconds), report.sweeps)
         return self._timings[index, plan]
 
-    def _run(self, index: int, plan: BlockPlan) -> tuple[Tensor, ParallelReport]:
+    def _decoded(self, index: int, plan: BlockPlan) -> tuple[Tensor, ParallelReport]:
         return decode_block(self._model, index, self._inputs[index], self._labels, plan, self._guidance)
 
 
 def _most_sweeps(report: ParallelReport, ends: list[int]) -> int:
-    """Sweeps of the chunk that took the most."""
+    """The sweeps of the chunk that took the most of them."""
     begins = [0, *(begin for begin, *_ in report.starts)][:-1]  # before each sweep
     firsts = [0, *ends[:-1]]
     return max(sum(first <= begin < end for begin in begins) for first, end in zip(firsts, ends, strict=True))

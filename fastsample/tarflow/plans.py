@@ -36,7 +36,7 @@ class BlockPlan:
                 raise ValueError(f"{name} = {value!r}: give 1 or more")
 
     def ends(self, tokens: int) -> list[int]:
-        """The last token of each chunk, as even as they can be; one of the first token alone needs no solving."""
+        """The last token of each chunk, as even as possible; a chunk of the first token alone needs no solving."""
         if self.chunks > tokens:
             raise ValueError(f"chunks = {self.chunks}: a block has {tokens} tokens, give at most as many chunks")
         ends = (tokens * (chunk + 1) // self.chunks - 1 for chunk in range(self.chunks))
@@ -51,7 +51,7 @@ class Plan:
     measured: dict[str, Any] = field(default_factory=dict)
 
     def check(self, blocks: int, tokens: int) -> None:
-        """ValueError unless the plan is for that many blocks, of no fewer tokens than chunks."""
+        """Raise ValueError unless the plan is for that many blocks, with at most as many chunks as `tokens`."""
         if len(self.blocks) != blocks:
             raise ValueError(f"plan has {len(self.blocks)} blocks and the model {blocks}: plan for this model")
         for block in self.blocks:

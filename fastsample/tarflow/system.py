@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from fastsample.sampling.backend import accumulation_dtype
+from fastsample.tarflow.block import Flow
 from fastsample.tarflow.layers import Pass
-
-if TYPE_CHECKING:
-    from fastsample.tarflow.model import TarFlowModel
 
 STARTS = ("z", "zeros", "affine")
 """First guesses of a block's tokens: z itself, zeros, and z by the scales and shifts that the block has at zeros.
@@ -49,7 +46,7 @@ class BlockSystem:
 
     def __init__(
         self,
-        model: TarFlowModel,
+        model: Flow,
         index: int,
         z: Tensor,
         labels: Tensor | None,
@@ -87,7 +84,7 @@ class BlockSystem:
         return self._tokens.clone()
 
     def extend(self, reached: Tensor, rows: Tensor, states: Tensor) -> Tensor:
-        """Not asked: every token has a guess."""
+        """Never called: every token has a guess from the start."""
         raise NotImplementedError
 
     def evaluate(self, rows: Tensor, states: Tensor) -> Tensor:
@@ -114,7 +111,7 @@ class BlockSystem:
         return self.advance(rows, states, outputs)
 
     def gains(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """A token moves with its output only."""
+        """0 and 1: a token changes with its output alone, not with the token before it."""
         return torch.zeros(rows.shape), torch.ones(rows.shape)
 
     def change(self, rows: Tensor, new: Tensor, old: Tensor) -> Tensor:
@@ -122,7 +119,7 @@ class BlockSystem:
         return (new - old).to(self._size.dtype).square_().sum(-1).sqrt_() / self._size
 
     def commit(self, begin: Tensor) -> None:
-        """Keys and values are renewed when the next tokens are evaluated."""
+        """Nothing to do: keys and values are renewed when the next tokens are evaluated."""
 
     def _pass(self, tokens: Tensor, begin: int) -> Tensor:
         """(a, b) of `tokens` [B, n, C] from `begin` on, guided, as [B, n, 2 C]."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from fastsample_kernels._device import on, processors
 from fastsample_kernels._random_triton import gumbels
 from fastsample_kernels.blocks import block_config
-from fastsample_kernels.token_statistics import rows_per_seed
+from fastsample_kernels.counter_random import rows_per_seed
 
 LAST = tl.constexpr(2**31 - 1)
 FIELDS, INDICES = 6, 2  # of a part: top1, top2, base, s, w, score; token, sample
@@ -25,6 +25,25 @@ FIELDS, INDICES = 6, 2  # of a part: top1, top2, base, s, w, score; token, sampl
 def _lowest(values, places, largest):  # type: ignore[no-untyped-def]
     """The lowest place of the largest value."""
     return tl.min(tl.where(values == largest, places, LAST))
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _leaders(best, second, token, score, sample, nan, s):  # type: ignore[no-untyped-def]
+    """By lane to one each: largest and second largest value, place of the largest, and of the largest score.
+
+    Where there is a NaN, at the place `nan`, values are the sum `s`, which is NaN too, and both places are its own.
+    """
+    top1 = tl.max(best)
+    lowest = _lowest(best, token, top1)
+    top2 = tl.max(tl.where(token == lowest, second, best))
+    chosen = _lowest(score, sample, tl.max(score))
+    broken = nan != LAST
+    return (
+        tl.where(broken, s, top1),
+        tl.where(broken, s, top2),
+        tl.where(broken, nan, lowest),
+        tl.where(broken, nan, chosen),
+    )
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -137,20 +156,12 @@ def _scan_kernel(  # type: ignore[no-untyped-def]
         s += e
         w += d * e
 
-    top1 = tl.max(best)
-    lowest = _lowest(best, token, top1)
-    top2 = tl.max(tl.where(token == lowest, second, best))
     total_s = tl.sum(s)
     total_w = tl.sum(w)
-    top_score = tl.max(score)
-    chosen = _lowest(score, sample, top_score)
+    nan = tl.full([], LAST, tl.int32)
     if total_s != total_s:  # NaN or +inf among them: only then the row is read again
         nan = _first_nan(logits_row, begin, end, BLOCK)
-        if nan != LAST:
-            top1 = total_s
-            top2 = total_s
-            lowest = nan
-            chosen = nan
+    top1, top2, lowest, chosen = _leaders(best, second, token, score, sample, nan, total_s)
     if SPLIT:
         part = tl.program_id(0).to(tl.int64)
         tl.store(values + part * 6, top1)
@@ -158,7 +169,7 @@ def _scan_kernel(  # type: ignore[no-untyped-def]
         tl.store(values + part * 6 + 2, base)
         tl.store(values + part * 6 + 3, total_s)
         tl.store(values + part * 6 + 4, total_w)
-        tl.store(values + part * 6 + 5, top_score)
+        tl.store(values + part * 6 + 5, tl.max(score))
         tl.store(indices + part * 2, lowest)
         tl.store(indices + part * 2 + 1, chosen)
     else:
@@ -194,11 +205,6 @@ def _combine_kernel(  # type: ignore[no-untyped-def]
     token = tl.load(place, mask=inside, other=LAST)
     sample = tl.load(place + 1, mask=inside, other=LAST)
 
-    nan = tl.min(tl.where(best != best, token, LAST))
-    top1 = tl.max(best)
-    lowest = _lowest(best, token, top1)
-    top2 = tl.max(tl.where(token == lowest, second, best))
-    chosen = _lowest(score, sample, tl.max(score))
     empty = s == 0.0  # a part of -inf alone, whose base says nothing
     largest = tl.max(tl.where(empty, float("-inf"), base))
     common = tl.where(largest == float("-inf"), 0.0, largest)
@@ -206,11 +212,8 @@ def _combine_kernel(  # type: ignore[no-untyped-def]
     factor = tl.exp2(shift)
     total_w = tl.sum(factor * (w + s * shift))
     total_s = tl.sum(factor * s)
-    if nan != LAST:
-        top1 = total_s
-        top2 = total_s
-        lowest = nan
-        chosen = nan
+    nan = tl.min(tl.where(best != best, token, LAST))
+    top1, top2, lowest, chosen = _leaders(best, second, token, score, sample, nan, total_s)
     logits_row = _row_of(logits, row, inner, outer_stride, inner_stride)
     _finish(values, indices, logits_row, row, rows, top1, top2, common, total_s, total_w, lowest, chosen, GUMBEL)
 

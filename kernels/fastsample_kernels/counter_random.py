@@ -6,8 +6,6 @@ or the device. Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (201
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -40,18 +38,20 @@ def uniform(word: Tensor) -> Tensor:
     return ((word.float() + 0.5) * 2.0**-32).clamp_max(1 - 2.0**-24)
 
 
-def normals(seed: Tensor, c1: Tensor, c2: Tensor, c3: Tensor, size: int) -> Tensor:
-    """Standard normal float32 [R, size], by Box-Muller from pairs of words."""
-    u0, u1, u2, u3 = (uniform(word) for word in words(seed, c1, c2, c3, size))
-    r0, r1 = torch.sqrt(-2 * torch.log(u0)), torch.sqrt(-2 * torch.log(u2))
-    t0, t1 = 2 * math.pi * u1, 2 * math.pi * u3
-    four = torch.stack((r0 * t0.cos(), r0 * t0.sin(), r1 * t1.cos(), r1 * t1.sin()), dim=-1)
-    return four.flatten(1)[:, :size]
-
-
 def gumbels(seed: Tensor, c1: Tensor, c2: Tensor, c3: Tensor, size: int) -> Tensor:
     """Standard Gumbel float32 [R, size], exact in the upper tail, which decides an arg-max, up to 22.9."""
     u = torch.stack([uniform(word) for word in words(seed, c1, c2, c3, size)], dim=-1).flatten(1)[:, :size]
     # -log(1 - u): by its series where 1 - u would lose digits
     exponential = torch.where(u < 2.0**-8, u * (1 + u * (0.5 + u * (1 / 3))), -torch.log(1 - u))
     return -torch.log(exponential)
+
+
+def rows_per_seed(seed: Tensor, rows: torch.Size) -> int:
+    """How many consecutive rows share a seed: the trailing dimensions along which it is constant."""
+    count = 1
+    shape = (1,) * (len(rows) - seed.dim()) + tuple(seed.shape)
+    for extent, own in zip(reversed(rows), reversed(shape), strict=True):
+        if own != 1:
+            break
+        count *= extent
+    return count

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fastsample_kernels._registration import batched_first, register
-from fastsample_kernels.counter_random import gumbels
+from fastsample_kernels.counter_random import gumbels, rows_per_seed
 from fastsample_kernels.dispatch import choose_backend
 
 MAX_VOCABULARY = 262144
@@ -127,17 +127,6 @@ def token_statistics_reference(
     return torch.stack(values), torch.stack(indices)
 
 
-def rows_per_seed(seed: Tensor, rows: torch.Size) -> int:
-    """How many consecutive rows share a seed: the trailing dimensions along which it is constant."""
-    count = 1
-    shape = (1,) * (len(rows) - seed.dim()) + tuple(seed.shape)
-    for extent, own in zip(reversed(rows), reversed(shape), strict=True):
-        if own != 1:
-            break
-        count *= extent
-    return count
-
-
 def _broadcasts(values: Tensor, rows: torch.Size) -> bool:
     tail = rows[len(rows) - values.dim() :] if values.dim() <= len(rows) else ()
     return values.dim() <= len(rows) and all(
@@ -155,7 +144,7 @@ def _operation(
     gumbel = (gumbel_temperature, seed, offset)
     if choose_backend(logits.device) == "torch":
         return token_statistics_reference(logits, temperature, *gumbel)
-    from fastsample_kernels._token_statistics_triton import launch
+    from fastsample_kernels._token_statistics_triton import launch  # Triton is optional
 
     values, indices = _fake(logits, temperature, *gumbel)
     if indices.numel():

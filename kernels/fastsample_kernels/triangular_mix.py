@@ -101,7 +101,7 @@ def _into(out: Tensor, a: Tensor, x_T: Tensor, B: Tensor, M: Tensor) -> None:
 
 
 def _triton(out: Tensor, a: Tensor, x_T: Tensor, B: Tensor, M: Tensor) -> None:
-    from fastsample_kernels._triangular_mix_triton import launch
+    from fastsample_kernels._triangular_mix_triton import launch  # Triton is optional
 
     if out.numel():
         if not M[0].is_contiguous():

@@ -1,4 +1,4 @@
-"""Commit rules: which tokens are decided after a forward. One family a file."""
+"""Commit rules: which tokens are decided after a forward. One family per file."""
 
 from fastsample.decoding.commit.parallel import EntropyBounded, Factor, Hierarchy, Threshold
 from fastsample.decoding.commit.prophet import After, Prophet, Region, anchor

@@ -1,4 +1,4 @@
-"""Rules that commit every token that is sure enough, whatever the schedule says: at least the best one of a row."""
+"""Rules that ignore the schedule: they commit every token that is sure enough, and at least the best one of a row."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Factor(CommitRule):
 
 @dataclass(frozen=True)
 class EntropyBounded(CommitRule):
-    """The most tokens of lowest entropy with sum of entropies - their maximum <= `gamma`, in nats.
+    """As many tokens of lowest entropy as keep (sum of their entropies) - (the largest of them) <= `gamma`, in nats.
 
     Ben-Hamu et al. 2025 (EB-sampler, arXiv:2505.24857): a bound on the mutual information of the tokens.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
@@ -77,16 +78,22 @@ class Prophet(CommitRule):
             region = region & progress.readable
         count = region.sum(-1)
         mean = torch.where(region, statistics.gap, 0).sum(-1) / count
-        done = self._done(masked, progress)
+        made, ends = self._made(masked, progress)
         enough = torch.full_like(mean, self.thresholds[-1])
-        for end, threshold in zip(reversed(self.phases), reversed(self.thresholds[:-1]), strict=True):
-            enough = enough.masked_fill(done < end, threshold)
+        for end, threshold in zip(reversed(ends), reversed(self.thresholds[:-1]), strict=True):
+            enough = enough.masked_fill(made < end, threshold)
         return (count > 0) & (mean >= enough)
 
-    def _done(self, masked: Tensor, progress: Progress) -> Tensor:
+    def _made(self, masked: Tensor, progress: Progress) -> tuple[Tensor, list[int]]:
+        """int64 [B]: the steps made or tokens decided, and the number of them at which each phase ends.
+
+        The numbers are found on the host, so that rows are compared in integers: not every device has float64.
+        """
         if self.progress == "tokens":
-            return 1 - masked.sum(-1).double() / progress.length
-        return (progress.step.double() + (self.progress == "code")) / progress.steps
+            total, made = progress.length, progress.length - masked.sum(-1)
+            return made, [_first(total, end, lambda count: 1 - (total - count) / total) for end in self.phases]
+        steps, made = progress.steps, progress.step + (self.progress == "code")
+        return made, [_first(steps, end, lambda count: count / steps) for end in self.phases]
 
     def _region(self, statistics: Statistics, masked: Tensor, progress: Progress) -> Tensor:
         if self.region is None:
@@ -98,6 +105,11 @@ class Prophet(CommitRule):
         if progress.tokens is None:
             raise ValueError("progress.tokens = None: a region that is a function needs the text so far")
         return self.region(torch.where(masked, statistics.token, progress.tokens), masked)
+
+
+def _first(total: int, end: float, share: Callable[[int], float]) -> int:
+    """The least count up to `total` whose share reaches `end`; one more where none does."""
+    return bisect_left(range(total + 1), end, key=share)
 
 
 def _is_span(region: object) -> bool:

@@ -1,4 +1,4 @@
-"""What a commit rule is: statistics of the tokens and where a row stands in, the positions to commit out."""
+"""What a commit rule is: from statistics of the tokens and the progress of each row to the positions to commit."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Progress(NamedTuple):
     quota: Tensor
     """int64 [B]: tokens that the schedule commits now."""
     share: Tensor
-    """float64 [B]: the part of the eligible positions that this is; 1 at a block's last step."""
+    """float32 [B]: the part of the eligible positions that this is; 1 at a block's last step."""
     first: int
     length: int
     tokens: Tensor | None = None

@@ -48,7 +48,7 @@ class Random(CommitRule):
 
 @dataclass(frozen=True)
 class Origin(CommitRule):
-    """Each token with the probability that the schedule's share is (Dream's "origin": the exact reverse process)."""
+    """Each token with the schedule's share as its probability (Dream's "origin": the exact reverse process)."""
 
     @property
     def random(self) -> bool:

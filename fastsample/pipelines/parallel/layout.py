@@ -13,14 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastsample.pipelines.denoisers import timestep_argument
+from fastsample.pipelines.denoisers import MADE_EVERY_STEP, UNBATCHED, timestep_argument
 from fastsample.pipelines.parallel.conversion import TimestepConversion
-
-UNBATCHED = ("img_ids", "txt_ids", "image_rotary_emb")
-"""Arguments without a batch dimension, whose first one may be of the batch's size by chance."""
-
-FROM_CONTROLNET = ("residual", "controlnet", "block_samples")
-"""In the names of arguments that are made anew in every step, row by row."""
 
 Call = dict[str, Any]
 """A denoiser's arguments by name."""
@@ -140,7 +134,7 @@ class CallLayout:
     def check_rest(self, call: Call) -> None:
         """NotParallelError when anything but latents and timestep changes from step to step."""
         for name in sorted({*call, *self.call} - {self.argument, self.timestep}):
-            exempt = any(part in name for part in FROM_CONTROLNET)
+            exempt = any(part in name for part in MADE_EVERY_STEP)
             if not exempt and not _same(call.get(name), self.call.get(name)):
                 raise NotParallelError(f"{name} of {type(self.module).__name__} changes from step to step")
         if not _same(self.place.around(call[self.argument]), self.place.around(self.call[self.argument])):

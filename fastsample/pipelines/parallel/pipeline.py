@@ -11,15 +11,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from diffusers.guiders.guider_utils import BaseGuidance
+from torch import Tensor
 
 from fastsample.fixed_point.iterations import FixedPoint, ParallelReport
-from fastsample.pipelines.denoisers import check_caches, hooks_of, inner, timestep_argument
+from fastsample.pipelines.denoisers import Denoiser, check_caches, denoisers
+from fastsample.pipelines.overlay import class_beneath, overlaid
 from fastsample.pipelines.parallel.distributed import RowShares
-from fastsample.pipelines.parallel.driver import Loop, Settings
+from fastsample.pipelines.parallel.driver import Loop
 from fastsample.pipelines.parallel.layout import NotParallelError
 from fastsample.pipelines.parallel.loop import step_decision
-from fastsample.pipelines.parallel.patches import Patches
+from fastsample.pipelines.parallel.segment import Settings
+from fastsample.pipelines.parallel.session import Session
 from fastsample.pipelines.parallel.streams import Streams
 
 
@@ -87,8 +90,7 @@ class ParallelSampler:
             "on_sweep": on_sweep,
         }
         self.run = ParallelRun()
-        with parallelise(pipe, **self.options):
-            pass  # wrong arguments are refused here
+        _settings(pipe, **self.options)  # wrong arguments are refused here
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What `pipe(*args, **kwargs)` returns."""
@@ -106,86 +108,92 @@ def parallelise(
     distributed: bool = False,
     on_sweep: Callable[[FixedPoint], None] | None = None,
 ) -> Iterator[ParallelRun]:
-    """Calls of `pipe` in the block sample many steps at a time; arguments and errors as :class:`ParallelSampler`.
+    """Calls of `pipe` in the block, and in its thread, sample many steps at a time.
+
+    Arguments and errors are those of :class:`ParallelSampler`. In other threads `pipe` is what it was. Blocks may be
+    nested, where the innermost counts, and left in any order.
 
     The pipeline's code runs unchanged, once a sweep instead of once a step. It is refused, and the call made again
     sequentially with one warning that says why (`fallback` in the run, too), when its loop decides by the step,
     changes the latents between steps, or gives its denoiser anything but latents and timestep that changes; and when
     a row evaluated among others differs from the same row alone. The generators are put back before.
     """
-    modules = denoisers(pipe)
-    settings = Settings(
+    settings = _settings(
+        pipe, iteration=iteration, window=window, tolerance=tolerance, distributed=distributed, on_sweep=on_sweep
+    )
+    run = ParallelRun()
+
+    def call(beneath: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        del beneath  # which may be that of a block around this one
+        return _call(pipe, run, settings, args, kwargs)
+
+    with overlaid(pipe, __call__=call):
+        yield run
+
+
+def _settings(
+    pipe: Any,
+    *,
+    iteration: str,
+    window: int | None,
+    tolerance: float,
+    distributed: bool,
+    on_sweep: Callable[[FixedPoint], None] | None,
+) -> Settings:
+    """Those of calls of `pipe`; ValueError for wrong ones, and for a pipeline that cannot be sampled in parallel."""
+    modules = stepped_denoisers(pipe)
+    return Settings(
         iteration,
         window,
         tolerance,
         cuts=lambda timesteps: _expert_boundary(pipe, timesteps),
-        constant_rows=any(inner(module) is not module or module._compiled_call_impl for module in modules),
+        constant_rows=any(denoiser.compiled for denoiser in modules),
         interrupted=lambda: bool(getattr(pipe, "interrupt", False)),
         shares=RowShares() if distributed else None,
         on_sweep=on_sweep,
     )
-    run = ParallelRun()
-    original = type(pipe)
-
-    @functools.wraps(original.__call__)
-    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return _call(self, original, run, settings, args, kwargs)
-
-    pipe.__class__ = type(original.__name__, (original,), {"__call__": call, "__module__": original.__module__})
-    try:
-        yield run
-    finally:
-        pipe.__class__ = original
 
 
-def denoisers(pipe: Any) -> list[nn.Module]:
-    """The components that are called with a timestep; ValueError where sampling in parallel makes no sense."""
-    components = getattr(pipe, "components", {})
+def stepped_denoisers(pipe: Any) -> list[Denoiser]:
+    """The denoisers that are called with a timestep; ValueError where sampling in parallel makes no sense."""
+    components = getattr(pipe, "components", {})  # anything but a pipeline has none
     if not hasattr(components.get("scheduler"), "step"):
         raise ValueError(f"pipe = {type(pipe).__name__} has no scheduler whose steps could be made in parallel")
-    found = {
-        name: part
-        for name, part in components.items()
-        if isinstance(part, nn.Module) and timestep_argument(inner(part))
-    }
+    found = [denoiser for denoiser in denoisers(pipe) if denoiser.timestep]
     if not found:
         raise ValueError(f"pipe = {type(pipe).__name__} has no component that is called with a timestep")
-    for name, module in found.items():
-        check_caches(name, module)
-        hooks = {hook for part in inner(module).modules() for hook in hooks_of(part)}
-        if any("tgate" in hook for hook in hooks):
-            raise ValueError(f"pipe.{name} has T-GATE, which counts the steps of a sequential run: remove() it first")
+    for denoiser in found:
+        check_caches(denoiser)
     guider = components.get("guider")
-    if guider is not None and (getattr(guider, "_start", 0.0), getattr(guider, "_stop", 1.0)) != (0.0, 1.0):
+    if isinstance(guider, BaseGuidance) and (guider._start, guider._stop) != (0.0, 1.0):
         raise ValueError(f"pipe.guider = {type(guider).__name__} acts on some steps only: use start=0.0, stop=1.0")
-    return list(found.values())
+    return found
 
 
-def _call(
-    pipe: Any, original: type, run: ParallelRun, settings: Settings, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
+def _call(pipe: Any, run: ParallelRun, settings: Settings, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The pipeline's call in parallel, and where that cannot be, as it is."""
-    call: Callable[..., Any] = original.__call__  # type: ignore[operator]
-    arguments = inspect.signature(call).bind(pipe, *args, **kwargs).arguments
+    original = class_beneath(pipe)
+    call: Callable[..., Any] = functools.partial(original.__call__, pipe)  # type: ignore[operator]
+    arguments = inspect.signature(call).bind(*args, **kwargs).arguments
     streams = Streams(arguments.get("generator"))
     before = streams.state()
-    patches = Patches(pipe, denoisers(pipe), settings)
+    session = Session(pipe, stepped_denoisers(pipe), settings)
     try:
         run.fallback = step_decision(original, {**arguments, **arguments.get("kwargs", {})})
         if not run.fallback:
-            with patches:
-                return call(pipe, *args, **patches.callbacks(kwargs))
+            with session:
+                return call(*args, **session.callbacks(kwargs))
     except NotParallelError as error:
         run.fallback = str(error)
     except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
-        if isinstance(error, torch.OutOfMemoryError) or not patches.swept:
+        if isinstance(error, torch.OutOfMemoryError) or not session.swept:
             raise
         run.fallback = f"{original.__name__} failed with many rows at once: {type(error).__name__}: {error}"
     finally:
-        run.add(patches.loops)
-    warnings.warn(f"sampled sequentially: {run.fallback}", stacklevel=4)
+        run.add(session.loops)
+    warnings.warn(f"sampled sequentially: {run.fallback}", stacklevel=5)
     streams.restore(before)
-    return call(pipe, *args, **kwargs)
+    return call(*args, **kwargs)
 
 
 def _expert_boundary(pipe: Any, timesteps: list[Tensor]) -> list[int]:

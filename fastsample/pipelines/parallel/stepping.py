@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 
 from fastsample.fixed_point.trajectory import Trajectory
-from fastsample.pipelines.parallel.streams import Streams
-from fastsample.schedules import NoiseSchedule
+from fastsample.pipelines.overlay import class_beneath
+from fastsample.pipelines.parallel.streams import Drawn, Streams
+from fastsample.pipelines.stateful import stateful
 from fastsample.schedules.base import Node
-
-State = dict[str, Any]
 
 
 class Stepper:
@@ -26,25 +24,31 @@ class Stepper:
 
     def __init__(self, scheduler: Any, timesteps: Sequence[Tensor], arguments: dict[str, Any], like: Tensor) -> None:
         self.scheduler, self.timesteps, self.arguments = scheduler, timesteps, arguments
-        self._step = type(scheduler).step
+        self._step = class_beneath(scheduler).step  # type: ignore[attr-defined]
+        self._run = stateful(scheduler)
         self._generators = Streams(arguments.get("generator"))
+        self._draws = False  # whether a step has drawn: streams that none draws from are left alone
         self._like = like, like  # a sample and an output
         self._scales: bool | None = None  # whether the network's input is another tensor than the sample
-        self._states: dict[int, State] = {0: held(scheduler)}
-        self._streams: dict[int, Any] = {0: self._generators.state()}
+        self._states: dict[int, Any] = {0: self._run.state()}
+        self._streams: dict[int, Drawn] = {0: self._generators.state()}
 
     def go_to(self, index: int) -> None:
         """Put the scheduler where step `index` comes next; steps before were made at least once."""
-        restore(self.scheduler, self._states[index])
-        self._generators.restore(self._streams[index])
+        self._run.restore(self._states[index])
+        if self._draws:
+            self._generators.restore(self._streams[index])
 
     def step(self, index: int, sample: Tensor, output: Tensor) -> Any:
         """What the scheduler's `step` number `index` returns."""
         self.go_to(index)
         self._like = sample, output
+        before = self._generators.state()
         result = self._step(self.scheduler, output, self.timesteps[index], sample, **self.arguments)
-        self._states[index + 1] = held(self.scheduler)
-        self._streams.setdefault(index + 1, self._generators.state())
+        self._states[index + 1] = self._run.state()
+        after = self._generators.state()
+        self._draws = self._draws or after != before
+        self._streams.setdefault(index + 1, after)
         return result
 
     @property
@@ -81,11 +85,9 @@ class Stepper:
 
     def scaled(self, index: int, sample: Tensor) -> Tensor:
         """The network's input for `sample` before step `index`."""
-        if not hasattr(self.scheduler, "scale_model_input"):
-            return sample
         self._reach(index)
-        restore(self.scheduler, self._states[index])
-        scaled: Tensor = self.scheduler.scale_model_input(sample, self.timesteps[index])
+        self._run.restore(self._states[index])
+        scaled = self._run.scale_model_input(sample, self.timesteps[index])
         self._scales = scaled is not sample
         return scaled
 
@@ -157,30 +159,13 @@ def with_sample(result: Any, sample: Tensor) -> Any:
 
 
 def scheduler_nodes(scheduler: Any, timesteps: Sequence[Tensor]) -> list[Node] | None:
-    """The marginals at `timesteps` and at the end, as the scheduler's config has them; None if it is not understood.
+    """The marginals at `timesteps` and at the end, by the scheduler's noise schedule; None if it is not understood.
 
     They set the unit of the tolerance and the first guess, not the result.
     """
     try:
-        schedule = NoiseSchedule.from_config(scheduler.config)
+        schedule = stateful(scheduler).schedule
         nodes = [schedule.node_of(float(t)) for t in timesteps]
         return [*nodes, schedule.node(schedule.clean_time)]
-    except (ValueError, KeyError, AttributeError, TypeError):
+    except ValueError:
         return None
-
-
-def held(scheduler: Any) -> State:
-    """What a scheduler holds, its lists and runs copied so that going on does not change them."""
-    return {name: copied(value) for name, value in vars(scheduler).items() if name not in ("_internal_dict", "step")}
-
-
-def restore(scheduler: Any, state: State) -> None:
-    """Make `scheduler` hold `state`, which stays as it is."""
-    vars(scheduler).update({name: copied(value) for name, value in state.items()})
-
-
-def copied(value: Any) -> Any:
-    """A copy of a container or of an object that knows how to copy itself; anything else as it is."""
-    if isinstance(value, (list, dict, set, deque)) or type(value).__name__ == "RunPerThread":
-        return copy.copy(value)
-    return value

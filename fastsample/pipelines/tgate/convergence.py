@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastsample.pipelines.denoisers import TextReader, attention_modules, find_denoisers
+from fastsample.pipelines.tgate.targets import TextReader, attention_modules, gated_denoisers
 
 MOST_ELEMENTS = 65536
 """Of a layer's output that are kept a step; a fixed random choice beyond that."""
@@ -35,13 +36,16 @@ class Convergence:
 
 
 class _Recorder:
-    """Keeps a layer's cross-attention outputs, one tensor a call."""
+    """Keeps a layer's cross-attention outputs in this thread, one tensor a call."""
 
     def __init__(self, module: nn.Module) -> None:
         self.outputs: list[Tensor] = []
         self._reads_text = TextReader(module)
+        self._thread = threading.get_ident()
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        if threading.get_ident() != self._thread:
+            return
         if not (self._reads_text(args, kwargs) and isinstance(output, Tensor)):
             return
         flat = output.detach().flatten().float()
@@ -62,10 +66,10 @@ def measure_convergence(
     if not tolerance > 0:
         raise ValueError(f"tolerance = {tolerance!r}: give a positive number")
     modules = {
-        f"{part}.{name}": module
-        for part, denoiser in find_denoisers(pipe).items()
-        if part != "controlnet"
-        for name, module in attention_modules(denoiser).items()
+        f"{denoiser.name}.{name}": module
+        for denoiser in gated_denoisers(pipe)
+        if not denoiser.is_controlnet
+        for name, module in attention_modules(denoiser.module).items()
     }
     recorders = {name: _Recorder(module) for name, module in modules.items()}
     handles = [module.register_forward_hook(recorders[name], with_kwargs=True) for name, module in modules.items()]

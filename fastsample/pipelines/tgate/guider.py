@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+import contextlib
 
 from diffusers.configuration_utils import register_to_config
 from diffusers.guiders import ClassifierFreeGuidance
-from diffusers.hooks import HookRegistry
 from torch import Tensor, nn
 
-from fastsample.pipelines.denoisers import attention_modules, check_class
-from fastsample.pipelines.tgate.handle import NAME, remove_hook
-from fastsample.pipelines.tgate.hooks import AttentionHook, Gate
-from fastsample.pipelines.tgate.policy import TGatePolicy
+from fastsample.pipelines.tgate.call import Evaluation, Kept
+from fastsample.pipelines.tgate.hooks import AttentionHook, Gated
+from fastsample.pipelines.tgate.policy import Decision, Guidance, TGatePolicy
+from fastsample.pipelines.tgate.registration import register
+from fastsample.pipelines.tgate.targets import attention_modules, check_class
 
 BRANCHES = ("conditional", "unconditional")
 
@@ -37,36 +37,43 @@ class TGateGuider(ClassifierFreeGuidance):  # type: ignore[misc]
         use_original_formulation: bool = False,
     ) -> None:
         super().__init__(guidance_scale, guidance_rescale, use_original_formulation)
-        self._gate = Gate(TGatePolicy(gate_step, sp_interval, fi_interval, warm_up), pipe=None, keep="positive")
-        self._gate.guided = self._gate.two_calls = True
+        self._gated = Gated(TGatePolicy(gate_step, sp_interval, fi_interval, warm_up), pipe=None, keep="positive")
+        self._hooked = contextlib.ExitStack()  # takes the hooks off
+        self._attention: list[AttentionHook] = []
+        self._decision: Decision | None = None
+        self._kept: Kept = {}
 
     def set_state(self, step: int, num_inference_steps: int, timestep: Tensor) -> None:
-        """Set the step's plan; called by the pipeline before each step."""
+        """Decide what the step does; called by the pipeline before each step."""
         super().set_state(step, num_inference_steps, timestep)
         if step == 0:
-            self._gate.policy.check_steps(num_inference_steps)
-            self._gate.forget()
-        self._gate.plan = self._gate.policy.plan(step)
+            self._gated.policy.check_steps(num_inference_steps)
+            self._free()
+        self._decision = self._gated.policy.decide(step, Guidance.CALLS)
 
     def prepare_models(self, denoiser: nn.Module) -> None:
-        """Hook the denoiser at the first call; name the branch that it runs next."""
-        self._gate.context = BRANCHES[self._count_prepared]
+        """Hook the denoiser at the first call, and say what the branch that it runs next does."""
+        if not self._attention:
+            check_class(type(denoiser).__name__)
+            for name, module in attention_modules(denoiser).items():
+                self._attention.append(AttentionHook(self._gated, name, module))
+                self._hooked.callback(register(module, self._attention[-1]))
+            self._kept = {hook.name: {} for hook in self._attention}
+        if self._decision is not None:
+            self._gated.evaluation = Evaluation(self._decision, BRANCHES[self._count_prepared], self._kept)
         self._count_prepared += 1
-        if self._gate.attention:
-            return
-        check_class(type(denoiser).__name__)
-        for module in attention_modules(denoiser).values():
-            hook = AttentionHook(self._gate, module)
-            HookRegistry.check_if_exists_or_initialize(module).register_hook(hook, NAME)
-            self._gate.attention.append(hook)
 
     def cleanup_models(self, denoiser: nn.Module) -> None:
-        """After the last branch of the last step, take the hooks off."""
+        """After a branch attention does as ever; after the last one of the last step the hooks go."""
+        self._gated.evaluation = None
         if self._step == self._num_inference_steps - 1 and self._count_prepared == self.num_conditions:
-            for module in attention_modules(denoiser).values():
-                remove_hook(module)
-            self._gate.attention.clear()
+            self._free()
+
+    def _free(self) -> None:
+        """Take the hooks off and drop what was kept, that of a call which was aborted too."""
+        self._hooked.close()
+        self._attention, self._kept = [], {}
+        self._gated.evaluation = None
 
     def _is_cfg_enabled(self) -> bool:
-        plan: Any = self._gate.plan
-        return bool(super()._is_cfg_enabled()) and not (plan is not None and plan.drop_guidance)
+        return bool(super()._is_cfg_enabled()) and not (self._decision is not None and self._decision.one_branch)

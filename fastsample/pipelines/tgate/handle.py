@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from torch import nn
-
-from fastsample.pipelines.denoisers import (
-    TextReader,
-    attention_modules,
-    check_caches,
-    find_denoisers,
-    hooks_of,
-    inner,
-)
+from fastsample.pipelines.denoisers import GATE_HOOK, Denoiser, check_caches, hooks_of
+from fastsample.pipelines.tgate.call import CallPerThread
 from fastsample.pipelines.tgate.convergence import Convergence, measure_convergence
+from fastsample.pipelines.tgate.counts import Counts, Macs, TGateSummary
+from fastsample.pipelines.tgate.hooks import AttentionHook, DenoiserHook, Gated
 from fastsample.pipelines.tgate.policy import TGatePolicy
+from fastsample.pipelines.tgate.registration import free_after_calls, register
+from fastsample.pipelines.tgate.targets import TextReader, attention_modules, gated_denoisers
 
-if TYPE_CHECKING:
-    from fastsample.pipelines.tgate.hooks import Gate
+_APPLYING = threading.Lock()  # held while hooks are put on a pipeline
 
-NAME = "fastsample_tgate"
 PRESETS: dict[str, dict[str, Any]] = {
     "sd15": {"gate_step": 10},
     "sd21": {"gate_step": 10},
@@ -77,7 +73,7 @@ class TGate:
 
     @property
     def policy(self) -> TGatePolicy:
-        """The step plan."""
+        """What is decided at each step."""
         values = asdict(self)
         del values["keep"]
         return TGatePolicy(**values)
@@ -88,98 +84,62 @@ class TGate:
         Raises ValueError for models without cross-attention to gate, for pipelines gated already, and for those with
         another cache.
         """
-        denoisers = find_denoisers(pipe)
-        for name, module in denoisers.items():
-            if NAME in hooks_of(inner(module)):
-                raise ValueError(f"pipe.{name} is gated already: remove that handle first")
-            check_caches(name, module)
-        return TGateHandle(self, pipe, denoisers)
-
-
-@dataclass(frozen=True)
-class TGateSummary:
-    """What a handle's hooks have done since it was made or reset.
-
-    Modules hooked; calls of the pipeline; evaluations (of one branch of one image) made and dropped; attention
-    modules computed and reused; multiply-accumulates that all evaluations would have taken, and those saved by
-    dropping guidance and by reusing attention (torch's count, attention's own products included; 0 where the
-    denoiser is compiled); bytes that the kept outputs take now.
-    """
-
-    cross_modules: int
-    self_modules: int
-    calls: int
-    evaluations: int
-    dropped: int
-    cross_computed: int
-    cross_reused: int
-    self_computed: int
-    self_reused: int
-    macs: float
-    macs_saved_by_guidance: float
-    macs_saved_by_caching: float
-    cache_bytes: int
-
-    @property
-    def saved(self) -> float:
-        """The share of multiply-accumulates saved."""
-        return (self.macs_saved_by_guidance + self.macs_saved_by_caching) / self.macs if self.macs else 0.0
+        with _APPLYING:
+            found = gated_denoisers(pipe)
+            for denoiser in found:
+                if GATE_HOOK in hooks_of(denoiser.module):
+                    raise ValueError(f"pipe.{denoiser.name} is gated already: remove that handle first")
+                check_caches(denoiser)
+            return TGateHandle(self, pipe, found)
 
 
 class TGateHandle:
-    """A gated pipeline. A context manager; :meth:`remove` leaves the pipeline as it was before."""
+    """A gated pipeline. A context manager; :meth:`remove` leaves the pipeline as it was before.
 
-    def __init__(self, tgate: TGate, pipe: Any, denoisers: dict[str, nn.Module]) -> None:
-        from fastsample.pipelines.tgate.hooks import AttentionHook, DenoiserHook, Gate
+    The denoisers are gated for every pipeline that has them, and in every thread; each thread has a call of its own.
+    """
 
-        self.gate: Gate = Gate(tgate.policy, pipe, tgate.keep)
-        self._hooked: list[tuple[nn.Module, bool]] = []  # and whether it had a registry
-        modules = {name: attention_modules(module) for name, module in denoisers.items()}  # may raise
-        if not any(TextReader(module).possible for found in modules.values() for module in found.values()):
-            raise ValueError(f"pipe = {type(pipe).__name__}: no cross-attention was found in {', '.join(denoisers)}")
-        for name, module in denoisers.items():
-            group = "controlnet" if name == "controlnet" else "denoiser"
-            own = []
-            for attention in modules[name].values():
-                own.append(AttentionHook(self.gate, attention))
-                self._register(attention, own[-1])
-            self.gate.attention += own
-            self._register(inner(module), DenoiserHook(self.gate, group, own))
-            self._free_after_calls(inner(module))
+    def __init__(self, tgate: TGate, pipe: Any, found: Sequence[Denoiser]) -> None:
+        self._gated = Gated(tgate.policy, pipe, tgate.keep)
+        self._attention: list[AttentionHook] = []
+        modules = {denoiser.name: attention_modules(denoiser.module) for denoiser in found}  # may raise
+        if not any(TextReader(module).possible for part in modules.values() for module in part.values()):
+            raise ValueError(f"pipe = {type(pipe).__name__}: no cross-attention was found in {', '.join(modules)}")
+        with contextlib.ExitStack() as undo:
+            for denoiser in found:
+                own = []
+                for name, module in modules[denoiser.name].items():
+                    own.append(AttentionHook(self._gated, f"{denoiser.name}.{name}", module))
+                    undo.callback(register(module, own[-1]))
+                self._attention += own
+                group = "controlnet" if denoiser.is_controlnet else "denoiser"
+                undo.callback(register(denoiser.module, DenoiserHook(self._gated, denoiser.name, group, own)))
+                undo.callback(free_after_calls(denoiser.module))
+            self._undo = undo.pop_all()
 
     def remove(self) -> None:
         """Take every hook off; the pipeline is what it was."""
-        for module, had_registry in reversed(self._hooked):
-            remove_hook(module, keep_registry=had_registry)
-            module.__dict__.pop("_reset_stateful_cache", None)
-        self._hooked.clear()
-        self.gate.forget()
+        with self._gated.lock:
+            self._undo.close()
+            self._gated.calls = CallPerThread()
 
     def reset(self) -> None:
-        """Forget the last call's outputs and all counts."""
-        from fastsample.pipelines.tgate.hooks import Counts
-
-        self.gate.forget()
-        self.gate.counts = Counts()
+        """Forget the outputs kept and all counts."""
+        with self._gated.lock:
+            self._gated.calls = CallPerThread()
+            self._gated.counts = Counts()
 
     def summary(self) -> TGateSummary:
         """Counts since the handle was made or reset."""
-        from fastsample.pipelines.tgate.hooks import Macs
-
-        hooks, counts = self.gate.attention, asdict(self.gate.counts)
-        macs = self.gate.macs.get("denoiser", Macs())
-        caching = (
-            counts.pop("rows_without_cross") * macs.cross + counts.pop("rows_without_self") * macs.self_attention
-        )
-        kinds = [hook.cross for hook in hooks]
-        return TGateSummary(
+        kinds = [hook.cross for hook in self._attention]
+        call = self._gated.calls.current
+        kept = [value for own in call.kept.values() for value in own.values()] if call else []
+        return TGateSummary.of(
+            self._gated.counts,
+            self._gated.macs.get("denoiser", Macs()),
             kinds.count(True),
             kinds.count(False),
-            **counts,
-            macs=(counts["evaluations"] + counts["dropped"]) * macs.denoiser,
-            macs_saved_by_guidance=counts["dropped"] * macs.denoiser,
-            macs_saved_by_caching=caching,
-            cache_bytes=sum(value.nbytes for hook in hooks for value in hook.kept.values()),
+            sum(value.nbytes for value in kept),
         )
 
     def __enter__(self) -> TGateHandle:
@@ -187,34 +147,3 @@ class TGateHandle:
 
     def __exit__(self, *exception: object) -> None:
         self.remove()
-
-    def _register(self, module: nn.Module, hook: Any) -> None:
-        from diffusers.hooks import HookRegistry
-
-        had_registry = hasattr(module, "_diffusers_hook")
-        HookRegistry.check_if_exists_or_initialize(module).register_hook(hook, NAME)
-        self._hooked.append((module, had_registry))
-
-    def _free_after_calls(self, module: nn.Module) -> None:
-        """Have the pipeline's clean-up reach the hooks, also on models without diffusers' CacheMixin."""
-        if not hasattr(module, "_reset_stateful_cache"):
-            registry: Any = module._diffusers_hook
-            module.__dict__["_reset_stateful_cache"] = registry.reset_stateful_hooks
-
-
-def remove_hook(module: nn.Module, *, keep_registry: bool = False) -> None:
-    """Remove our hook; hooks that were registered after it stay, which diffusers 0.42's remove_hook gets wrong.
-
-    A registry left empty goes too, but for `keep_registry`.
-    """
-    registry: Any = module._diffusers_hook
-    place = registry._hook_order.index(NAME)
-    later = registry._fn_refs[place + 1] if place + 1 < len(registry._fn_refs) else None
-    below = registry._fn_refs[place].original_forward
-    forward = later.forward if later is not None and later.original_forward is not None else None
-    registry.remove_hook(NAME, recurse=False)
-    if later is not None and forward is not None:
-        later.forward, later.original_forward = forward, below
-    if not registry.hooks and not keep_registry:
-        del module._diffusers_hook
-        module.__dict__.pop("forward", None)

@@ -1,4 +1,4 @@
-"""Which attention is computed, stored or reused at a step: the plan of T-GATE, without tensors."""
+"""Which attention is computed, stored or reused at a step, and which guidance branches run: no tensors."""
 
 from __future__ import annotations
 
@@ -14,22 +14,32 @@ class Action(Enum):
     REUSE = "reuse"  # return the kept output
 
 
-@dataclass(frozen=True)
-class StepPlan:
-    """Of one step: cross- and self-attention, and whether guidance is dropped (one branch runs).
+class Guidance(Enum):
+    """How a pipeline's call holds its two guidance branches."""
 
-    With `merge` what is stored is the mean of the two guidance branches.
+    NONE = "none"  # it has one branch
+    HALVES = "halves"  # of one batch
+    CALLS = "calls"  # of the denoiser
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Of one step: what cross- and self-attention do, and how many branches run.
+
+    With `one_branch` guidance is dropped. What is stored is the mean of the branches with `mean_of_halves`, and what
+    is reused with `mean_of_calls`.
     """
 
     cross: Action
     self_attention: Action
-    drop_guidance: bool
-    merge: bool
+    one_branch: bool = False
+    mean_of_halves: bool = False
+    mean_of_calls: bool = False
 
 
 @dataclass(frozen=True)
 class TGatePolicy:
-    """The step plan of T-GATE (arXiv:2404.02747, v1 cross-attention alone, v2 with self-attention).
+    """The decisions of T-GATE (arXiv:2404.02747, v1 cross-attention alone, v2 with self-attention).
 
     Steps count from 0; the gate lies before step `gate_step`. Cross-attention is computed before it and reused
     after. Self-attention is computed every `sp_interval` steps before the gate (always in the first `warm_up`) and
@@ -59,14 +69,19 @@ class TGatePolicy:
         if self.gate_step > steps:
             raise ValueError(f"gate_step = {self.gate_step} with {steps} steps: the gate would never close; lower it")
 
-    def plan(self, step: int) -> StepPlan:
-        """What happens at `step`."""
+    def decide(self, step: int, guidance: Guidance = Guidance.HALVES) -> Decision:
+        """What happens at `step` of a call with such `guidance`."""
         gated, last = step >= self.gate_step, step == self.gate_step - 1
-        dropped = gated and self.drop_guidance
+        dropped = gated and self.drop_guidance and guidance is not Guidance.NONE
         if not self.cache:
-            return StepPlan(Action.COMPUTE, Action.COMPUTE, dropped, merge=False)
-        cross = Action.REUSE if gated else Action.STORE if last else Action.COMPUTE
-        return StepPlan(cross, self._self_attention(step, gated, last), dropped, merge=last and self.drop_guidance)
+            return Decision(Action.COMPUTE, Action.COMPUTE, dropped)
+        return Decision(
+            cross=Action.REUSE if gated else Action.STORE if last else Action.COMPUTE,
+            self_attention=self._self_attention(step, gated, last),
+            one_branch=dropped,
+            mean_of_halves=last and self.drop_guidance and guidance is Guidance.HALVES,
+            mean_of_calls=dropped and guidance is Guidance.CALLS,
+        )
 
     def _self_attention(self, step: int, gated: bool, last: bool) -> Action:
         """Stored only where a later step reads it."""

@@ -1,4 +1,4 @@
-"""What a decoding run is to do, checked before any forward."""
+"""The settings of a decoding run, checked before any forward."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ Constraints = Mapping[int, int] | Sequence[Mapping[int, int]] | None
 
 
 @dataclass(frozen=True)
-class Plan:
-    """The settings of a run, as in :func:`fastsample.decode_masked`. Raises ValueError where they do not fit."""
+class Settings:
+    """The arguments of :func:`fastsample.decode_masked`. Raises ValueError where they do not fit together."""
 
     rule: CommitRule
     gen_length: int
@@ -78,7 +78,7 @@ class Plan:
         return self.rule.random or self.sampling.temperature > 0
 
     def check_model(self, model: object, adapter: Adapter) -> None:
-        """Raise ValueError where the model lacks what the plan needs."""
+        """Raise ValueError where the model lacks what the run needs."""
         name = type(model).__name__
         if self.refinement is not None and not adapter.embeds:
             raise ValueError(

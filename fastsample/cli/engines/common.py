@@ -7,6 +7,14 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import diffusers
+import torch
+import transformers
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from fastsample.demo.bundled import load_pipeline, model_path
+
 Number = TypeVar("Number", int, float)
 DTYPES = ("float32", "float16", "bfloat16")
 
@@ -53,8 +61,6 @@ def read_prompts(prompts: Sequence[str], file: Path | None) -> list[str]:
 
 def check_device(device: str, dtype: str) -> None:
     """Raise ValueError unless `device` and `dtype` exist here."""
-    import torch
-
     if dtype not in DTYPES:
         raise ValueError(f"--dtype = {dtype!r}: use one of {', '.join(DTYPES)}")
     try:
@@ -70,8 +76,6 @@ def check_device(device: str, dtype: str) -> None:
 
 def check_model(model: str | None) -> None:
     """Raise ValueError when `model` looks like a folder and is none, or the bundled model is missing."""
-    from fastsample.demo.bundled import model_path
-
     if model is None:
         if not (model_path() / "model_index.json").is_file():
             raise ValueError(f"--model: the bundled model is missing at {model_path()}; reinstall, or give --model")
@@ -87,17 +91,11 @@ def looks_local(model: str) -> bool:
 
 def load_model(model: str | None, device: str, dtype: str) -> Any:
     """The pipeline of a folder or hub id, or the bundled one."""
-    import torch
-
     torch_dtype = getattr(torch, dtype)
     if model is None:
-        from fastsample.demo.bundled import load_pipeline
-
         return load_pipeline(torch_dtype, device)
-    from diffusers import DiffusionPipeline
-
     try:
-        pipe = DiffusionPipeline.from_pretrained(model, dtype=torch_dtype)
+        pipe = diffusers.DiffusionPipeline.from_pretrained(model, dtype=torch_dtype)
     except Exception as error:  # whatever a broken folder makes of diffusers and transformers
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise ValueError(f"--model = {model!r} could not be loaded: {reason}") from None
@@ -109,9 +107,6 @@ def progress_over(
     results: Iterable[dict[str, Any]], *, total: int, done: int, describe: Callable[[dict[str, Any]], str]
 ) -> None:
     """Draw `results` to the end under a progress bar on stderr; `done` of `total` are there already."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task("benchmark", total=total, completed=done)
@@ -121,9 +116,6 @@ def progress_over(
 
 def quiet() -> None:
     """No advice from the libraries between our own lines."""
-    import diffusers
-    import transformers
-
     diffusers.utils.logging.set_verbosity_error()
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()

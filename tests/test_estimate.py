@@ -1,10 +1,10 @@
-"""The planning page's arithmetic, against cases that are plain by hand."""
+"""The arithmetic of the expected speed-ups, against cases that are plain by hand."""
 
 from __future__ import annotations
 
 import pytest
 
-from fastsample.bench.planning import RowCost, expected_speedup
+from fastsample.bench.estimate import RowCost, expected_speedup
 
 
 def test_rows_cost_what_was_measured_and_between() -> None:

@@ -7,7 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastsample.cli import common
+import torch
+from rich.console import Console
+
+from fastsample.bench import decoding_report as report
+from fastsample.bench.decoding import DecodingBench
+from fastsample.bench.record import Record
+from fastsample.cli.engines import common
+from fastsample.demo.language.loading import load_language_model
+from fastsample.names.rules import parse_method
 
 RULES = [
     "low-confidence",
@@ -60,10 +68,6 @@ class BenchDecoding:
 
     def __call__(self, *, as_json: bool, markdown: bool, plot: bool) -> None:
         """Run them with a progress bar; print the table, and write the files that are asked for."""
-        from rich.console import Console
-
-        from fastsample.bench import decoding_report as report
-
         results = self._execute()
         Console(width=max(Console().width, 165)).print(report.rich_table(results))
         if markdown:
@@ -71,13 +75,13 @@ class BenchDecoding:
         if as_json:
             (self.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
         if plot:
-            report.pareto(results, self.out / "pareto.png")
+            from fastsample.bench import plots  # Matplotlib: only for --plot
+
+            plots.decoding_pareto(results, self.out / "pareto.png")
         print(f"results: {self.out / 'results.jsonl'}")
 
     def _execute(self) -> list[dict[str, Any]]:
         """All is checked before anything is loaded."""
-        from fastsample.names.rules import parse_method
-
         methods = [parse_method(rule) for rule in self.rules or RULES]
         common.check_least(problems=self.problems, batch=self.batch)
         common.check_device(self.device, self.dtype)
@@ -88,12 +92,6 @@ class BenchDecoding:
             )
         common.writable_folder(self.out)
         common.quiet()
-
-        import torch
-
-        from fastsample.bench.decoding import DecodingBench
-        from fastsample.bench.record import Record
-        from fastsample.demo.language.loading import load_language_model
 
         loaded = load_language_model(getattr(torch, self.dtype), self.device, folder=self.model)
         record = Record(self.out / "results.jsonl", resume=self.resume)

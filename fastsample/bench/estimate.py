@@ -1,4 +1,4 @@
-"""What parallel sampling would save, on paper: from measured rounds, the cost of rows, and that of gathering them."""
+"""The speed-up to expect of parallel sampling, computed from measured rounds and the cost of a call by its rows."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from itertools import pairwise
 
 @dataclass(frozen=True)
 class RowCost:
-    """Seconds of a denoiser's call by its rows, as measured; linear between, and past the last in proportion.
+    """Measured seconds of a denoiser call by its rows: linear between measurements, proportional beyond them.
 
     Raises ValueError without the cost of one row, or for a cost that is not positive.
     """
@@ -24,7 +24,7 @@ class RowCost:
 
     @classmethod
     def saturating(cls, free_rows: int) -> RowCost:
-        """A device that evaluates up to `free_rows` in the time of one, and more in proportion; one row is 1."""
+        """A device that evaluates up to `free_rows` rows in the time of one, which is 1, and more in proportion."""
         return cls({1: 1.0, free_rows: 1.0})
 
     def __call__(self, rows: int) -> float:

@@ -1,106 +1,112 @@
-"""What is changed on a pipeline's instances while it samples in parallel; its classes and its code stay."""
+"""One call of a pipeline, its loop driven by sweeps: what is put in the way of its scheduler and its denoisers."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
 import inspect
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from diffusers import DiffusionPipeline
+from torch import Tensor
 
-from fastsample.pipelines.parallel.driver import Loop, Settings
+from fastsample.pipelines.denoisers import Denoiser
+from fastsample.pipelines.overlay import Attribute, overlaid
+from fastsample.pipelines.parallel.driver import Loop
 from fastsample.pipelines.parallel.layout import NotParallelError
+from fastsample.pipelines.parallel.segment import Settings
 
 
-class Patches:
-    """What is changed on a pipeline's instances while it samples; all of it is undone on exit."""
+class Session:
+    """A context in which a call of `pipe` is driven, in this thread alone; all of it is undone on exit."""
 
-    def __init__(self, pipe: Any, modules: list[nn.Module], settings: Settings) -> None:
-        self._pipe, self._modules, self._settings = pipe, modules, settings
+    def __init__(self, pipe: Any, denoisers: list[Denoiser], settings: Settings) -> None:
+        self._pipe, self._denoisers, self._settings = pipe, denoisers, settings
         self.loops: list[Loop] = []  # that steps were made in
+        self.swept = False  # whether a denoiser has been given many rows
         self._scheduler = pipe.scheduler
         self._loop: Loop | None = None
-        self._bar: Any = None
+        self._bar: _Bar | None = None
         self._shared = 0  # rows of the call under way that the processes share
+        self._thread = threading.get_ident()
         self._undo = contextlib.ExitStack()
-        self.swept = False  # whether a denoiser has been given many rows
 
-    def __enter__(self) -> Patches:
-        scheduler, pipe = self._scheduler, self._pipe
-        for module in self._modules:
-            handle = module.register_forward_pre_hook(self._expand, with_kwargs=True)
-            self._undo.callback(handle.remove)
-            if self._settings.shares is not None:
-                self._undo.callback(module.register_forward_hook(self._collect).remove)
-        self._patch(scheduler, "set_timesteps", self._set_timesteps(scheduler.set_timesteps))
-        self._patch(scheduler, "step", self._step(scheduler.step))
-        if hasattr(pipe, "progress_bar"):
-            self._patch(pipe, "progress_bar", self._progress_bar(pipe.progress_bar))
+    def __enter__(self) -> Session:
+        # the loop is given the timesteps of windows, and what it hands to `step` moves windows
+        timesteps = Attribute(lambda own: own.as_subclass(self._kind) if isinstance(own, Tensor) else own)
+        with contextlib.ExitStack() as undo:
+            undo.enter_context(overlaid(self._scheduler, step=self._step, timesteps=timesteps))
+            if isinstance(self._pipe, DiffusionPipeline):  # modular ones have no bar
+                undo.enter_context(overlaid(self._pipe, progress_bar=self._progress_bar))
+            for denoiser in self._denoisers:
+                module = denoiser.component
+                undo.callback(module.register_forward_pre_hook(self._expand, with_kwargs=True).remove)
+                if self._settings.shares is not None:
+                    undo.callback(module.register_forward_hook(self._collect).remove)
+            self._undo = undo.pop_all()
         return self
 
     def __exit__(self, *error: Any) -> None:
         self._undo.close()
-        timesteps = getattr(self._scheduler, "timesteps", None)
-        if isinstance(timesteps, Tensor):
-            self._scheduler.timesteps = timesteps.as_subclass(Tensor)
 
     def callbacks(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """The call's arguments with callbacks that are called once a committed step."""
         given = kwargs.get("callback_on_step_end")
         return kwargs if given is None else {**kwargs, "callback_on_step_end": self._callback(given)}
 
-    # --- patches -----------------------------------------------------------------------------------------
+    # --- what takes the place of the scheduler's and the pipeline's --------------------------------------
 
-    def _patch(self, target: Any, name: str, value: Any) -> None:
-        assert name not in vars(target), f"{type(target).__name__}.{name} is patched already"
-        setattr(target, name, value)
-        self._undo.callback(delattr, target, name)
-
-    def _set_timesteps(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        """Lays out the timesteps as ever, as a tensor that is iterated over sweep by sweep."""
+    @functools.cached_property
+    def _kind(self) -> type[Tensor]:
+        """A class of timesteps that this thread's loop iterates over sweep by sweep."""
 
         def begin(timesteps: Tensor) -> Iterator[Tensor]:
-            if self._loop is not None and self._loop.running:
-                yield from timesteps.as_subclass(Tensor)
+            plain = timesteps.as_subclass(Tensor)
+            if threading.get_ident() != self._thread or (self._loop is not None and self._loop.running):
+                yield from plain
                 return
-            self._loop = Loop(self._scheduler, list(timesteps.as_subclass(Tensor)), self._settings)
+            self._loop = Loop(self._scheduler, list(plain), self._settings)
             self.loops.append(self._loop)
             yield from self._loop
 
-        kind = type("ParallelTimesteps", (Tensor,), {"__iter__": begin})
+        return type("ParallelTimesteps", (Tensor,), {"__iter__": begin})
 
-        @functools.wraps(original)
-        def set_timesteps(*args: Any, **kwargs: Any) -> Any:
-            result = original(*args, **kwargs)
-            self._scheduler.timesteps = self._scheduler.timesteps.as_subclass(kind)
-            return result
+    def _step(
+        self,
+        beneath: Callable[..., Any],
+        model_output: Tensor,
+        timestep: Any,
+        sample: Tensor,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        if self._loop is None:
+            raise NotParallelError(f"{type(self._pipe).__name__} does not iterate over its scheduler's timesteps")
+        names = list(inspect.signature(beneath).parameters)[3:]
+        arguments = {**dict(zip(names, args, strict=False)), **kwargs}
+        before = self._loop.committed
+        result = self._loop.step(model_output, timestep, sample, arguments)
+        if self._bar is not None:
+            self._bar.advance(before, self._loop.committed, len(self._loop.timesteps))
+        return result
 
-        return set_timesteps
+    def _progress_bar(self, beneath: Callable[..., Any], iterable: Any = None, total: int | None = None) -> Any:
+        if iterable is not None:
+            self._bar = _Bar(beneath(total=len(iterable)), 1)
+            return self._bar.over(iterable)
+        self._bar = _Bar(beneath(total=total), getattr(self._scheduler, "order", 1))
+        return self._bar
 
-    def _step(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(original)
-        def step(model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
-            if self._loop is None:
-                raise NotParallelError(f"{type(self._pipe).__name__} does not iterate over its scheduler's timesteps")
-            names = list(inspect.signature(original).parameters)[3:]
-            before = self._loop.committed
-            result = self._loop.step(
-                model_output, timestep, sample, {**dict(zip(names, args, strict=False)), **kwargs}
-            )
-            if self._bar is not None:
-                self._bar.advance(before, self._loop.committed, len(self._loop.timesteps))
-            return result
-
-        return step
+    # --- hooks and callbacks -----------------------------------------------------------------------------
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _expand(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        if self._loop is None or not self._loop.offered:
+        if threading.get_ident() != self._thread or self._loop is None or not self._loop.stepping:
             return None
         expanded = self._loop.call(module, args, kwargs)
         if expanded is None:
@@ -113,21 +119,12 @@ class Patches:
         return (), call
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _collect(self, module: nn.Module, args: Any, output: Any) -> Any:
+    def _collect(self, module: torch.nn.Module, args: Any, output: Any) -> Any:
         """The outputs of all processes' rows, where the call was shared."""
+        if threading.get_ident() != self._thread:
+            return output
         rows, self._shared = self._shared, 0
         return self._settings.shares.gather(output, rows) if self._settings.shares and rows else output
-
-    def _progress_bar(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(original)
-        def progress_bar(iterable: Any = None, total: int | None = None) -> Any:
-            if iterable is not None:
-                self._bar = _Bar(original(total=len(iterable)), 1)
-                return self._bar.over(iterable)
-            self._bar = _Bar(original(total=total), getattr(self._scheduler, "order", 1))
-            return self._bar
-
-        return progress_bar
 
     def _callback(self, given: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(given)

@@ -1,6 +1,6 @@
 """Expected speed-ups of parallel sampling for 1 to 8 devices, on paper: a Markdown page from measured rounds.
 
-    python scripts/plan_parallel.py --results benchmarks/parallel_cpu/results.jsonl --out plan.md
+    python scripts/estimate_parallel.py --results benchmarks/parallel_cpu/results.jsonl --out estimates.md
 
 Rounds come from a record of `fastsample bench --parallel`; what a call costs by its rows from `--rows`, a record of
 scripts/gpu_parallel.py, or from assumed devices that evaluate 1, 2 or 4 rows in the time of one.
@@ -17,15 +17,15 @@ from typing import Annotated
 
 import typer
 
-from fastsample.bench.planning import RowCost, expected_speedup
+from fastsample.bench.estimate import RowCost, expected_speedup
 from fastsample.bench.report import markdown_table
 
 HEADER = """# Expected speed-ups of parallel sampling, on paper
 
-Made by `scripts/plan_parallel.py` from measured rounds and rows a sweep. Columns: what a device is assumed to be, and
-how many of them share a sweep. A saturated device takes twice as long for two rows; "4 free" evaluates up to four in
-the time of one. Gathering a sweep's outputs is taken as 0.05 calls of one row, unless said otherwise. Numbers below 1
-are slower.
+Made by `scripts/estimate_parallel.py` from measured rounds and rows a sweep. Columns: what a device is assumed to be,
+and how many of them share a sweep. A saturated device takes twice as long for two rows; "4 free" evaluates up to four
+in the time of one. Gathering a sweep's outputs is taken as 0.05 calls of one row, unless said otherwise. Numbers
+below 1 are slower.
 
 """
 DEVICES = (1, 2, 4, 8)

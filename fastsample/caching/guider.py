@@ -1,0 +1,5 @@
+"""The guider by the path that saved pipelines name it by."""
+
+from fastsample.pipelines.tgate.guider import TGateGuider
+
+__all__ = ["TGateGuider"]

@@ -1,0 +1,171 @@
+"""Sweeps over a stretch of a pipeline's steps, and the checks that its denoisers' calls bear many rows at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastsample.fixed_point.iterations import FixedPoint, check_settings
+from fastsample.fixed_point.updates import make_update
+from fastsample.pipelines.parallel.conversion import TimestepConversion
+from fastsample.pipelines.parallel.distributed import RowShares
+from fastsample.pipelines.parallel.layout import Call, CallLayout, NotParallelError
+from fastsample.pipelines.parallel.stepping import SchedulerTrajectory, Stepper, next_sample, scheduler_nodes
+
+CHECKED_SWEEPS = 2
+"""Sweeps of a segment that evaluate one more row, whose output is known."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a loop is sampled; `cuts(timesteps)` are the steps that a window does not cross, `constant_rows` pads.
+
+    `on_sweep` is called after every sweep of a segment. Raises ValueError as :func:`check_settings` does.
+    """
+
+    iteration: str
+    window: int | None
+    tolerance: float
+    cuts: Callable[[list[Tensor]], list[int]]
+    constant_rows: bool
+    interrupted: Callable[[], bool]
+    shares: RowShares | None = None
+    on_sweep: Callable[[FixedPoint], None] | None = None
+
+    def __post_init__(self) -> None:
+        check_settings(self.iteration, self.window, self.tolerance)
+
+
+@dataclass
+class Rows:
+    """Steps [R, B] and samples [R, B, ..], and outputs where they are known."""
+
+    steps: Tensor
+    samples: Tensor
+    outputs: Tensor
+
+
+class Segment:
+    """Sweeps over the steps from the one after `known`, a plain step with its sample and output, to `end`."""
+
+    def __init__(
+        self,
+        stepper: Stepper,
+        settings: Settings,
+        known: Rows,
+        end: int,
+        sample: Tensor,
+        calls: list[tuple[nn.Module, Call]],
+    ) -> None:
+        self._stepper, self.known = stepper, known
+        plain = int(known.steps[0, 0])
+        self.start = plain + 1
+        self.layouts = [
+            CallLayout.learn(
+                module, call, stepper.scaled(plain, known.samples[0]), TimestepConversion(stepper.train_steps)
+            )
+            for module, call in calls
+        ]
+        if not self.layouts:
+            raise NotParallelError(
+                "the pipeline steps its scheduler without a call of a denoiser that has a timestep"
+            )
+        for layout in self.layouts:
+            layout.check_timestep(layout.call, stepper.timesteps[plain])
+        nodes = scheduler_nodes(stepper.scheduler, stepper.timesteps)
+        if nodes is None and settings.tolerance > 0:
+            raise NotParallelError(
+                f"tolerance = {settings.tolerance:g} is relative to a noise schedule, and that of "
+                f"{type(stepper.scheduler).__name__} is not understood: use tolerance = 0"
+            )
+        self._trajectory = SchedulerTrajectory(stepper, self.start, end, sample, known.outputs[0], nodes)
+        update = make_update(settings.iteration)
+        self.fixed = FixedPoint(self._trajectory, update, window=settings.window, tolerance=settings.tolerance)
+        self._on_sweep = settings.on_sweep
+        self._constant = self.fixed.window + 1 if settings.constant_rows else 0
+        self._inputs: tuple[Tensor, Tensor] | None = None
+        self._rows = self._asked()
+
+    @property
+    def latest(self) -> Any:
+        """What the scheduler's step returned last."""
+        return self._trajectory.latest
+
+    def layout(self, number: int, module: nn.Module) -> CallLayout:
+        """The layout of a step's call `number`; NotParallelError when it was not a call of `module`."""
+        if number >= len(self.layouts) or self.layouts[number].module is not module:
+            raise NotParallelError("the denoisers called change from step to step")
+        return self.layouts[number]
+
+    def inputs(self) -> tuple[Tensor, Tensor]:
+        """The samples [R, B, ..] of this sweep's rows as scaled for the network, and their timesteps [R, B]."""
+        if self._inputs is None:
+            steps, samples = self._rows.steps, self._rows.samples
+            timesteps = torch.stack(list(self._stepper.timesteps))[steps.to(self._stepper.timesteps[0].device)]
+            self._inputs = self._stepper.scaled_rows(steps, samples), timesteps
+        return self._inputs
+
+    def sweep(self, output: Tensor) -> None:
+        """Take the guided outputs of all rows, flattened."""
+        rows = self._rows
+        count, items = rows.steps.shape
+        if len(output) != count * items:
+            raise NotParallelError(
+                f"{count} rows of {items} images were evaluated, and {len(output)} outputs given to the scheduler"
+            )
+        outputs = output.reshape(count, items, *output.shape[1:])
+        window = len(self.fixed.rows)
+        if self._checked:
+            self._check(outputs[0])
+            rows = Rows(rows.steps[1:], rows.samples[1:], outputs[1:])
+        outputs = outputs[int(self._checked) :][:window]
+        last = window - 1
+        self.known = Rows(rows.steps[last:window], rows.samples[last:window], outputs[last:])
+        if self.fixed.report.sweeps == 0:
+            self._check_repeats(rows.samples[0], outputs[0])
+        self.fixed.sweep(outputs)
+        if self._on_sweep is not None:
+            self._on_sweep(self.fixed)
+        self._inputs = None
+        if not self.fixed.done:
+            self._rows = self._asked()
+
+    @property
+    def _checked(self) -> bool:
+        return self.fixed.report.sweeps < CHECKED_SWEEPS
+
+    def _asked(self) -> Rows:
+        """What this sweep evaluates: perhaps a known row, the windows' rows, and copies of the last as padding."""
+        steps, samples = self.fixed.rows + self.start, self.fixed.states
+        if self._checked:
+            steps = torch.cat([self.known.steps, steps])
+            samples = torch.cat([self.known.samples, samples])
+        missing = max(0, self._constant - len(steps))
+        steps = torch.cat([steps, steps[-1:].expand(missing, -1)])
+        samples = torch.cat([samples, samples[-1:].expand(missing, *samples.shape[1:])])
+        return Rows(steps, samples, samples)
+
+    def _check(self, again: Tensor) -> None:
+        """NotParallelError unless the known row has the same output among others as it had before."""
+        known = self.known.outputs[0].to(again)
+        narrow = [
+            value.dtype for layout in self.layouts for value in layout.call.values() if isinstance(value, Tensor)
+        ]
+        eps = max(torch.finfo(dtype).eps for dtype in [again.dtype, *narrow] if dtype.is_floating_point)
+        difference, size = (value.flatten(1).double().square().mean(-1).sqrt() for value in (again - known, known))
+        if not bool((difference <= eps**0.5 * size).all()):
+            worst = float((difference / size).max())
+            raise NotParallelError(
+                f"a row evaluated again, beside others, differs by {worst:.1e} (rows are mixed, guidance is not copy "
+                "by copy, or something depends on the step)"
+            )
+
+    def _check_repeats(self, sample: Tensor, output: Tensor) -> None:
+        """NotParallelError unless a step of the scheduler made again is the same."""
+        once, again = (next_sample(self._stepper.step(self.start, sample, output)) for _ in range(2))
+        if not torch.equal(once, again):
+            raise NotParallelError("a step made again is another: the scheduler draws from a source of its own")

@@ -1,0 +1,44 @@
+"""Registering T-GATE's hooks, and taking them off without a trace."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from diffusers.hooks import HookRegistry, ModelHook
+from torch import nn
+
+from fastsample.pipelines.denoisers import GATE_HOOK
+
+
+def register(module: nn.Module, hook: ModelHook) -> Callable[[], None]:
+    """Put `hook` on `module`; what takes it off again."""
+    had_registry = "_diffusers_hook" in vars(module)
+    HookRegistry.check_if_exists_or_initialize(module).register_hook(hook, GATE_HOOK)
+    return lambda: _remove(module, keep_registry=had_registry)
+
+
+def free_after_calls(module: nn.Module) -> Callable[[], None]:
+    """Have the pipeline's clean-up reach the hooks, also on models without diffusers' CacheMixin; what undoes it."""
+    if not hasattr(module, "_reset_stateful_cache"):
+        registry: Any = module._diffusers_hook
+        vars(module)["_reset_stateful_cache"] = registry.reset_stateful_hooks
+    return lambda: vars(module).pop("_reset_stateful_cache", None)
+
+
+def _remove(module: nn.Module, *, keep_registry: bool) -> None:
+    """Remove our hook; hooks that were registered after it stay, which diffusers 0.42's remove_hook gets wrong.
+
+    A registry left empty goes too, but for `keep_registry`.
+    """
+    registry: Any = module._diffusers_hook
+    place = registry._hook_order.index(GATE_HOOK)
+    later = registry._fn_refs[place + 1] if place + 1 < len(registry._fn_refs) else None
+    below = registry._fn_refs[place].original_forward
+    forward = later.forward if later is not None and later.original_forward is not None else None
+    registry.remove_hook(GATE_HOOK, recurse=False)
+    if later is not None and forward is not None:
+        later.forward, later.original_forward = forward, below
+    if not registry.hooks and not keep_registry:
+        del module._diffusers_hook
+        vars(module).pop("forward", None)

@@ -1,0 +1,1 @@
+"""Grid nodes of each family of models, from a scheduler's config and the arguments of `set_timesteps`."""
