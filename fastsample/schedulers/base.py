@@ -117,9 +117,8 @@ class TableScheduler(Readings, EDMInterface, Noising, SchedulerMixin, ConfigMixi
             model_output = -model_output
         if model_output.shape != sample.shape:
             model_output = _without_variance(model_output, sample)
-        run, time = self._run, one_time(timestep)
-        if time is None and isinstance(timestep, Tensor) and not serves(run):
-            time = one_time(timestep.cpu())  # one that all rows share, or nothing
+        run = self._run
+        time = one_time(timestep, run)
         tokens = per_token_timesteps
         if time is None or (tokens is not None and serves(run)):
             refuse_with_rows(run, eta=eta, prev_timestep=prev_timestep, pred_original_sample=pred_original_sample)

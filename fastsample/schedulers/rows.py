@@ -48,14 +48,20 @@ class RowTables:
     data: Tensor
 
 
-def one_time(timestep: Any) -> Any:
-    """The one time of a timestep; None where rows or tokens may have their own. Nothing on a device is read."""
+def one_time(timestep: Any, run: Run) -> Any:
+    """The one time of a timestep; None where rows or tokens may have their own. Nothing on a device is read.
+
+    Unless :func:`serves` is not so: then it is, to see whether all are the same.
+    """
     if not isinstance(timestep, Tensor) or timestep.ndim == 0:
         return timestep
-    first = timestep[(0,) * timestep.ndim] if timestep.numel() else timestep
-    if timestep.numel() == 1 or not any(timestep.stride()):
-        return first
-    return first if timestep.device.type == "cpu" and bool((timestep == first).all()) else None
+    if timestep.numel() == 1:
+        return timestep.flatten()[0]
+    if serves(run):  # those that a tensor has been spread to are one, but for rows that have had their own
+        spread = timestep.numel() and not any(timestep.stride()) and run.rows is None
+        return timestep[(0,) * timestep.ndim] if spread else None
+    values = timestep.cpu().flatten()
+    return values[0] if len(values) and bool((values == values[0]).all()) else None
 
 
 def serves(run: Run) -> bool:
@@ -71,7 +77,7 @@ def step_rows(
     `times` is [B] or [B, T] for a sample [B, ..] or [B, T, ..]; none is read. Each element goes to the next cleaner
     point of the run's grid, from its own point of the grid or from between two; one that is clean stays. An element
     that was at the point before in the last call goes on with its history, any other takes a first-order step; of
-    solvers that carry more than one entry of history all do. `adjust`, where given, clips the clean sample.
+    solvers that carry more than one entry (not :func:`serves`) all do. `adjust`, where given, clips the clean sample.
     Raises ValueError for other shapes, and for solvers with stages.
     """
     layout, setup = run.laid.layout, run.laid.setup
@@ -102,9 +108,8 @@ def step_rows(
     onto = to_alpha - alpha * ratio
     weights = torch.stack([ratio + onto * a, onto * b, torch.zeros_like(ratio)], -1)
     weights = torch.where(placed[..., None], tables.fresh[index], weights)
-    past, entry = run.rows, torch.zeros_like(sample, dtype=dtype)
-    known = isinstance(past, RowHistory) and past.index.shape == times.shape and past.entry.shape == sample.shape
-    if known and serves(run):
+    past, entry = _history(run, times, dtype), torch.zeros_like(sample, dtype=dtype)
+    if past is not None and past.index.shape == times.shape and past.entry.shape == sample.shape:
         weights = torch.where((placed & (past.index == index - 1))[..., None], tables.full[index], weights)
         entry = past.entry
 
@@ -121,6 +126,20 @@ def step_rows(
     made = each(tables.entry[index, 0]) * x + each(tables.entry[index, 1]) * f
     carried = RowHistory(torch.where(placed, index, -2), made)
     return torch.where(rests, x, following).to(sample.dtype), data.to(sample.dtype), carried
+
+
+def _history(run: Run, times: Tensor, dtype: torch.dtype) -> RowHistory | None:
+    """What rows carry: of their own steps, or of steps that all have made together."""
+    if not serves(run):
+        return None
+    if isinstance(run.rows, RowHistory):
+        return run.rows
+    stored = run.lanes[0].runner.stored if len(run.lanes) == 1 else ()
+    if len(stored) != 1 or stored[0] is None or run.step_index is None:
+        return None
+    last = run.step_index - 1
+    scale = run.lanes[0].runner.lowered.steps[last - run.start].scales[0] or 0.0
+    return RowHistory(torch.full_like(times, last, dtype=torch.int64), scale * stored[0].to(dtype))
 
 
 def apart(run: Run, timestep: Any, times: Tensor, sample: Tensor) -> Tensor:
