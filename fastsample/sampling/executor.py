@@ -35,6 +35,12 @@ class Runner:
         self._fused: FusedSteps | None = None
         self._choice: tuple[torch.device, str | None, bool] | None = None
 
+    def __copy__(self) -> Runner:
+        """At the same point; what was compiled is shared."""
+        twin = Runner.__new__(Runner)
+        twin.__dict__.update(self.__dict__)
+        return twin
+
     def step(self, index: int, sample: Tensor, output: Tensor, noise: Tensor | None = None) -> Tensor:
         """The next sample, in `sample`'s dtype. Raises ValueError where step `index` adds `noise` and has none."""
         step = self.lowered.steps[index]

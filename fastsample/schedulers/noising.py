@@ -1,23 +1,30 @@
-"""The forward process, as pipelines and training loops ask a scheduler for it."""
+"""The forward process, as pipelines and training loops ask a scheduler for it: no loop, no wait for the device."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastsample.sampling.backend import accumulation_dtype
-from fastsample.schedulers.run import RunPerThread
-from fastsample.schedules.base import NoiseSchedule
+from fastsample.schedulers.levels import marginals
+from fastsample.schedulers.stateful import Stateful
 
 
-class Noising:
-    """`add_noise` and its kin, at the timesteps of the run or of training."""
+class Noising(Stateful):
+    """`add_noise` and its kin, at the timesteps that the caller passes: of training, whatever run there was before.
 
-    _schedule: NoiseSchedule
-    _runs: RunPerThread
+    One time for all rows which the coming step of an image-to-image run (one with a `begin_index`) tells its network
+    means that run's own point: on grids placed by noise level it lies between two timesteps of training.
+    """
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """`alpha data + sigma noise` at `timesteps` (one a batch item, or one for all)."""
+        """`alpha data + sigma noise`; `timesteps` are one for all, one a row [B], or one a token [B, T].
+
+        Whole timesteps of VP models are looked up, others lie between two (log alpha is linear there).
+        Raises ValueError for timesteps that are on the host and beyond those of training; a device asserts.
+        """
         alpha, sigma = self._marginals(timesteps, original_samples)
         return (alpha * original_samples + sigma * noise).to(original_samples.dtype)
 
@@ -26,22 +33,58 @@ class Noising:
         return self.add_noise(sample, noise, timestep)
 
     def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """`alpha noise - sigma data` (VP), the target of v prediction."""
-        alpha, sigma = self._marginals(timesteps, sample)
-        return (alpha * noise - sigma * sample).to(sample.dtype)
+        """The target of velocity models: on VP models `alpha noise - sigma data`, on flow models `noise - data`.
 
-    def _marginals(self, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        """What multiplies the caller's clean sample and noise at `timesteps`, shaped to multiply `like`."""
-        run = self._runs.current
-        if run.nodes and run.begin_index is not None:
-            index = run.begin_index if run.step_index is None else run.step_index
-            nodes = [run.nodes[index]] * len(timesteps.reshape(-1))
+        On EDM models (alpha noise - sigma data) / sqrt(alpha^2 + sigma^2) of data scaled to unit variance, as in
+        `fastsample.tables.prediction`.
+        """
+        schedule = self._setup.schedule
+        alpha, sigma = self._marginals(timesteps, sample)
+        if schedule.kind == "flow":
+            return (noise - sample).to(sample.dtype)
+        if schedule.kind == "edm":
+            scale = schedule.data_scale
+            velocity = (scale * noise - sigma / scale * sample) * (scale**2 + sigma**2) ** -0.5
         else:
-            scheduled = {node.time: node for node in run.nodes[:-1]}
-            times = timesteps.reshape(-1).tolist()
-            nodes = [scheduled.get(float(time)) or self._schedule.node_of(float(time)) for time in times]
-        shape = (-1, *[1] * (like.ndim - 1))
+            velocity = alpha * noise - sigma * sample
+        return velocity.to(sample.dtype)
+
+    def _marginals(self, timesteps: Any, like: Tensor) -> tuple[Tensor, Tensor]:
+        """What multiplies the caller's clean sample and noise at `timesteps`, shaped to multiply `like`."""
+        times = torch.as_tensor(timesteps, device=None if isinstance(timesteps, Tensor) else "cpu")
         dtype = accumulation_dtype(like.dtype)
-        scale = self._schedule.data_scale
-        values = torch.tensor([[node.alpha / scale, node.sigma] for node in nodes], dtype=dtype, device=like.device)
-        return values[:, 0].reshape(shape), values[:, 1].reshape(shape)
+        setup = self._setup
+        alpha, sigma = marginals(setup.schedule, setup.levels, times, like.device, dtype)
+        own = self._own_point(times)
+        if own is not None:
+            time, of_data, of_noise = own
+            same = (times == time).all().to(like.device)
+            alpha, sigma = torch.where(same, of_data, alpha), torch.where(same, of_noise, sigma)
+        shape = _broadcast_shape(times, like)
+        return alpha.reshape(shape).to(dtype), sigma.reshape(shape).to(dtype)
+
+    def _own_point(self, times: Tensor) -> tuple[float, float, float] | None:
+        """The time that the coming step of a run with a begin index tells, with the marginal that it really has."""
+        run = self._held.run
+        layout, index = run.laid.layout, run.coming
+        if run.begin_index is None or layout is None or index is None or index >= len(layout):
+            return None
+        node, schedule = layout.nodes[index], run.laid.setup.schedule
+        if node == schedule.node_of(node.time):
+            return None
+        return layout.times[index], node.alpha / schedule.data_scale, node.sigma
+
+
+def _broadcast_shape(times: Tensor, like: Tensor) -> tuple[int, ...]:
+    """The shape of what multiplies `like`. Raises ValueError where the times are of other rows or tokens."""
+    ones = (1,) * like.ndim
+    if times.numel() == 1:
+        return ones
+    if times.shape == like.shape[: times.ndim]:
+        return (*times.shape, *ones[times.ndim :])
+    if times.numel() == like.shape[0]:
+        return (len(like), *ones[1:])
+    raise ValueError(
+        f"timesteps has shape {tuple(times.shape)} for samples of shape {tuple(like.shape)}: give one for all, one a "
+        "row [B] or one a token [B, T]"
+    )

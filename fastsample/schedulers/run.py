@@ -1,86 +1,140 @@
-"""The state of one sampling run, one for each thread, so that pipelines in threads can share a scheduler."""
+"""The state of one sampling run: values that are never changed, only replaced, one for each thread.
+
+So a copy of a scheduler, or of its `__dict__`, however shallow, goes on by itself, and a snapshot costs nothing.
+"""
 
 from __future__ import annotations
 
-import copy
 import threading
+import weakref
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
-from fastsample.sampling.backend import Stored
 from fastsample.sampling.executor import Runner
+from fastsample.schedulers.layout import Laid
 from fastsample.schedules.base import Node
 from fastsample.tables.table import Table
 
 
-@dataclass
-class Run:
-    """What `set_timesteps` lays out, and how far the steps have come."""
+@dataclass(slots=True, eq=False)
+class Lane:
+    """What one trajectory carries: the runner with its values, and the sample that its step returned.
 
-    timesteps: Tensor
-    sigmas: Tensor
-    grid: tuple[Node, ...] = ()  # the boundaries of the steps
-    nodes: tuple[Node, ...] = ()  # the evaluations and the final point
-    num_inference_steps: int | None = None
-    table: Table | None = None
-    runner: Runner | None = None
-    table_start: int = 0
-    before: Stored | None = None  # what the runner had stored before the last step, where it may be taken back
-    step_index: int | None = None
-    begin_index: int | None = None
-    eta: float = 0.0  # DDIM's, an argument of its steps
+    `shape` is that of the values; () before the first step.
+    """
 
-    def advance(self) -> None:
-        """Count a step."""
-        self.step_index = (self.step_index or 0) + 1
+    runner: Runner
+    shape: tuple[int, ...] = ()
+    made: weakref.ref[Tensor] | None = None
 
-    def go_to(self, step_index: int | None) -> None:
-        """Make `step_index` the coming step; the last step is taken back, with what it carried."""
-        if self.before is not None and self.step_index is not None and step_index == self.step_index - 1:
-            assert self.runner is not None
-            self.runner.stored, self.before = self.before, None
-        self.step_index = step_index
-
-    def restart(self) -> None:
-        """Forget the steps made; the table is built again."""
-        self.table, self.runner, self.before = None, None, None
-
-    def copied(self) -> Run:
-        """The run as it stands; going on with either leaves the other."""
-        return replace(self, runner=copy.copy(self.runner))
-
-    def fresh(self) -> Run:
-        """The same grid, with no step made."""
-        run = replace(self, table_start=0, step_index=None, begin_index=None)
-        run.restart()
-        return run
-
-
-class RunPerThread(threading.local):
-    """Holds a thread's :class:`Run` in `current`; a thread without one starts from the latest grid of any."""
-
-    def __init__(self, shared: dict[str, Run]) -> None:
-        self._shared = shared
-        self.current = shared["latest"].fresh()
-
-    def begin(self, run: Run) -> None:
-        """Start `run` in this thread."""
-        self.current = self._shared["latest"] = run
-
-    def __copy__(self) -> RunPerThread:
-        """This thread's run as it stands; going on with either leaves the other."""
-        return _restored(self.current.copied())
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> RunPerThread:
-        return _restored(copy.deepcopy(self.current, memo))
+    def returned(self, sample: Tensor | None) -> bool:
+        """Whether `sample` is the very tensor that this trajectory's last step returned."""
+        return self.made is not None and sample is not None and self.made() is sample
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _restored, (self.current,)
+        return Lane, (self.runner, self.shape)  # a tensor elsewhere is not the one returned
 
 
-def _restored(run: Run) -> RunPerThread:
-    runs = RunPerThread({"latest": run})
-    runs.begin(run)
-    return runs
+@dataclass(slots=True, eq=False)
+class Run:
+    """What `set_timesteps` laid out, and how far the steps have come. Never changed once made.
+
+    `lanes` are the trajectories that have reached `step_index`: one, unless the step before it was made several
+    times; `previous` are those that had reached the step before, `source` is the one stepped from last, and `beside`
+    are those that have gone on from `step_index` already, where it is stepped from again.
+    """
+
+    laid: Laid
+    step_index: int | None = None
+    begin_index: int | None = None
+    start: int = 0  # the evaluation at which the table in use begins
+    eta: float = 0.0  # of that table: 0 is the solver's own
+    lanes: tuple[Lane, ...] = ()
+    previous: tuple[Lane, ...] = ()
+    beside: tuple[Lane, ...] = ()
+    source: Lane | None = None
+    rows: Any = None  # the history of steps whose rows or tokens each have a time of their own
+
+    @property
+    def coming(self) -> int | None:
+        """The index of the coming step, where it is known before its timestep is."""
+        return self.begin_index if self.step_index is None else self.step_index
+
+    @property
+    def grid(self) -> tuple[Node, ...]:
+        """The boundaries of the steps."""
+        return self.laid.layout.grid if self.laid.layout else ()
+
+    @property
+    def table_start(self) -> int:
+        return self.start
+
+    @property
+    def table(self) -> Table:
+        """The table in use."""
+        return self.laid.compiled(self.start, self.eta).table
+
+    def at(self, index: int | None, eta: float = 0.0) -> Run:
+        """With `index` as the coming step, and nothing carried there."""
+        return Run(self.laid, index, self.begin_index, index or 0, eta)
+
+    def back_to(self, index: int | None) -> Run:
+        """With `index` as the coming step; where that takes the last step back, with what was carried before it."""
+        if index == self.step_index:
+            return self
+        if self.source is not None and self.step_index is not None and index == self.step_index - 1:
+            return replace(self, step_index=index, lanes=(self.source,), previous=(), source=None)
+        return self.at(index)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Run:
+        return self
+
+
+class Shelf(threading.local):
+    """One scheduler's runs, each thread's own where it alone finds it."""
+
+    def __init__(self) -> None:
+        self.owner = object()
+        self.run: Run | None = None
+
+
+class Held:
+    """The run as an attribute of a scheduler, with the thread that it belongs to.
+
+    A thread finds its own run here, or on the shelf where another thread has used the scheduler since; a thread
+    that has none starts on the grid laid out last. A deep copy, as of a scheduler's `__dict__`, holds the run of the
+    thread that makes it; :meth:`apart` is for another scheduler.
+    """
+
+    __slots__ = ("_owner", "_run", "_shelf")
+
+    def __init__(self, run: Run, shelf: Shelf | None = None) -> None:
+        self._run, self._shelf = run, Shelf() if shelf is None else shelf
+        self._owner = self._shelf.owner
+        self._shelf.run = run
+
+    @property
+    def run(self) -> Run:
+        """This thread's run."""
+        shelf = self._shelf
+        if self._owner is shelf.owner:
+            return self._run
+        return Run(self._run.laid) if shelf.run is None else shelf.run
+
+    def then(self, run: Run) -> Held:
+        """What a scheduler holds when this thread's run has become `run`."""
+        return Held(run, self._shelf)
+
+    def apart(self) -> Held:
+        """This thread's run for another scheduler."""
+        return Held(self.run)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Held:
+        kept = Held.__new__(Held)
+        kept._run, kept._shelf, kept._owner = self.run, self._shelf, self._shelf.owner
+        return kept
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Held, (self.run,)
