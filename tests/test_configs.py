@@ -279,7 +279,7 @@ def test_the_beta_grids_a_and_b_are_honoured_on_every_family(a: float, b: float)
 def test_every_grid_option_is_found() -> None:
     assert grid_options("karras") == {"rho": 7.0}
     assert grid_options("linear-quadratic") == {"threshold": 0.025}
-    assert {name for name in GRIDS if grid_options(name)} == {"karras", "beta", "linear-quadratic"}
+    assert {name for name in GRIDS if grid_options(name)} == {"karras", "beta", "beta-time", "linear-quadratic"}
     config = dict(FlowMatchEulerDiscreteScheduler().config)
     scheduler = fs.create_scheduler("ddim", config, grid="linear-quadratic", grid_options={"threshold": 0.1})
     scheduler.set_timesteps(10)
@@ -357,6 +357,21 @@ def test_a_grid_of_more_steps_than_times_is_refused_or_whole(grid: str) -> None:
 def test_times_that_were_not_trained_are_one_line(config: dict[str, Any], call: dict[str, Any], words: str) -> None:
     for kind in CLASSES:
         check_refused(lambda kind=kind: kind.from_config(config).set_timesteps(**call), words)
+
+
+def test_a_grid_gives_way_to_sigmas_and_timesteps_on_every_family_unless_they_are_to_be_replaced() -> None:
+    for config, call in (
+        (SD, {"timesteps": [900, 300, 100]}),
+        (SD, {"sigmas": [9.0, 2.0, 0.3]}),
+        (EDM, {"sigmas": [9.0, 2.0, 0.3]}),
+    ):
+        plain = fs.DDIMScheduler.from_config(config)
+        asked = fs.DDIMScheduler.from_config(config, timestep_grid="karras")
+        replaced = fs.DDIMScheduler.from_config(config, timestep_grid="karras", passed_sigmas="replace")
+        plain.set_timesteps(**call), asked.set_timesteps(**call)
+        assert torch.equal(plain.sigmas, asked.sigmas)
+        replaced.set_timesteps(**call), asked.set_timesteps(3)
+        assert torch.equal(replaced.sigmas, asked.sigmas)
 
 
 def test_reading_a_config_does_not_change_it() -> None:
