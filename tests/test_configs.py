@@ -61,6 +61,9 @@ WRONG: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     (SD, {"shift_terminal": 0.1}, "shift_terminal = 0.1: only flow"),
     (SD, {"use_dynamic_shifting": True}, "use_dynamic_shifting = True: only flow"),
     (SD, {"invert_sigmas": True}, "invert_sigmas = True: only flow"),
+    (SD, {"flow_shift": 3.0}, "flow_shift = 3.0: only flow"),
+    (FLOW, {"timestep_spacing": "trailing"}, "option timestep_spacing = 'trailing': it has no effect on a flow"),
+    (FLOW, {"rescale_betas_zero_snr": True}, "option rescale_betas_zero_snr = True"),
     (SD, {"dynamic_thresholding_ratio": 2.0}, "dynamic_thresholding_ratio = 2.0"),
     (SD, {"sample_max_value": 0}, "sample_max_value = 0"),
     (SD, {"rho": -7.0, "use_karras_sigmas": True}, "rho = -7.0"),
@@ -72,8 +75,8 @@ WRONG: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     (SD, {"sigma_min": 5.0, "sigma_max": 1.0, "use_karras_sigmas": True}, "need sigma_min < sigma_max"),
     (SD, {"sigma_min": math.nan, "use_karras_sigmas": True}, "sigma_min = nan"),
     (SD, {"grid_options": {"a": 0.5}}, "grid_options: a = 0.5 is unknown"),
-    (SD, {"grid_options": {"c": 0.5}, "timestep_grid": "beta"}, "'beta' has a, b"),
-    (SD, {"grid_options": {"a": 0.5}, "timestep_grid": "quadratic"}, "'quadratic' has no options"),
+    (SD, {"grid_options": {"c": 0.5}, "timestep_grid": "beta"}, "the beta grid has a, b"),
+    (SD, {"grid_options": {"a": 0.5}, "timestep_grid": "quadratic"}, "the quadratic grid has no options"),
     (SD, {"grid_options": {"a": -1}, "timestep_grid": "beta"}, "a = -1: give a positive number"),
     (SD, {"s_noise": 1.01}, "option s_noise = 1.01 is unknown"),
     (FLOW, {"s_churn": 0.2}, "option s_churn = 0.2 is unknown"),
@@ -276,10 +279,27 @@ def test_the_beta_grids_a_and_b_are_honoured_on_every_family(a: float, b: float)
         np.testing.assert_allclose(got, got[-1] + quantiles * (got[0] - got[-1]), rtol=2e-5)
 
 
+def test_numbers_of_numpy_are_numbers() -> None:
+    config = {**FLOW, "shift": np.float32(3.0), "num_train_timesteps": np.int64(1000), "shift_terminal": 0.0}
+    ours, wanted = fs.DDIMScheduler.from_config(config), FlowMatchEulerDiscreteScheduler(shift=3.0)
+    for scheduler in (ours, wanted):
+        scheduler.set_timesteps(5)
+    torch.testing.assert_close(ours.sigmas, wanted.sigmas, rtol=1e-5, atol=1e-6)
+
+
+def test_options_of_a_flagged_grid() -> None:
+    options = {"a": 0.5, "b": 0.8}
+    flagged = fs.DDIMScheduler.from_config({**SD, "use_beta_sigmas": True}, grid_options=options)
+    named = fs.create_scheduler("ddim", SD, grid="beta", grid_options=options)
+    for scheduler in (flagged, named):
+        scheduler.set_timesteps(7)
+    assert torch.equal(flagged.sigmas, named.sigmas)
+
+
 def test_every_grid_option_is_found() -> None:
     assert grid_options("karras") == {"rho": 7.0}
     assert grid_options("linear-quadratic") == {"threshold": 0.025}
-    assert {name for name in GRIDS if grid_options(name)} == {"karras", "beta", "linear-quadratic"}
+    assert {name for name in GRIDS if grid_options(name)} == {"karras", "beta", "beta-time", "linear-quadratic"}
     config = dict(FlowMatchEulerDiscreteScheduler().config)
     scheduler = fs.create_scheduler("ddim", config, grid="linear-quadratic", grid_options={"threshold": 0.1})
     scheduler.set_timesteps(10)
@@ -357,6 +377,21 @@ def test_a_grid_of_more_steps_than_times_is_refused_or_whole(grid: str) -> None:
 def test_times_that_were_not_trained_are_one_line(config: dict[str, Any], call: dict[str, Any], words: str) -> None:
     for kind in CLASSES:
         check_refused(lambda kind=kind: kind.from_config(config).set_timesteps(**call), words)
+
+
+def test_a_grid_gives_way_to_sigmas_and_timesteps_on_every_family_unless_they_are_to_be_replaced() -> None:
+    for config, call in (
+        (SD, {"timesteps": [900, 300, 100]}),
+        (SD, {"sigmas": [9.0, 2.0, 0.3]}),
+        (EDM, {"sigmas": [9.0, 2.0, 0.3]}),
+    ):
+        plain = fs.DDIMScheduler.from_config(config)
+        asked = fs.DDIMScheduler.from_config(config, timestep_grid="karras")
+        replaced = fs.DDIMScheduler.from_config(config, timestep_grid="karras", passed_sigmas="replace")
+        plain.set_timesteps(**call), asked.set_timesteps(**call)
+        assert torch.equal(plain.sigmas, asked.sigmas)
+        replaced.set_timesteps(**call), asked.set_timesteps(3)
+        assert torch.equal(replaced.sigmas, asked.sigmas)
 
 
 def test_reading_a_config_does_not_change_it() -> None:
