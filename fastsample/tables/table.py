@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastsample.schedules.base import Node
-from fastsample.tables.prediction import Space, output_axes, prediction_weights
+from fastsample.tables.prediction import Space, check_prediction_type, output_axes, prediction_weights
+from fastsample.tables.reading import read_json
 from fastsample.tables.row import Row, Weights
 
 
@@ -65,6 +66,8 @@ class Table:
     exact_variance: bool = True
 
     def __post_init__(self) -> None:
+        check_prediction_type(self.prediction_type)
+        check_reads(self.steps)
         first, last = self.steps[0].node, self.steps[-1].target
         for data, noise in ((1.0, 0.0), (0.0, 1.0)):
             if noise and (self.stochastic or not self.exact_variance):
@@ -110,14 +113,13 @@ class Table:
         return Unrolled(full[:, 0], full[:, 1 : 1 + count], full[:, 1 + count :])
 
     def to_json(self) -> str:
-        """This table as JSON text; :meth:`from_json` gives an equal table back."""
+        """This table as JSON text; :meth:`from_json` gives an equal table back, to the last digit."""
         return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> Table:
-        raw = json.loads(text)
-        raw["steps"] = tuple(_step_from_dict(step) for step in raw["steps"])
-        return cls(**raw)
+        """The table that :meth:`to_json` wrote; ValueError, in one line, on any other text."""
+        return read_json(cls, text)
 
     def __str__(self) -> str:
         lines = [f"{self.solver}, {self.prediction_type}, {self.nfe} evaluations"]
@@ -226,15 +228,15 @@ class _Said:
         return Combination(sample, output, weights.history[1:], dict(weights.states), weights.noise)
 
 
-def _step_from_dict(raw: Mapping[str, Any]) -> Step:
-    def combination(value: Mapping[str, Any]) -> Combination:
-        return Combination(**{**value, "history": tuple(value["history"])})
-
-    return Step(
-        Node(**raw["node"]),
-        Node(**raw["target"]),
-        combination(raw["next"]),
-        (raw["data"][0], raw["data"][1]),
-        combination(raw["entry"]) if raw["entry"] is not None else None,
-        {name: combination(value) for name, value in raw["states"].items()},
-    )
+def check_reads(steps: Sequence[Step]) -> None:
+    """Raise ValueError unless there are steps, and each reads entries and states that earlier ones have made."""
+    if not steps:
+        raise ValueError("steps = (): a table has at least one step")
+    known = set[str]()
+    for index, step in enumerate(steps):
+        for read in (step.next, *((step.entry,) if step.entry else ()), *step.states.values()):
+            unmade = set(read.states) - known
+            if unmade or any(read.history[index:]):
+                what = f"states {sorted(unmade)}" if unmade else f"{len(read.history)} history entries"
+                raise ValueError(f"steps[{index}] reads {what}, which no step before it has made")
+        known.update(step.states)
