@@ -58,7 +58,6 @@ def measure(case: Case, bandwidth: float, repeats: int, compiler: str) -> Iterat
 
 CANDIDATES: dict[str, dict[str, list[int]]] = {
     "linear_step": {"block": [512, 1024, 2048], "warps": [4, 8]},
-    "guidance_factor": {"block": [2048, 4096, 8192], "warps": [4, 8]},
     "triangular_mix": {"rows": [8, 16], "columns": [128, 256, 512], "warps": [2, 4]},
     "token_statistics": {"block": [512, 1024, 2048, 4096], "warps": [4, 8], "chunk": [4096, 8192, 16384]},
 }

@@ -98,6 +98,44 @@ def test_too_few_evaluations_is_an_error() -> None:
         integrate_adaptive(VP, MIXTURE.model(VP), start(VP, 1.0), max_evaluations=7)
 
 
+@pytest.mark.parametrize("space", ["noise", "data"])
+@pytest.mark.parametrize("order", [2, 3])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("first", [1, 2, 3, 5, 8])
+def test_the_first_output_that_is_not_finite_is_named(order: int, space: str, bad: float, first: int) -> None:
+    """Whichever evaluation it is, in one value of one image."""
+    times: list[float] = []
+    model = MIXTURE.model(VP)
+
+    def breaks(x: torch.Tensor, t: float) -> torch.Tensor:
+        times.append(t)
+        output = model(x, t)
+        if len(times) >= first:
+            output[3, 1] = bad
+        return output
+
+    with pytest.raises(RuntimeError) as caught:
+        integrate_adaptive(VP, breaks, start(VP, 0.9), order=order, space=space, start=0.9, end=0.05)  # type: ignore[arg-type]
+    assert str(caught.value).startswith(f"model output at time {times[first - 1]:g} is not finite: ")
+    assert "\n" not in str(caught.value)
+    assert len(times) <= first + order - 1  # of one step
+
+
+def test_a_start_that_is_not_finite_is_refused_before_the_model() -> None:
+    def never(x: torch.Tensor, t: float) -> torch.Tensor:
+        raise AssertionError("the model was run")
+
+    x = torch.zeros(2, 3)
+    x[1, 2] = float("nan")
+    with pytest.raises(ValueError, match="x is not finite: give the sample at time"):
+        integrate_adaptive(VP, never, x)
+
+
+def test_a_sample_that_overflows_is_told_from_a_model_that_does() -> None:
+    with pytest.raises(RuntimeError, match=r"sample after time 0\.9 is not finite, its model outputs are"):
+        integrate_adaptive(VP, lambda x, t: torch.zeros_like(x), torch.full((1, 2), 6.5e4).half(), start=0.9)
+
+
 @pytest.mark.parametrize("evaluations", range(1, 25))
 def test_fast_spends_its_evaluations(evaluations: int) -> None:
     blocks = fast_blocks(evaluations)

@@ -8,7 +8,7 @@ import torch
 from fastsample_kernels import use_backend
 
 import fastsample as fs
-from fastsample.sampling import Runner, compile_program
+from fastsample.sampling import Runner
 from fastsample.solvers import available
 
 pytest.importorskip("triton")
@@ -31,12 +31,11 @@ def test_launches_compute_what_torch_does(name: str) -> None:
     solver = available()[name]
     options = {"order": max(solver.orders)} if solver.orders else {}
     table = fs.build_table(name, VP, np.linspace(1.0, 0.05, 6), **options)
-    program = compile_program(table)
     for dtype, tolerance in ((torch.float32, 2e-5), (torch.float16, 4e-3), (torch.float64, 1e-10)):
         with use_backend("torch"):
-            want = run(Runner(program), table.nfe, dtype)
+            want = run(Runner(table), table.nfe, dtype)
         with use_backend("triton"):
-            got = run(Runner(program), table.nfe, dtype)
+            got = run(Runner(table), table.nfe, dtype)
         scale = float(want.abs().max())
         torch.testing.assert_close(got, want, rtol=tolerance, atol=tolerance * scale)
 
@@ -68,10 +67,9 @@ def test_a_step_is_one_launch_and_no_read(name: str) -> None:
 def test_a_run_may_change_its_backend() -> None:
     """What one made, the other reads."""
     table = fs.build_table("unipc", VP, np.linspace(1.0, 0.05, 6))
-    program = compile_program(table)
     with use_backend("torch"):
-        want = run(Runner(program), 5, torch.float32)
-    runner = Runner(program)
+        want = run(Runner(table), 5, torch.float32)
+    runner = Runner(table)
     generator = torch.Generator().manual_seed(0)
     x, *rest = torch.randn(11, 2, 3, 5, generator=generator, dtype=torch.float64).to(DEVICE, torch.float32)
     for index in range(5):
@@ -81,8 +79,8 @@ def test_a_run_may_change_its_backend() -> None:
 
 
 def test_missing_noise_is_an_error() -> None:
-    program = compile_program(fs.build_table("dpmpp-2m-sde", VP, [0.9, 0.5, 0.1]))
+    table = fs.build_table("dpmpp-2m-sde", VP, [0.9, 0.5, 0.1])
     x = torch.zeros(1, 1, device=DEVICE)
     for backend in ("torch", "triton"):
         with use_backend(backend), pytest.raises(ValueError, match="noise = None"):
-            Runner(program).step(0, x, x)
+            Runner(table).step(0, x, x)

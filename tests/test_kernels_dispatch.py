@@ -163,7 +163,7 @@ def test_the_gpu_script_runs_end_to_end(tmp_path: Path) -> None:
     assert {name: set(config) for name, config in sizes.items()} == {n: set(c) for n, c in blocks.DEFAULTS.items()}
 
 
-COMPILE = """
+A_GPU = """
 import json, torch
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver, jit
@@ -171,12 +171,15 @@ from fastsample_kernels import *
 from fastsample_kernels import dispatch
 
 class Driver:
-    get_current_target = staticmethod(lambda: GPUTarget("cuda", ARCHITECTURE, 32))
+    get_current_target = staticmethod(lambda: GPUTarget("cuda", 90, 32))
     get_current_device = staticmethod(lambda: 0)
     get_current_stream = staticmethod(lambda device=0: 0)
 
 driver.set_active(Driver())
 dispatch.runs_triton = lambda device: True
+"""
+
+COMPILE = """
 compiled, launch = [], jit.JITFunction.run
 
 def compile_only(self, *args, grid, warmup, **kwargs):
@@ -191,15 +194,12 @@ i, one = torch.tensor, torch.ones(1)
 def x(*shape, dtype=f):
     return torch.zeros(shape, dtype=dtype)
 
-large, noise, gumbel = (2, 4, 64, 64), Noise(i([1, 2]), i(0)), Gumbel(one, i(1), i(0))
+large, gumbel = (2, 4, 64, 64), Gumbel(one, i(1), i(0))
 linear_step([x(*large), x(*large, dtype=h)], x(20, 1, 2), i(0))
 inputs = [x(*large, dtype=dtype) for dtype in (f, h, b, f, f, f, f, f, h, b)]
-guided = {"uncond": x(*large), "guidance": x(2), "factor": x(2)}
-linear_step(inputs, x(20, 3, 11), i([0, 1]), dtypes=(h, f, b), noise=noise, **guided)
-linear_step([x(2, 1)], x(1, 1, 2), i([0, 1]), noise=Noise(i(1), i(0)))
+linear_step(inputs, x(20, 3, 10), i([0, 1]), dtypes=(h, f, b))
+linear_step([x(2, 1)], x(1, 1, 1), i([0, 1]))
 linear_step([x(2, 63), x(2, 63, dtype=d)], x(20, 2, 2), i(0), dtypes=(d, f))
-guidance_factor(x(*large, dtype=h), x(*large, dtype=h), one, one)
-guidance_factor(x(2, 1), x(2, 1, dtype=d), torch.ones(2), torch.ones(2))
 token_statistics(x(600, 32000, dtype=b))
 token_statistics(x(2, 20001, dtype=h), temperature=torch.ones(2), gumbel=gumbel)
 token_statistics(x(1, 1))
@@ -211,10 +211,47 @@ print(json.dumps(compiled))
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton")
 def test_every_kernel_compiles_for_a_gpu(tmp_path: Path) -> None:
     """What the interpreter lets pass (types, constants, tuples in loops) the compiler sees; down to the binary."""
-    compiled = json.loads(run(COMPILE.replace("ARCHITECTURE", "90"), TRITON_CACHE_DIR=str(tmp_path)))
+    compiled = json.loads(run(A_GPU + COMPILE, TRITON_CACHE_DIR=str(tmp_path)))
     names = [name for name, _, _ in compiled]
     assert names.count("_kernel") == 5
-    assert {"_blocks_kernel", "_rows_kernel", "_scan_kernel", "_combine_kernel"} <= set(names)
+    assert {"_scan_kernel", "_combine_kernel"} <= set(names)
     _, wide_loads, shared_memory = compiled[0]
     assert wide_loads >= 1  # float32 is read 16 bytes a thread
     assert shared_memory == 0  # and mixed dtypes need no exchange between threads
+
+
+SOLVERS = """
+import numpy as np
+import fastsample as fs
+from fastsample.sampling import Runner
+from fastsample.solvers import available
+
+kernels, launch = [], jit.JITFunction.run
+
+def compile_only(self, *args, grid, warmup, **kwargs):
+    kernels.append(id(launch(self, *args, grid=grid, warmup=True, **kwargs)))
+
+jit.JITFunction.run = compile_only
+schedule, found = fs.NoiseSchedule.linear_vp(), {}
+for name, solver in available().items():
+    for order in solver.orders or (None,):
+        table = fs.build_table(name, schedule, np.linspace(1, 0.01, 21), **({"order": order} if order else {}))
+        for dtype in (torch.bfloat16, torch.float32):
+            kernels.clear()
+            runner, x, noise = Runner(table), torch.zeros(1, 4, 8, 8, dtype=dtype), torch.zeros(1, 4, 8, 8)
+            runner.prepare(x)
+            before = set(kernels)
+            for index in range(table.nfe):  # the last step of most adds no noise
+                x = runner.step(index, x, x, noise if table.steps[index].next.noise else None)
+            found[f"{name} {order} {dtype}"] = len(before), len(set(kernels)), len(kernels) - table.nfe
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton")
+def test_a_solver_is_one_kernel_compiled_before_its_loop(tmp_path: Path) -> None:
+    """From the first step to the last, through the warm-up and the lowered end, of every solver at every order."""
+    code, path = A_GPU + SOLVERS, f"{ROOT / 'kernels'}{os.pathsep}{ROOT}"
+    found = json.loads(run(code, TRITON_CACHE_DIR=str(tmp_path), PYTHONPATH=path))
+    assert len(found) >= 60
+    assert {name: counts for name, counts in found.items() if counts != [1, 1, 1]} == {}

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 import torch
-from fastsample_kernels import Noise, guidance_factor, linear_step, use_backend
+from fastsample_kernels import linear_step
 from fastsample_kernels.counter_random import philox
 from kernel_inputs import DEVICE, DTYPES, ROUNDING, random
 from torch import Tensor
@@ -119,21 +119,6 @@ def test_a_step_outside_the_table(backend: str) -> None:
         assert linear_step(inputs, table, indices(4))[0].isnan().all()
 
 
-@pytest.mark.parametrize("guidance", [[7.5], [1.0, 2.0, 0.0]])
-def test_guidance_in_the_same_launch(guidance: list[float]) -> None:
-    cond, uncond, sample = random(3, 2, 31, dtype=torch.float16), random(3, 2, 31, seed=1).half(), random(3, 2, 31)
-    scale, factor = torch.tensor(guidance, device=DEVICE), torch.tensor([0.7, 1.0, 1.3], device=DEVICE)
-    table = random(2, 2, 2)
-    results = linear_step([sample, cond], table, indices(1), uncond=uncond, guidance=scale, factor=factor)
-    g, f = scale.double().reshape(-1, 1, 1), factor.double()[:, None, None]
-    guided = f * (uncond.double() + g * (cond.double() - uncond.double()))
-    for j, result in enumerate(results):
-        c = table[1, j].double()
-        size = (c[0] * sample).abs() + (c[1] * f).abs() * (uncond.abs() + g * (cond.abs() + uncond.abs()))
-        bound = 8 * 2.0**-24 * size
-        assert ((result - (c[0] * sample + c[1] * guided)).abs() <= bound).all()
-
-
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "channels last": lambda x: x.contiguous(memory_format=torch.channels_last),
     "transposed": lambda x: x.transpose(1, 3).contiguous().transpose(1, 3),
@@ -172,26 +157,6 @@ def test_the_generator_is_philox() -> None:
     ):
         c0, c1, c2, c3 = (torch.tensor(word) for word in counter)
         assert tuple(int(word) for word in philox(torch.tensor(key), (c0, c1, c2, c3))) == answer
-
-
-def test_noise_is_the_same_by_both_backends_and_whatever_the_batch() -> None:
-    sample, table = torch.zeros(3, 517, device=DEVICE), torch.ones(4, 1, 2, device=DEVICE)
-    noise = Noise(indices(7, 2**40, 9), indices(5))
-
-    def draw(rows: slice, step: int, seeds: Tensor = noise.seed) -> Tensor:
-        seeds = seeds[rows] if seeds.numel() > 1 else seeds
-        return linear_step([sample[rows]], table, indices(step), noise=Noise(seeds, noise.offset))[0]
-
-    every = draw(slice(None), 2)
-    with use_backend("torch"):
-        torch.testing.assert_close(every, draw(slice(None), 2), rtol=1e-5, atol=2e-6)
-    assert torch.equal(draw(slice(1, 2), 2)[0], every[1])
-    common = draw(slice(None), 2, indices(7))
-    drawn = torch.cat([every, draw(slice(None), 3), common])
-    assert torch.equal(common[0], every[0])
-    assert abs(torch.corrcoef(drawn[[0, 1, 3, 7, 8]]) - torch.eye(5, device=DEVICE)).max() < 5 / math.sqrt(517)
-    assert abs(drawn.mean()) < 5 / math.sqrt(drawn.numel())
-    assert abs(drawn.var() - 1) < 5 * math.sqrt(2 / drawn.numel())
 
 
 def test_vmap_is_a_batch_of_calls() -> None:
@@ -268,9 +233,6 @@ def test_a_step_is_one_operation() -> None:
         ({"dtypes": [torch.float32]}, "1 outputs are asked for"),
         ({"out": [torch.zeros(3, 2)] * 2}, "another shape"),
         ({"out": [torch.zeros(2, 3)] * 2, "dtypes": [torch.float32] * 2}, "not both"),
-        ({"uncond": torch.zeros(2, 3)}, "both uncond and guidance"),
-        ({"uncond": torch.zeros(2, 3), "guidance": torch.ones(3)}, "guidance is .* 1 or 2"),
-        ({"uncond": torch.zeros(2, 3), "guidance": torch.ones(1), "guided": 2}, "guided = 2"),
         ({"index": torch.zeros(1, dtype=torch.int64, device="meta")}, "a tensor is on meta"),
     ],
 )
@@ -278,32 +240,3 @@ def test_what_does_not_fit_is_refused(change: dict, message: str) -> None:
     call = {"inputs": [torch.zeros(2, 3)] * 2, "table": torch.zeros(3, 2, 2), "index": torch.tensor(0), **change}
     with pytest.raises(ValueError, match=message):
         linear_step(**call)
-
-
-@pytest.mark.parametrize("dtype", [*DTYPES, torch.float64], ids=str)
-@pytest.mark.parametrize("size", [2, 63, 9001])
-def test_guidance_factor_is_the_ratio_of_deviations(dtype: torch.dtype, size: int) -> None:
-    cond, uncond = random(3, size, dtype=dtype) + 2, random(3, size, dtype=dtype, seed=1)
-    guidance, rescale = torch.tensor([7.5, 1.0, 0.0], device=DEVICE), torch.tensor([0.7], device=DEVICE)
-    c, u = cond.double(), uncond.double()
-    guided = u + guidance.double()[:, None] * (c - u)
-    expected = 0.7 * c.std(1) / guided.std(1) + 0.3
-    factor = guidance_factor(cond, uncond, guidance, rescale)
-    assert factor.dtype == (dtype if dtype == torch.float64 else torch.float32)
-    torch.testing.assert_close(factor.double(), expected, rtol=1e-5, atol=0.0)
-
-
-def test_guidance_factor_at_the_edges() -> None:
-    one = torch.ones(1, device=DEVICE)
-    assert guidance_factor(random(0, 4), random(0, 4), one, one).shape == (0,)
-    assert guidance_factor(random(2, 0), random(2, 0), one, one).isnan().all()
-    bad = random(2, 10)
-    bad[1, 3] = math.nan
-    assert guidance_factor(bad, random(2, 10, seed=1), one, one).isnan().tolist() == [False, True]
-    compiled = torch.compile(guidance_factor, fullgraph=True, backend="aot_eager")
-    arguments = random(2, 10), random(2, 10, seed=1), one * 3, one
-    torch.testing.assert_close(compiled(*arguments), guidance_factor(*arguments))
-    with pytest.raises(ValueError, match="of one shape"):
-        guidance_factor(random(2, 3), random(3, 2), one, one)
-    with pytest.raises(ValueError, match=r"rescale is .* 1 or 2 elements"):
-        guidance_factor(random(2, 3), random(2, 3), one, torch.ones(3, device=DEVICE))

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import fastsample as fs
-from fastsample.sampling import compile_program, run_step
+from fastsample.sampling import Runner
 from fastsample.solvers import available, build_table_on_nodes
 from fastsample.solvers.adams import adams_weights
 from fastsample.testing import measured_order
@@ -221,6 +221,5 @@ def test_integrate_checks_shapes() -> None:
     table = fs.build_table("ddim", VP, [0.9, 0.1])
     with pytest.raises(ValueError, match="model output has shape"):
         fs.integrate(table, lambda x, t: x[:1], torch.zeros(2, 2))
-    program = compile_program(fs.build_table("dpmpp-2m-sde", VP, [0.9, 0.1]))
     with pytest.raises(ValueError, match="noise = None"):
-        run_step(program.steps[0], torch.zeros(1, 1), torch.zeros(1, 1), {})
+        Runner(fs.build_table("dpmpp-2m-sde", VP, [0.9, 0.1])).step(0, torch.zeros(1, 1), torch.zeros(1, 1))

@@ -209,7 +209,7 @@ def test_unroll_equals_the_recurrence() -> None:
         table = build_table(name, VP, TIMES)
         outputs, noises = rng.normal(size=(2, table.nfe))
         unrolled = table.unroll()
-        samples = table._run(0.3, list(outputs), list(noises))
+        samples = table.recurrence(0.3, outputs, noises)
         closed = unrolled.a * 0.3 + unrolled.b @ outputs + unrolled.c @ noises
         np.testing.assert_allclose(samples, closed, rtol=1e-12, atol=1e-12)
         assert name in str(table)

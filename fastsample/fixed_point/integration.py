@@ -10,13 +10,13 @@ from torch import Tensor
 from fastsample.fixed_point.iterations import FixedPoint, ParallelReport, solve
 from fastsample.fixed_point.trajectory import Trajectory
 from fastsample.fixed_point.updates import make_update
-from fastsample.sampling.executor import Values, run_step
+from fastsample.sampling.backend import Stored, accumulation_dtype
+from fastsample.sampling.executor import run_step
 from fastsample.sampling.noise import Generators, draw_noise
-from fastsample.sampling.program import compile_program
 from fastsample.tables.table import Table
 
 RowModel = Callable[[Tensor, Tensor], Tensor]
-"""`model(x, t) -> output` for x [rows, ..] with a time t [rows], float64, for each."""
+"""`model(x, t) -> output` for x [rows, ..] with a time t [rows] for each, float32, for float64 samples float64."""
 
 
 class TableSystem(Trajectory):
@@ -25,15 +25,15 @@ class TableSystem(Trajectory):
     def __init__(self, table: Table, model: RowModel, x: Tensor, noises: Sequence[Tensor | None]) -> None:
         super().__init__(x, [table.steps[0].node, *(step.target for step in table.steps)])
         self._model, self._noises = model, noises
-        self._instructions = compile_program(table).steps
+        self._lowered = table.lowered.steps
         self._times = torch.tensor([step.node.time for step in table.steps], dtype=torch.float64)
         self._rows = [step.next for step in table.steps]
-        self._values: Values = {}
-        self._dropped = 0  # steps whose dead values are gone
+        # what is stored before each step, as it was made last
+        self._stored: dict[int, Stored] = {0: table.lowered.empty}
 
     def evaluate(self, rows: Tensor, states: Tensor) -> Tensor:
         """The model's outputs, of all rows in one call. Raises ValueError when their shape differs."""
-        times = self._times[rows].flatten().to(states.device)
+        times = self._times[rows].flatten().to(accumulation_dtype(states.dtype)).to(states.device)
         flat = states.flatten(0, 1)
         outputs = self._model(flat, times)
         if outputs.shape != flat.shape:
@@ -45,9 +45,9 @@ class TableSystem(Trajectory):
 
     def step(self, index: int, sample: Tensor, output: Tensor) -> Tensor:
         """The next sample by the table's row."""
-        kept = dict(self._values)
-        new = run_step(self._instructions[index], sample, output, self._values, self._noises[index])
-        self._values = {**kept, **self._values}  # a later sweep reads again what this step reads last
+        new, self._stored[index + 1] = run_step(
+            self._lowered[index], sample, output, self._stored[index], self._noises[index]
+        )
         return new
 
     def gain(self, index: int) -> tuple[float, float]:
@@ -56,11 +56,8 @@ class TableSystem(Trajectory):
 
     def commit(self, begin: Tensor) -> None:
         """Drops the history that no coming step reads."""
-        first = int(begin.min())
-        for instructions in self._instructions[self._dropped : first]:
-            for name in instructions.frees:
-                self._values.pop(name, None)
-        self._dropped = first
+        for index in range(min(self._stored), int(begin.min())):
+            del self._stored[index]
 
 
 def integrate_parallel(
@@ -77,8 +74,8 @@ def integrate_parallel(
     """Run `table` over `model` from `x` by parallel sweeps: the sample at the table's last time, and a report.
 
     `x` [B, ..] is the sample at the table's first time. `model(x, t)` gets the samples of a whole window flattened
-    to [rows * B, ..], all items of a row together, and float64 times t [rows * B]; conditions repeat as
-    `condition.repeat(rows, ..)`. `iteration` is "picard" (ParaDiGMS, arXiv:2305.16317), "replay", "secant" or
+    to [rows * B, ..], all items of a row together, and times t [rows * B], float32 or as wide as x; conditions repeat
+    as `condition.repeat(rows, ..)`. `iteration` is "picard" (ParaDiGMS, arXiv:2305.16317), "replay", "secant" or
     "anderson" (ParaTAA, arXiv:2402.09970); `window` the evaluations made at once (None: all of them). At tolerance 0
     the result equals :func:`fastsample.integrate` to rounding; else a sample is committed once the earlier ones
     moved, RMS, by no more than `tolerance` times the noise that a DDPM step adds there. Each image has a window of

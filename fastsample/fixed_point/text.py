@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -154,5 +153,11 @@ def jacobi_decode(
 
 def _gumbel_like(logits: Tensor, generator: Generators) -> Tensor:
     """Standard Gumbel noise shaped as `logits` [B, V], of one stream, or of one for each row."""
-    uniform = draw(functools.partial(torch.rand, dtype=torch.float64), logits, generator)
-    return -(-uniform.clamp(min=1e-300).log()).log().to(logits)
+    return draw(_gumbel, logits, generator).to(logits.dtype)
+
+
+def _gumbel(shape: torch.Size, *, generator: torch.Generator | None, device: torch.device) -> Tensor:
+    """float32 from uniform numbers in float64, for the sake of the tails, where the device has it."""
+    dtype = torch.float64 if device.type in ("cpu", "cuda") else torch.float32  # MPS and some XPUs have none
+    uniform = torch.rand(shape, generator=generator, device=device, dtype=dtype)
+    return -(-uniform.clamp(min=torch.finfo(dtype).tiny).log()).log().float()

@@ -92,9 +92,9 @@ class Trajectory(ABC):
         if self._outputs is None:
             self._outputs = outputs.new_zeros((self.length, *outputs.shape[1:]))
         self._samples[index, items], self._outputs[index, items] = states, outputs
-        factors = torch.zeros(self.length, len(items)).to(states)
+        factors = states.new_zeros((self.length, len(items)))
         if slopes is not None:
-            factors[index, items] = slopes.to(states)
+            factors[index, items] = slopes.to(states.dtype).to(states.device)  # some devices have no float64
         made: list[Tensor] = []
         first, last = int(rows.min()), int(rows.max())
         for step in range(first, last + 1):
@@ -127,7 +127,7 @@ def noise_scales(nodes: Sequence[Node]) -> Tensor:
 
 def _like(factors: Tensor, states: Tensor) -> Tensor:
     """`factors` [R, B] as multipliers of `states` [R, B, ..]."""
-    return factors.to(states).reshape(*factors.shape, *[1] * (states.ndim - factors.ndim))
+    return factors.to(states.dtype).to(states.device).reshape(*factors.shape, *[1] * (states.ndim - factors.ndim))
 
 
 def _last_positive(before: Any, std: Any) -> Any:

@@ -91,7 +91,7 @@ class Secant(Update):
             self._outputs = visible.new_full((system.length, *visible.shape[1:]), float("nan"))
         step, turn = states - self._states[index, items], visible - self._outputs[index, items]
         self._states[index, items], self._outputs[index, items] = states, visible
-        slope = (_dots(step, turn) / _dots(step, step)).double().cpu()
+        slope = (_dots(step, turn) / _dots(step, step)).cpu().double()  # some devices have no float64
         of_state, of_output = system.gains(rows)
         factor = (of_state + of_output * slope).nan_to_num(1.0, 1.0, 1.0).clamp(0, self.largest)
         slopes = torch.where(of_output.abs() > 1e-6, (factor - of_state) / of_output, 0.0)

@@ -6,7 +6,6 @@ from fastsample.sampling.executor import Runner, integrate, run_step
 from fastsample.sampling.graphs import GraphedLoop
 from fastsample.sampling.ledger import Ledger
 from fastsample.sampling.noise import draw_noise
-from fastsample.sampling.program import compile_program
 
 __all__ = [
     "AdaptiveResult",
@@ -14,7 +13,6 @@ __all__ = [
     "Ledger",
     "Runner",
     "combine",
-    "compile_program",
     "draw_noise",
     "integrate",
     "integrate_adaptive",

@@ -10,14 +10,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastsample.sampling.executor import Model, Values, run_step
-from fastsample.sampling.program import compile_program
+from fastsample.sampling.backend import Stored, accumulation_dtype
+from fastsample.sampling.executor import Model, run_step
 from fastsample.schedules.base import Node, NoiseSchedule
 from fastsample.schedules.grids import min_time, noisiest_time
 from fastsample.solvers import build_table_on_nodes
 from fastsample.solvers.registry import check_choice
+from fastsample.tables.lower import lower
 from fastsample.tables.prediction import Space
-from fastsample.tables.table import Table
+from fastsample.tables.step import Step
+
+COARSE = "coarse"
+"""The state that holds the result of an order less."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,8 @@ def integrate_adaptive(
     (x_high - x_low) / max(atol, rtol max(|x_low|, |x_previous|)) is at most 1, and the next is
     0.9 h E^(-1/order). One batch shares its steps, so an image depends on its batch. Default times are the ends
     of training (from zero SNR, where log-SNR is -inf, the point at sigma / alpha = 4096); the end is noisy still.
-    Raises ValueError on options out of range, RuntimeError when `max_evaluations` do not suffice.
+    Raises ValueError on options out of range, RuntimeError when `max_evaluations` do not suffice or an output is not
+    finite.
     """
     check_choice("order", order, (2, 3))
     check_choice("space", space, ("noise", "data"))
@@ -64,6 +69,8 @@ def integrate_adaptive(
     if not -math.inf < now.lam < last.lam < math.inf:
         raise ValueError(f"start, end = {now.time:g}, {last.time:g}: noise must fall between them, and be finite")
     family = "dpm" if space == "noise" else "dpmpp"
+    if not bool(x.isfinite().all()):
+        raise ValueError(f"x is not finite: give the sample at time {now.time:g}")
     h, previous, times, evaluations, rejected = first_step, x, [now.time], 0, 0
     output: Tensor | None = None
     while now.lam < last.lam - 1e-9:
@@ -74,15 +81,19 @@ def integrate_adaptive(
         if output is None:
             output, evaluations = model(x, now.time), evaluations + 1
         nodes = _stages(schedule, now, last, h, order)
-        table = _embedded(family, nodes, order, prediction_type)
-        name = f"coarse {order - 2}"
-        program, values, sample, made = compile_program(table, keep=[name]), Values(), x, output
-        for index, (step, instructions) in enumerate(zip(table.steps, program.steps, strict=True)):
+        steps = _embedded(family, nodes, order, prediction_type)
+        lowered = lower(steps, keep=[COARSE])
+        outputs, sample = [output], x
+        stored: Stored = lowered.empty
+        for index, step in enumerate(lowered.steps):
             if index:
-                made, evaluations = model(sample, step.node.time), evaluations + 1
-            sample = run_step(instructions, sample, made, values)
-        coarse = program.scales[name] * values[name]
+                outputs.append(model(sample, nodes[index].time))
+            sample, stored = run_step(step, sample, outputs[index], stored)
+        evaluations += order - 1
+        coarse = lowered.final(COARSE, stored)
         error = _error(sample, coarse, previous, rtol, atol)
+        if not math.isfinite(error):
+            raise RuntimeError(_what_is_not_finite(outputs, nodes))
         if error <= 1:
             x, previous, now, output = sample, coarse, nodes[-1], None
             times.append(now.time)
@@ -92,15 +103,15 @@ def integrate_adaptive(
     return AdaptiveResult(x, evaluations, rejected, tuple(times))
 
 
-def _embedded(family: str, nodes: Sequence[Node], order: int, prediction_type: str) -> Table:
-    """The step of `order`, and in the state "coarse" the one of an order less from the same evaluations."""
+def _embedded(family: str, nodes: Sequence[Node], order: int, prediction_type: str) -> list[Step]:
+    """The step of `order`, and in the state COARSE the one of an order less from the same evaluations."""
     high = build_table_on_nodes(f"{family}-{order}s", nodes, prediction_type=prediction_type)
-    lower = f"{family}-2s" if order == 3 else "ddim"
-    low = build_table_on_nodes(lower, [*nodes[: order - 1], nodes[-1]], prediction_type=prediction_type)
+    name = f"{family}-2s" if order == 3 else "ddim"
+    low = build_table_on_nodes(name, [*nodes[: order - 1], nodes[-1]], prediction_type=prediction_type)
     steps = list(high.steps)
-    with_coarse = {**steps[order - 2].states, "coarse": low.steps[-1].next}
+    with_coarse = {**steps[order - 2].states, COARSE: low.steps[-1].next}
     steps[order - 2] = replace(steps[order - 2], states=with_coarse)
-    return replace(high, steps=tuple(steps))
+    return steps
 
 
 def _stages(schedule: NoiseSchedule, now: Node, last: Node, h: float, order: int) -> tuple[Node, ...]:
@@ -114,5 +125,12 @@ def _stages(schedule: NoiseSchedule, now: Node, last: Node, h: float, order: int
 def _error(high: Tensor, low: Tensor, previous: Tensor, rtol: float, atol: float) -> float:
     """The largest scaled RMS difference of the batch."""
     scale = torch.clamp(rtol * torch.maximum(low.abs(), previous.abs()), min=atol)
-    rms = ((high - low) / scale).double().flatten(1).square().mean(1).sqrt()
-    return float(rms.max())
+    scaled = ((high - low) / scale).to(accumulation_dtype(high.dtype))
+    return float(scaled.flatten(1).square().mean(1).sqrt().max())
+
+
+def _what_is_not_finite(outputs: Sequence[Tensor], nodes: Sequence[Node]) -> str:
+    for output, node in zip(outputs, nodes, strict=False):
+        if not bool(output.isfinite().all()):
+            return f"model output at time {node.time:g} is not finite: check the model there, or run it in float32"
+    return f"sample after time {nodes[0].time:g} is not finite, its model outputs are: run in float32"

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from fastsample_kernels import choose_backend, linear_step
 from torch import Tensor
 
+from fastsample.tables.lower import Sum, sum_of
+
 MOST_INPUTS, MOST_OUTPUTS = 10, 3
 """Of one launch of the fused step."""
+
+Stored = tuple[Tensor | None, ...]
+"""What a sampler carries from step to step, by a table's stored slots, in float32 or wider; None where nothing."""
 
 
 def fuses(device: torch.device) -> bool:
@@ -23,12 +29,12 @@ def fuses(device: torch.device) -> bool:
 def combine_fused(
     inputs: Sequence[Tensor], table: Tensor, index: Tensor, dtypes: Sequence[torch.dtype]
 ) -> tuple[Tensor, ...]:
-    """All of a step's combinations in one launch: `table` [1, m, k] and `index` are on the inputs' device."""
+    """Row `index` of `table` [steps, m, k], all its combinations in one launch; both are on the inputs' device."""
     return linear_step(inputs, table, index, dtypes=dtypes)
 
 
 def combine_into(out: Sequence[Tensor], inputs: Sequence[Tensor], table: Tensor, index: Tensor) -> None:
-    """As :func:`combine_fused` with row `index` of `table` [steps, m, k], written to `out`; on any device."""
+    """As :func:`combine_fused`, written to `out`; on any device."""
     linear_step(inputs, table, index, out=out)
 
 
@@ -38,22 +44,32 @@ def accumulation_dtype(*dtypes: torch.dtype) -> torch.dtype:
 
 
 def combine(weights: Sequence[float], tensors: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
-    """`sum_i weights[i] * tensors[i]`, accumulated and returned in `dtype`; tensors with weight 0 are not read.
+    """`sum_i weights[i] * tensors[i]` by :func:`add_up`; tensors with weight 0 are not read."""
+    return add_up(sum_of({place: weight for place, weight in enumerate(weights) if weight}), tensors, dtype)
 
-    One operation a term, one less where the first weight is 1 and a second term follows, one more where the first
-    tensor is narrower. The result is a new tensor. The weights are Python floats: no device synchronisation.
+
+def add_up(total: Sum, values: Sequence[Any], dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
+    """The sum `total` of `values`, added in `dtype`: a new tensor of that dtype, or `out`, which may be narrower.
+
+    One operation a term, one less where the factor is 1. Weights are Python floats: no device synchronisation.
+    Values narrower than `dtype` are read as they are, not copied first.
     """
-    terms = [(weight, tensor) for weight, tensor in zip(weights, tensors, strict=True) if weight != 0]
-    if not terms:
-        return torch.zeros_like(tensors[0], dtype=dtype)
-    (weight, tensor), *rest = terms
-    if weight == 1 and tensor.dtype == dtype and rest:
-        (weight, other), *rest = rest
-        total = torch.add(tensor, other, alpha=weight)
-    elif weight == 1:
-        total = tensor.to(dtype, copy=True)
-    else:
-        total = tensor.to(dtype) * weight
-    for weight, tensor in rest:
-        total.add_(tensor, alpha=weight)
-    return total
+    lead, others, factor = total
+    first = values[lead]
+    if not others:
+        if factor == 1.0:
+            return first.to(dtype, copy=True) if out is None else out.copy_(first)
+        # a sum of nothing is 0 even where the value is not finite
+        return torch.mul(first.to(dtype), factor, out=out) if factor else torch.zeros_like(first, dtype=dtype)
+    wide = out if out is not None and out.dtype == dtype else None
+    place, ratio = others[0]
+    second = values[place]
+    if first.dtype == dtype or second.dtype == dtype:
+        result = torch.add(first, second, alpha=ratio, out=wide)
+    else:  # a third tensor of one element says in which dtype to add
+        result = torch.addcmul(first, second, first.new_ones(1, dtype=dtype), value=ratio, out=wide)
+    for place, ratio in others[1:]:
+        result.add_(values[place], alpha=ratio)
+    if out is not wide:
+        return torch.mul(result, factor, out=out)
+    return result if factor == 1.0 else result.mul_(factor)

@@ -2,87 +2,101 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from itertools import repeat
+from typing import Any
 
+import torch
 from torch import Tensor
 
-from fastsample.sampling.backend import accumulation_dtype, combine, combine_fused, fuses
-from fastsample.sampling.fused import FusedProgram
+from fastsample.sampling.backend import Stored, accumulation_dtype, add_up, fuses
+from fastsample.sampling.fused import FusedSteps, fits
 from fastsample.sampling.noise import Generators, draw_noise
-from fastsample.sampling.program import NEXT, NOISE, OUTPUT, SAMPLE, Instructions, Program, compile_program
+from fastsample.tables.lower import SAMPLE, LoweredStep
 from fastsample.tables.table import Table
 
 Model = Callable[[Tensor, float], Tensor]
 """`model(x, t) -> output`, in the table's prediction type; `t` is the node's time."""
 
-Values = dict[str, Tensor]
-"""What a sampler carries from step to step, by the program's names, in float32 or wider."""
+BLOCK = 65536
+"""Elements of a thread's block, whose sums stay in its cache between operations."""
 
 
-@dataclass
 class Runner:
-    """Runs a program step by step, and carries its values: in one launch a step where kernels are used."""
+    """Runs a table step by step, and carries what later steps read: in one launch a step where kernels are used.
 
-    program: Program
-    values: Values = field(default_factory=dict)
-    _fused: FusedProgram | None = None
+    `stored` is never changed in place: keep it to come back to this point; a copy of the runner goes its own way.
+    """
 
-    def __copy__(self) -> Runner:
-        """The same program and carried values; going on with either leaves the other."""
-        return Runner(self.program, dict(self.values), self._fused)
+    def __init__(self, table: Table) -> None:
+        self.lowered = table.lowered
+        self.stored: Stored = self.lowered.empty
+        self._fits = fits(self.lowered)
+        self._fused: FusedSteps | None = None
 
     def step(self, index: int, sample: Tensor, output: Tensor, noise: Tensor | None = None) -> Tensor:
-        """The next sample, in `sample`'s dtype. `noise` is needed where step `index` reads it."""
-        instructions = self.program.steps[index]
-        if not fuses(sample.device):
-            return run_step(instructions, sample, output, self.values, noise)
-        dtype = accumulation_dtype(sample.dtype, output.dtype)
-        if self._fused is None or (self._fused.device, self._fused.dtype) != (sample.device, dtype):
-            self._fused = FusedProgram(self.program, sample.device, dtype)
-        fused = self._fused.steps[index]
-        if fused is None:
-            return run_step(instructions, sample, output, self.values, noise)
-        known = _known(self.values, sample, output, noise)
-        if NOISE in fused.inputs and noise is None:
-            raise ValueError(MISSING_NOISE.format(tuple(sample.shape)))
-        dtypes = [sample.dtype, *[dtype] * (len(fused.targets) - 1)]
-        made = combine_fused([known[name] for name in fused.inputs], fused.table, fused.index, dtypes)
-        _keep(self.values, dict(zip(fused.targets, made, strict=True)), instructions)
-        return made[0]
+        """The next sample, in `sample`'s dtype. Raises ValueError where step `index` adds `noise` and has none."""
+        step = self.lowered.steps[index]
+        if step.noisy and noise is None:
+            raise ValueError(
+                f"noise = None: this step adds noise to a sample of shape {tuple(sample.shape)}; give it"
+            )
+        if self._fits and fuses(sample.device):
+            fused = self._fused_for(sample, output)
+            new, self.stored = fused.run(index, sample, output, self.stored, noise)
+        else:
+            new, self.stored = run_step(step, sample, output, self.stored, noise)
+        return new
+
+    def prepare(self, sample: Tensor) -> None:
+        """Compile the one kernel of all steps, for samples and outputs like `sample`, where kernels are used."""
+        if self._fits and fuses(sample.device):
+            self._fused_for(sample, sample).run(0, sample, sample, self.lowered.empty, sample)
+
+    def _fused_for(self, sample: Tensor, output: Tensor) -> FusedSteps:
+        device, dtype = sample.device, accumulation_dtype(sample.dtype, output.dtype)
+        if self._fused is None or (self._fused.device, self._fused.dtype) != (device, dtype):
+            self._fused = FusedSteps(self.lowered, device, dtype)
+        return self._fused
 
 
 def run_step(
-    instructions: Instructions, sample: Tensor, output: Tensor, values: Values, noise: Tensor | None = None
-) -> Tensor:
-    """The next sample by torch, in `sample`'s dtype; `values` is advanced. `noise` is needed where it is read."""
+    step: LoweredStep, sample: Tensor, output: Tensor, stored: Stored, noise: Tensor | None = None
+) -> tuple[Tensor, Stored]:
+    """The next sample by torch, in `sample`'s dtype, and what is stored then. `noise` where the step reads it."""
     dtype = accumulation_dtype(sample.dtype, output.dtype)
-    known = _known(values, sample, output, noise)
-    made: Values = {}
-    for assignment in instructions.assignments:
-        weights = [weight for _, weight in assignment.terms]
-        if noise is None and NOISE in dict(assignment.terms):
-            raise ValueError(MISSING_NOISE.format(tuple(sample.shape)))
-        tensors = [known[name] for name, _ in assignment.terms] or [sample]
-        made[assignment.target] = known[assignment.target] = combine(weights or [0.0], tensors, dtype)
-    _keep(values, made, instructions)
-    return made[NEXT].to(sample.dtype)
+    values: list[Any] = [sample, output, noise, *stored]  # no sum reads what is None
+    new: Tensor | None = None
+    if sample.dtype != dtype:
+        if torch.is_grad_enabled() and any(value.requires_grad for value in values if value is not None):
+            # what writes to a given tensor has no gradient
+            wide, stored = run_step(step, sample.to(dtype), output, stored, noise)
+            return wide.to(sample.dtype), stored
+        new = torch.empty_like(sample)
+    if new is not None and _worth_blocks(values):
+        values += [*(torch.empty_like(sample, dtype=dtype) for _ in step.sums[1:]), new]
+        for block in _blocks(values):
+            for total, out in zip(step.sums, block[-len(step.sums) :], strict=True):
+                add_up(total, block, dtype, out)
+    else:
+        *others, last = step.sums
+        for total in others:
+            values.append(add_up(total, values, dtype))
+        values.append(add_up(last, values, dtype, new))
+    return values[-1], tuple([None if place is None else values[place] for place in step.keeps])
 
 
-MISSING_NOISE = "noise = None: this step adds noise to a sample of shape {}; give it"
+def _worth_blocks(values: Sequence[Any]) -> bool:
+    """Whether sums of `values` are better made block by block: large ones on the CPU, which lie in one order."""
+    sample = values[SAMPLE]
+    large = sample.device.type == "cpu" and sample.numel() >= 4 * BLOCK * torch.get_num_threads()
+    return large and all(v.is_contiguous() and v.shape == sample.shape for v in values if v is not None)
 
 
-def _known(values: Values, sample: Tensor, output: Tensor, noise: Tensor | None) -> Values:
-    """What a step can read."""
-    known = {**values, SAMPLE: sample, OUTPUT: output}
-    return known if noise is None else {**known, NOISE: noise}
-
-
-def _keep(values: Values, made: Values, instructions: Instructions) -> None:
-    """Store what a step made, and drop what nobody reads again."""
-    values.update((name, value) for name, value in made.items() if name != NEXT)
-    for name in instructions.frees:
-        values.pop(name, None)
+def _blocks(values: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
+    """The same stretch of all values, one after the other."""
+    size = BLOCK * torch.get_num_threads()
+    return zip(*(repeat(None) if value is None else value.view(-1).split(size) for value in values), strict=False)
 
 
 def integrate(
@@ -96,7 +110,8 @@ def integrate(
     """
     from tqdm.auto import tqdm
 
-    runner = Runner(compile_program(table))
+    runner = Runner(table)
+    runner.prepare(x)
     for index, step in enumerate(tqdm(table.steps, disable=not progress, desc=table.solver)):
         output = model(x, step.node.time)
         if output.shape != x.shape:

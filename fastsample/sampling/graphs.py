@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from fastsample.sampling.backend import MOST_INPUTS, MOST_OUTPUTS, accumulation_dtype, combine_into
+from fastsample.sampling.fused import fits
 from fastsample.sampling.noise import Generators, draw_noise
-from fastsample.tables.table import Combination, Step, Table
+from fastsample.tables.lower import NOISE
+from fastsample.tables.table import Table
 
 DeviceModel = Callable[[Tensor, Tensor], Tensor]
 """`model(x, t) -> output`; `t` is the node's time as a float32 tensor of one element on x's device."""
@@ -32,24 +34,21 @@ class GraphedLoop:
     def __init__(self, table: Table, model: DeviceModel, like: Tensor, denoiser: nn.Module | None = None) -> None:
         _check_hooks(denoiser)
         self._table, self._model = table, model
-        self._history = table.history_length
-        self._states = sorted({name for step in table.steps for name in step.states})
-        rows, columns = 1 + bool(self._history) + len(self._states), 3 + self._history + len(self._states)
-        if rows > MOST_OUTPUTS or columns > MOST_INPUTS:
+        lowered, dtype = table.lowered, accumulation_dtype(like.dtype)
+        if not fits(lowered):
             raise ValueError(
-                f"table of {table.solver!r} has {rows} outputs and {columns} inputs a step; a launch has room for "
-                f"{MOST_OUTPUTS} and {MOST_INPUTS}: use fastsample.integrate, or a lower order"
+                f"table of {table.solver!r} has {1 + len(lowered.targets)} outputs and {len(lowered.inputs)} inputs "
+                f"a step; a launch has room for {MOST_OUTPUTS} and {MOST_INPUTS}: use fastsample.integrate, or a "
+                "lower order"
             )
-        dtype = accumulation_dtype(like.dtype)
-        weights = [self._rows(step) for step in table.steps]
-        self._weights = torch.tensor(weights, dtype=dtype, device=like.device)
+        self._weights = torch.from_numpy(lowered.dense()).to(dtype).to(like.device)
         self._times = torch.tensor(table.times[:-1], dtype=torch.float32, device=like.device)
         self._index = torch.zeros(1, dtype=torch.int64, device=like.device)
         self._x, self._next = torch.zeros_like(like), torch.zeros_like(like)
-        self._noise = torch.zeros_like(like, dtype=dtype)
-        kept = self._history + len(self._states)
-        self._kept = [torch.zeros_like(like, dtype=dtype) for _ in range(kept)]  # newest entry first, then states
-        self._made = [torch.zeros_like(like, dtype=dtype) for _ in range(rows - 1)]
+        self._noise = torch.zeros_like(like, dtype=dtype) if NOISE in lowered.inputs else None
+        self._history = lowered.history
+        self._stored = [torch.zeros_like(like, dtype=dtype) for _ in lowered.empty]
+        self._made = [torch.zeros_like(like, dtype=dtype) for _ in lowered.targets]
         self._graph = self._capture() if like.device.type == "cuda" else None
 
     @torch.no_grad()
@@ -62,7 +61,7 @@ class GraphedLoop:
             )
         self._restart(x)
         for step in self._table.steps:
-            if step.next.noise:
+            if step.next.noise and self._noise is not None:
                 self._noise.copy_(draw_noise(x, generator))
             if self._graph is None:
                 self._step()
@@ -75,38 +74,23 @@ class GraphedLoop:
         output = self._model(self._x, self._times.index_select(0, self._index))
         if output.shape != self._x.shape:
             raise ValueError(f"model output has shape {tuple(output.shape)} for samples of {tuple(self._x.shape)}")
-        inputs = [self._x, output, self._noise, *self._kept]
+        inputs = [self._x, output, *([] if self._noise is None else [self._noise]), *self._stored]
         combine_into([self._next, *self._made], inputs, self._weights, self._index)
         history, made = self._history, list(self._made)
         for place in range(history - 1, 0, -1):
-            self._kept[place].copy_(self._kept[place - 1])
+            self._stored[place].copy_(self._stored[place - 1])
         if history:
-            self._kept[0].copy_(made.pop(0))
-        for place, state in enumerate(made):
-            self._kept[history + place].copy_(state)
+            self._stored[0].copy_(made.pop(0))
+        for place, state in enumerate(made, start=history):
+            self._stored[place].copy_(state)
         self._x.copy_(self._next)
         self._index.add_(1)
-
-    def _rows(self, step: Step) -> list[list[float]]:
-        """Weights of [sample, output, noise, history.., states..] for the next sample, the entry and the states."""
-        kept: list[Combination] = [step.entry or Combination()] if self._history else []
-        kept += [step.states.get(name, Combination(states={name: 1.0})) for name in self._states]
-        return [
-            [
-                c.sample,
-                c.output,
-                c.noise,
-                *(c.history[place] if place < len(c.history) else 0.0 for place in range(self._history)),
-                *(c.states.get(name, 0.0) for name in self._states),
-            ]
-            for c in (step.next, *kept)
-        ]
 
     def _restart(self, x: Tensor) -> None:
         self._x.copy_(x)
         self._index.zero_()
-        for kept in self._kept:
-            kept.zero_()
+        for stored in self._stored:
+            stored.zero_()
 
     def _capture(self) -> torch.cuda.CUDAGraph:
         """Warm up on a stream of its own, as capturing asks for, and record one step."""

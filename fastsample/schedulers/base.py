@@ -15,7 +15,6 @@ from torch import Tensor
 from fastsample.sampling.backend import accumulation_dtype, combine
 from fastsample.sampling.executor import Runner
 from fastsample.sampling.noise import Generators, draw_noise
-from fastsample.sampling.program import compile_program
 from fastsample.schedulers.config import check_config, read_config
 from fastsample.schedulers.edm import EDMInterface
 from fastsample.schedulers.grid import GridRequest, make_nodes, training_grid, whole_timesteps
@@ -24,7 +23,8 @@ from fastsample.schedulers.run import Run, RunPerThread
 from fastsample.schedulers.threshold import threshold
 from fastsample.schedules.base import Node, NoiseSchedule
 from fastsample.solvers import build_table_on_nodes, get_solver
-from fastsample.tables.table import Step, Table
+from fastsample.tables.step import Step
+from fastsample.tables.table import Table
 
 
 @dataclass
@@ -229,7 +229,7 @@ class TableScheduler(EDMInterface, Noising, SchedulerMixin, ConfigMixin):  # typ
         if run.runner is None:  # a start inside the grid warms up there, so the table begins there
             if run.table is None or run.table_start:
                 run.table = self._build_table(run.grid[self._first_step() :])
-            run.runner = Runner(compile_program(run.table))
+            run.runner = Runner(run.table)
         assert run.table is not None
         index = run.step_index - run.table_start
         return run.table.steps[index], index, run.runner

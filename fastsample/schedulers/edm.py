@@ -11,7 +11,7 @@ from torch import Tensor
 from fastsample.schedulers.run import RunPerThread
 from fastsample.schedules.base import NoiseSchedule
 from fastsample.schedules.edm import EDMSchedule
-from fastsample.tables.table import Step
+from fastsample.tables.step import Step
 
 
 class EDMInterface:
@@ -64,9 +64,12 @@ class EDMInterface:
             return
         run = self._runs.current
         assert run.runner is not None
-        values = run.runner.values
-        run.before = dict(values)
-        for name, value in run.before.items():
-            repeats, rest = divmod(len(sample), len(value))
-            if repeats > 1 and not rest:
-                values[name] = torch.cat([value] * repeats)
+        run.before = run.runner.stored
+        run.runner.stored = tuple([_repeated(value, len(sample)) for value in run.before])
+
+
+def _repeated(value: Tensor | None, rows: int) -> Tensor | None:
+    """`value` as often as `rows` are its multiple."""
+    if value is None or rows == len(value) or rows % len(value):
+        return value
+    return torch.cat([value] * (rows // len(value)))

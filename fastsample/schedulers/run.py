@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from fastsample.sampling.executor import Runner, Values
+from fastsample.sampling.backend import Stored
+from fastsample.sampling.executor import Runner
 from fastsample.schedules.base import Node
 from fastsample.tables.table import Table
 
@@ -26,7 +27,7 @@ class Run:
     table: Table | None = None
     runner: Runner | None = None
     table_start: int = 0
-    before: Values | None = None  # the runner's values before the last step, where it may be taken back
+    before: Stored | None = None  # what the runner had stored before the last step, where it may be taken back
     step_index: int | None = None
     begin_index: int | None = None
     eta: float = 0.0  # DDIM's, an argument of its steps
@@ -39,7 +40,7 @@ class Run:
         """Make `step_index` the coming step; the last step is taken back, with what it carried."""
         if self.before is not None and self.step_index is not None and step_index == self.step_index - 1:
             assert self.runner is not None
-            self.runner.values, self.before = self.before, None
+            self.runner.stored, self.before = self.before, None
         self.step_index = step_index
 
     def restart(self) -> None:

@@ -3,7 +3,8 @@
 from fastsample.tables.phi import phi
 from fastsample.tables.prediction import PREDICTION_TYPES, prediction_weights
 from fastsample.tables.row import Row, Weights, ddim_weights
-from fastsample.tables.table import Combination, Step, Table, Unrolled
+from fastsample.tables.step import Combination, Step
+from fastsample.tables.table import Table, Unrolled
 
 __all__ = [
     "PREDICTION_TYPES",

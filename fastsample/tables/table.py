@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
@@ -12,35 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastsample.schedules.base import Node
+from fastsample.tables.lower import Lowered, advance, lower
 from fastsample.tables.prediction import Space, check_prediction_type, output_axes, prediction_weights
 from fastsample.tables.reading import read_json
 from fastsample.tables.row import Row, Weights
-
-
-@dataclass(frozen=True)
-class Combination:
-    """A linear combination of the tensors that a step holds; `history[0]` is the previous evaluation's entry."""
-
-    sample: float = 0.0
-    output: float = 0.0
-    history: tuple[float, ...] = ()
-    states: Mapping[str, float] = field(default_factory=dict)
-    noise: float = 0.0
-
-
-@dataclass(frozen=True)
-class Step:
-    """One model evaluation at `node`, and what follows it: the next sample (at `target`), entry and states.
-
-    `data` gives the data prediction `(a, b)` of `a sample + b output`.
-    """
-
-    node: Node
-    target: Node
-    next: Combination
-    data: tuple[float, float]
-    entry: Combination | None = None
-    states: Mapping[str, Combination] = field(default_factory=dict)
+from fastsample.tables.step import Combination, Step
 
 
 @dataclass(frozen=True)
@@ -67,14 +43,15 @@ class Table:
 
     def __post_init__(self) -> None:
         check_prediction_type(self.prediction_type)
-        check_reads(self.steps)
+        if not self.steps:
+            raise ValueError("steps = (): a table has at least one step")
         first, last = self.steps[0].node, self.steps[-1].target
         for data, noise in ((1.0, 0.0), (0.0, 1.0)):
             if noise and (self.stochastic or not self.exact_variance):
                 continue
             got = self._carry_constant(data, noise)
             want = last.alpha * data + last.sigma * noise
-            if abs(got - want) > 1e-7 * self._magnitude():
+            if not abs(got - want) <= 1e-7 * self._magnitude():  # nan is wrong too
                 kind = "data" if data else "noise"
                 raise ValueError(
                     f"table of {self.solver!r} from time {first.time:g} to {last.time:g}: constant {kind} ends at "
@@ -96,20 +73,24 @@ class Table:
         """Whether any step draws noise."""
         return any(step.next.noise for step in self.steps)
 
-    @property
-    def history_length(self) -> int:
-        """How many entries of earlier evaluations a step can read."""
-        readers = [c for step in self.steps for c in (step.next, step.entry, *step.states.values()) if c]
-        return max((len(reader.history) for reader in readers), default=0)
+    @cached_property
+    def lowered(self) -> Lowered:
+        """What runs this table: its steps as sums over fixed slots."""
+        return lower(self.steps)
+
+    def recurrence(self, sample: Any, outputs: Iterable[Any], noises: Iterable[Any]) -> list[Any]:
+        """All N + 1 samples from the first, for given outputs and noises: numbers, or arrays of one shape."""
+        samples, stored = [sample], self.lowered.empty
+        for step, output, noise in zip(self.lowered.steps, outputs, noises, strict=True):
+            sample, stored = advance(step, sample, output, stored, noise)
+            samples.append(sample)
+        return samples
 
     def unroll(self) -> Unrolled:
         """The lower-triangular closed form, by running the recurrence on coefficient vectors."""
         count = self.nfe
         basis = np.eye(1 + 2 * count)
-        samples = self._run(
-            basis[0], [basis[1 + i] for i in range(count)], [basis[1 + count + i] for i in range(count)]
-        )
-        full = np.stack(samples)
+        full = np.stack(self.recurrence(basis[0], basis[1 : 1 + count], basis[1 + count :]))
         return Unrolled(full[:, 0], full[:, 1 : 1 + count], full[:, 1 + count :])
 
     def to_json(self) -> str:
@@ -132,35 +113,11 @@ class Table:
             lines.append(f"{step.node.time:10.3f} -> {step.target.time:10.3f}: {' '.join(terms)}")
         return "\n".join(lines)
 
-    def _run(self, sample: Any, outputs: Sequence[Any], noises: Sequence[Any]) -> list[Any]:
-        """All samples of the recurrence for given outputs and noises (scalars or vectors)."""
-        samples, history, states = [sample], list[Any](), dict[str, Any]()
-        for step, output, noise in zip(self.steps, outputs, noises, strict=True):
-            sample = samples[-1]
-
-            def combine(
-                c: Combination,
-                sample: Any = sample,
-                output: Any = output,
-                noise: Any = noise,
-                past: Any = tuple(history),
-            ) -> Any:
-                total = c.sample * sample + c.output * output + c.noise * noise
-                total = total + sum(w * entry for w, entry in zip(c.history, past, strict=False) if w)
-                return total + sum(w * states[name] for name, w in c.states.items() if w)
-
-            new_states = {name: combine(c) for name, c in step.states.items()}
-            entry = combine(step.entry) if step.entry is not None else 0.0
-            samples.append(combine(step.next))
-            history.insert(0, entry)
-            states.update(new_states)
-        return samples
-
     def _carry_constant(self, data: float, noise: float) -> float:
         nodes = [step.node for step in self.steps]
         outputs = [output_of(node, self.prediction_type, data, noise) for node in nodes]
         start = nodes[0].alpha * data + nodes[0].sigma * noise
-        return float(self._run(start, outputs, [0.0] * self.nfe)[-1])
+        return float(self.recurrence(start, outputs, [0.0] * self.nfe)[-1])
 
     def _magnitude(self) -> float:
         weights = [abs(w) for s in self.steps for w in (s.next.sample, s.next.output, *s.next.history)]
@@ -226,17 +183,3 @@ class _Said:
             a, b = self.data
             sample, output = sample + weights.data * a, output + weights.data * b
         return Combination(sample, output, weights.history[1:], dict(weights.states), weights.noise)
-
-
-def check_reads(steps: Sequence[Step]) -> None:
-    """Raise ValueError unless there are steps, and each reads entries and states that earlier ones have made."""
-    if not steps:
-        raise ValueError("steps = (): a table has at least one step")
-    known = set[str]()
-    for index, step in enumerate(steps):
-        for read in (step.next, *((step.entry,) if step.entry else ()), *step.states.values()):
-            unmade = set(read.states) - known
-            if unmade or any(read.history[index:]):
-                what = f"states {sorted(unmade)}" if unmade else f"{len(read.history)} history entries"
-                raise ValueError(f"steps[{index}] reads {what}, which no step before it has made")
-        known.update(step.states)

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 from fastsample.schedules.base import Node
 from fastsample.tables.prediction import prediction_weights
-from fastsample.tables.table import Combination, Step, Table
+from fastsample.tables.step import Combination, Step
+from fastsample.tables.table import Table
 
 
 def dualfast(table: Table, strength: float) -> Table:

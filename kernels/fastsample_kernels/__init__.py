@@ -1,17 +1,14 @@
 """Triton kernels of fastsample, each beside its torch reference. Triton itself is imported at the first launch."""
 
 from fastsample_kernels.dispatch import choose_backend, use_backend
-from fastsample_kernels.guidance import guidance_factor
-from fastsample_kernels.linear_step import Noise, linear_step
+from fastsample_kernels.linear_step import linear_step
 from fastsample_kernels.token_statistics import Gumbel, TokenStatistics, token_statistics
 from fastsample_kernels.triangular_mix import triangular_mix
 
 __all__ = [
     "Gumbel",
-    "Noise",
     "TokenStatistics",
     "choose_backend",
-    "guidance_factor",
     "linear_step",
     "token_statistics",
     "triangular_mix",

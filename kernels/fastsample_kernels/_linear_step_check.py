@@ -7,26 +7,24 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastsample_kernels._linear_step_torch import Extras
-
 MAX_INPUTS, MAX_OUTPUTS = 10, 3
 FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
-def check(inputs: Sequence[Tensor], table: Tensor, index: Tensor, extras: Extras) -> None:
+def check(inputs: Sequence[Tensor], table: Tensor, index: Tensor) -> None:
     """Raises ValueError for tensors that do not fit each other. It is a tenth of a step's host time: no frills."""
     if not 1 <= len(inputs) <= MAX_INPUTS:
         raise ValueError(f"inputs holds {len(inputs)} tensors: give 1 to {MAX_INPUTS}")
-    sample, uncond = inputs[0], extras.uncond
+    sample = inputs[0]
     shape, device = sample.shape, sample.device
-    for tensor in inputs if uncond is None else (*inputs, uncond):
+    for tensor in inputs:
         if tensor.shape != shape or tensor.dtype not in FLOATING:
             raise ValueError(
                 f"an input is {tensor.dtype} {tuple(tensor.shape)}: all must be floating and shaped as inputs[0], "
                 f"{tuple(shape)}"
             )
         _check_device(tensor, device)
-    columns = len(inputs) + (extras.seed is not None)
+    columns = len(inputs)
     if table.dim() != 3 or table.shape[2] != columns or not 1 <= table.shape[1] <= MAX_OUTPUTS:
         raise ValueError(
             f"table has shape {tuple(table.shape)}: it must be [steps, 1 to {MAX_OUTPUTS} outputs, {columns} inputs]"
@@ -34,28 +32,10 @@ def check(inputs: Sequence[Tensor], table: Tensor, index: Tensor, extras: Extras
     if table.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"table is {table.dtype}: it must be float32 or float64")
     _check_device(table, device)
-    _check_rows("index", index, sample, whole=True)
-    if uncond is None and extras.guidance is None and extras.factor is None and extras.seed is None:
-        return
-    if (uncond is None) != (extras.guidance is None) or (extras.factor is not None and uncond is None):
-        raise ValueError("guidance takes both uncond and guidance, and factor goes with them")
-    if not 0 <= extras.guided < len(inputs) and uncond is not None:
-        raise ValueError(f"guided = {extras.guided}: there are {len(inputs)} inputs")
-    _check_rows("guidance", extras.guidance, sample, whole=False)
-    _check_rows("factor", extras.factor, sample, whole=False)
-    _check_rows("seed", extras.seed, sample, whole=True)
-    _check_rows("offset", extras.offset, sample, whole=True)
-
-
-def _check_rows(name: str, values: Tensor | None, sample: Tensor, *, whole: bool) -> None:
-    """One element or one a row, int64 or floating."""
-    if values is None:
-        return
-    rows = sample.shape[0] if sample.dim() else 1
-    if values.numel() not in (1, rows) or not (values.dtype == torch.int64 if whole else values.dtype in FLOATING):
-        kind = "int64" if whole else "floating"
-        raise ValueError(f"{name} is {values.dtype} {tuple(values.shape)}: it must be {kind}, 1 or {rows} elements")
-    _check_device(values, sample.device)
+    rows = shape[0] if shape else 1
+    if index.numel() not in (1, rows) or index.dtype != torch.int64:
+        raise ValueError(f"index is {index.dtype} {tuple(index.shape)}: it must be int64, 1 or {rows} elements")
+    _check_device(index, device)
 
 
 def _check_device(tensor: Tensor, device: torch.device) -> None:

@@ -3,23 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
-
-from fastsample_kernels.counter_random import normals
-
-
-class Extras(NamedTuple):
-    """What a step may have beside the table: guidance's tensors and the noise's, as the operation takes them."""
-
-    uncond: Tensor | None = None
-    guidance: Tensor | None = None
-    guided: int = 1
-    factor: Tensor | None = None
-    seed: Tensor | None = None
-    offset: Tensor | None = None
 
 
 def accumulator(inputs: Sequence[Tensor]) -> torch.dtype:
@@ -28,7 +14,7 @@ def accumulator(inputs: Sequence[Tensor]) -> torch.dtype:
 
 
 def linear_step_reference(
-    inputs: Sequence[Tensor], table: Tensor, index: Tensor, dtypes: Sequence[torch.dtype], extras: Extras
+    inputs: Sequence[Tensor], table: Tensor, index: Tensor, dtypes: Sequence[torch.dtype]
 ) -> list[Tensor]:
     """The definition, on any device, without synchronising and differentiable; four operations a term."""
     sample, acc = inputs[0], accumulator(inputs)
@@ -36,11 +22,10 @@ def linear_step_reference(
     valid = (index >= 0) & (index < table.shape[0])
     rows = table.index_select(0, torch.where(valid, index, 0)).to(acc)
     rows = torch.where(valid[:, None, None], rows, torch.nan)
-    values = _values(inputs, index, acc, extras)
     results = []
     for j, dtype in enumerate(dtypes):
         total = torch.zeros_like(sample, dtype=acc)
-        for i, value in enumerate(values):
+        for i, value in enumerate(inputs):
             weight = by_row(rows[:, j, i], sample)
             total = total + torch.where(weight == 0, 0.0, weight * value.to(acc))
         results.append(total.to(dtype))
@@ -48,39 +33,21 @@ def linear_step_reference(
 
 
 def linear_step_lean(
-    inputs: Sequence[Tensor], table: Tensor, index: Tensor, dtypes: Sequence[torch.dtype], extras: Extras
+    inputs: Sequence[Tensor], table: Tensor, index: Tensor, dtypes: Sequence[torch.dtype]
 ) -> list[Tensor]:
     """The same for one step on the CPU: an operation a term, nothing allocated but the sums."""
     step, acc = int(index), accumulator(inputs)
     if not 0 <= step < table.shape[0]:
         raise IndexError(f"index = {step}: the table has {table.shape[0]} steps")
-    values = _values(inputs, index, acc, extras)
     results = []
     for weights, dtype in zip(table[step].tolist(), dtypes, strict=True):
-        terms = [(weight, value) for weight, value in zip(weights, values, strict=True) if weight != 0]
+        terms = [(weight, value) for weight, value in zip(weights, inputs, strict=True) if weight != 0]
         (weight, value), *others = terms or [(1.0, torch.zeros_like(inputs[0]))]
         total = value * weight if value.dtype == acc else value.to(acc).mul_(weight)
         for weight, value in others:
             total.add_(value, alpha=weight)
         results.append(total.to(dtype))
     return results
-
-
-def _values(inputs: Sequence[Tensor], index: Tensor, acc: torch.dtype, extras: Extras) -> list[Tensor]:
-    """What the table's columns multiply: the inputs, the guided one combined, then the noise."""
-    uncond, guidance, guided, factor, seed, offset = extras
-    values, sample = list(inputs), inputs[0]
-    if uncond is not None and guidance is not None:
-        without = uncond.to(acc)
-        combined = without + by_row(guidance, sample).to(acc) * (values[guided].to(acc) - without)
-        values[guided] = combined if factor is None else combined * by_row(factor, sample).to(acc)
-    if seed is not None and offset is not None:
-        rows = sample.shape[0] if sample.dim() else 1
-        place = torch.arange(rows, device=sample.device) * (seed.numel() == 1)
-        seeds, steps, offsets = (tensor.reshape(-1).expand(rows) for tensor in (seed, index, offset))
-        drawn = normals(seeds, steps, offsets, place, sample.numel() // max(rows, 1))
-        values.append(drawn.reshape(sample.shape).to(acc))
-    return values
 
 
 def by_row(values: Tensor, sample: Tensor) -> Tensor:

@@ -10,8 +10,6 @@ import triton.language as tl
 from torch import Tensor
 
 from fastsample_kernels._device import on
-from fastsample_kernels._linear_step_torch import Extras
-from fastsample_kernels._random_triton import normals
 from fastsample_kernels.blocks import block_config
 
 
@@ -19,27 +17,16 @@ from fastsample_kernels.blocks import block_config
 def _kernel(  # type: ignore[no-untyped-def]
     outputs,
     inputs,
-    uncond,
     table,
     index,
-    guidance,
-    factor,
-    seed,
-    offset,
     steps,
     size,
     index_stride,
-    guidance_stride,
-    factor_stride,
-    seed_stride,
-    offset_stride,
     INPUTS: tl.constexpr,
     OUTPUTS: tl.constexpr,
-    GUIDED: tl.constexpr,
     ACC: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    COLUMNS: tl.constexpr = INPUTS + (seed is not None)
     blocks = tl.cdiv(size, BLOCK)
     row = (tl.program_id(0) // blocks).to(tl.int64)
     start = (tl.program_id(0) % blocks).to(tl.int64) * BLOCK
@@ -49,34 +36,23 @@ def _kernel(  # type: ignore[no-untyped-def]
 
     step = tl.load(index + row * index_stride)
     valid = (step >= 0) & (step < steps)
-    weights = table + step * (OUTPUTS * COLUMNS)
+    weights = table + step * (OUTPUTS * INPUTS)
     nan = float("nan")
     total0 = tl.zeros([BLOCK], ACC)
     total1 = total0
     total2 = total0
-    for i in tl.static_range(COLUMNS):
+    for i in tl.static_range(INPUTS):
         # beyond the table every weight is NaN, and so is every output: no memory outside it is read
         c0 = tl.load(weights + i, mask=valid, other=nan).to(ACC)
         used = c0 != 0
         if OUTPUTS > 1:
-            c1 = tl.load(weights + COLUMNS + i, mask=valid, other=nan).to(ACC)
+            c1 = tl.load(weights + INPUTS + i, mask=valid, other=nan).to(ACC)
             used = used | (c1 != 0)
         if OUTPUTS > 2:
-            c2 = tl.load(weights + 2 * COLUMNS + i, mask=valid, other=nan).to(ACC)
+            c2 = tl.load(weights + 2 * INPUTS + i, mask=valid, other=nan).to(ACC)
             used = used | (c2 != 0)
-        if i == INPUTS:
-            drawn = tl.load(seed + row * seed_stride)
-            word = row * (seed_stride == 0)
-            value = normals(drawn, start, step, tl.load(offset + row * offset_stride), word, BLOCK).to(ACC)
-        else:
-            read = lanes < tl.where(used, size - start, 0)
-            value = tl.load(inputs[i] + first + lanes, mask=read, other=0.0).to(ACC)
-            if i == GUIDED:
-                without = tl.load(uncond + first + lanes, mask=read, other=0.0).to(ACC)
-                scale = tl.load(guidance + row * guidance_stride).to(ACC)
-                value = without + scale * (value - without)
-                if factor is not None:
-                    value = value * tl.load(factor + row * factor_stride).to(ACC)
+        read = lanes < tl.where(used, size - start, 0)
+        value = tl.load(inputs[i] + first + lanes, mask=read, other=0.0).to(ACC)
         total0 = tl.where(c0 != 0, total0 + c0 * value, total0)
         if OUTPUTS > 1:
             total1 = tl.where(c1 != 0, total1 + c1 * value, total1)
@@ -94,18 +70,12 @@ def _kernel(  # type: ignore[no-untyped-def]
 
 
 def launch(
-    outputs: Sequence[Tensor],
-    inputs: Sequence[Tensor],
-    table: Tensor,
-    index: Tensor,
-    extras: Extras,
-    accumulator: torch.dtype,
+    outputs: Sequence[Tensor], inputs: Sequence[Tensor], table: Tensor, index: Tensor, accumulator: torch.dtype
 ) -> None:
     """One launch. The tensors of elements are dense in one layout whose outermost dimension is the batch."""
-    sample, seed = inputs[0], extras.seed
-    of_rows = (index, extras.guidance, extras.factor, seed, extras.offset)
-    strides = [_row_stride(values) for values in of_rows]
-    rows = sample.shape[0] if sample.dim() and (seed is not None or any(strides)) else 1
+    sample = inputs[0]
+    stride = 0 if index.numel() == 1 else index.reshape(-1).stride(0)
+    rows = sample.shape[0] if sample.dim() and stride else 1
     size = sample.numel() // rows
     config = block_config("linear_step", sample.device)
     block = config["block"]
@@ -113,20 +83,14 @@ def launch(
         _kernel[(rows * -(-size // block),)](
             tuple(outputs),
             tuple(inputs),
-            extras.uncond,
             table,
-            *of_rows,
+            index,
             table.shape[0],
             size,
-            *strides,
+            stride,
             INPUTS=len(inputs),
             OUTPUTS=len(outputs),
-            GUIDED=extras.guided if extras.uncond is not None else -1,
             ACC=tl.float64 if accumulator == torch.float64 else tl.float32,
             BLOCK=block,
             num_warps=config["warps"],
         )
-
-
-def _row_stride(values: Tensor | None) -> int:
-    return 0 if values is None or values.numel() == 1 else values.reshape(-1).stride(0)

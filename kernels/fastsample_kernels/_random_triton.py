@@ -26,17 +26,6 @@ def words(seed, first, c1, c2, c3, GROUPS: tl.constexpr):  # type: ignore[no-unt
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def normals(seed, start, c1, c2, c3, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Standard normals of elements `start` .. `start` + SIZE - 1; both are multiples of 4."""
-    w0, w1, w2, w3 = words(seed, start // 4, c1, c2, c3, SIZE // 4)
-    r0 = tl.sqrt(-2.0 * tl.log(uniform(w0)))
-    r1 = tl.sqrt(-2.0 * tl.log(uniform(w2)))
-    t0 = 6.283185307179586 * uniform(w1)
-    t1 = 6.283185307179586 * uniform(w3)
-    return interleaved(r0 * tl.cos(t0), r0 * tl.sin(t0), r1 * tl.cos(t1), r1 * tl.sin(t1), SIZE)
-
-
-@triton.jit  # type: ignore[untyped-decorator]
 def gumbels(seed, start, c1, c2, c3, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]
     """Standard Gumbels of elements `start` .. `start` + SIZE - 1; both are multiples of 4."""
     w0, w1, w2, w3 = words(seed, start // 4, c1, c2, c3, SIZE // 4)

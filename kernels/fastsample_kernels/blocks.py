@@ -10,7 +10,6 @@ registers than let several programs share a multiprocessor:
 - token_statistics: 1024 logits over 4 warps are 8 a thread, one 16-byte bfloat16 load and one ahead, with five
   running values each: 90 registers, five programs a multiprocessor (16 a thread would be 160 and one). `chunk` is the
   least a program reads when a row is split: below it the second stage costs more than it saves.
-- guidance_factor: 4096 elements of two inputs over 8 warps, for the same reason.
 
 `scripts/gpu_kernels.py --tune FILE` measures others and writes them by architecture in the form of blocks.json,
 which is read once; the file named by FASTSAMPLE_KERNEL_BLOCKS is read on top of it.
@@ -32,7 +31,6 @@ Config = dict[str, int]
 
 DEFAULTS: dict[str, Config] = {
     "linear_step": {"block": 1024, "warps": 8},
-    "guidance_factor": {"block": 4096, "warps": 8},
     "triangular_mix": {"rows": 16, "columns": 256, "warps": 4},
     "token_statistics": {"block": 1024, "warps": 4, "chunk": 8192},
 }

@@ -6,8 +6,6 @@ or the device. Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (201
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -38,15 +36,6 @@ def words(seed: Tensor, c1: Tensor, c2: Tensor, c3: Tensor, size: int) -> tuple[
 def uniform(word: Tensor) -> Tensor:
     """float32 in [2^-33, 1 - 2^-24], small ones to full relative precision."""
     return ((word.float() + 0.5) * 2.0**-32).clamp_max(1 - 2.0**-24)
-
-
-def normals(seed: Tensor, c1: Tensor, c2: Tensor, c3: Tensor, size: int) -> Tensor:
-    """Standard normal float32 [R, size], by Box-Muller from pairs of words."""
-    u0, u1, u2, u3 = (uniform(word) for word in words(seed, c1, c2, c3, size))
-    r0, r1 = torch.sqrt(-2 * torch.log(u0)), torch.sqrt(-2 * torch.log(u2))
-    t0, t1 = 2 * math.pi * u1, 2 * math.pi * u3
-    four = torch.stack((r0 * t0.cos(), r0 * t0.sin(), r1 * t1.cos(), r1 * t1.sin()), dim=-1)
-    return four.flatten(1)[:, :size]
 
 
 def gumbels(seed: Tensor, c1: Tensor, c2: Tensor, c3: Tensor, size: int) -> Tensor:
