@@ -52,7 +52,7 @@ class Solver:
     flow: bool = True
     whole_steps: bool = False
     always_lowers: bool = False
-    longest: tuple[float, ...] = (math.inf, math.inf, 1.5)
+    longest: tuple[float, ...] = (math.inf, math.inf, 2.0)
     claims: Callable[[int], int] | None = None  # order of convergence as a function of the `order` option
 
     @cached_property
