@@ -1,4 +1,7 @@
-"""Helpers to test a solver or a scheduler, ours or your own: exact models and measured orders of convergence."""
+"""Help for testing a solver or scheduler: models whose exact samples are known, and the measured order of a solver.
+
+`gaussian_spread(table, std)` tells what a table makes of Gaussian data, without running it.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,10 @@ from fastsample.demo.mixture import GaussianMixture
 from fastsample.sampling import integrate
 from fastsample.schedules import NoiseSchedule
 from fastsample.solvers import build_table, get_solver
+from fastsample.tables.gaussian import gaussian_output, gaussian_spread
 from fastsample.tables.table import output_of
+
+__all__ = ["exact_model", "gaussian_model", "gaussian_spread", "measured_order", "run_scheduler"]
 
 
 def exact_model(
@@ -26,6 +32,20 @@ def exact_model(
         node = schedule.node(float(t))
         output: Tensor = output_of(node, prediction_type, clean, (x - node.alpha * clean) / node.sigma)
         return output
+
+    return predict
+
+
+def gaussian_model(
+    std: float, schedule: NoiseSchedule, prediction_type: str = "epsilon"
+) -> Callable[[Tensor, float | Tensor], Tensor]:
+    """The exact `model(x, t)` of N(0, std^2) data. What a sampler makes of it can be computed, see `gaussian_spread`.
+
+    `std` is that of the schedule's `data`: on EDM models of the samples divided by sigma_data.
+    """
+
+    def predict(x: Tensor, t: float | Tensor) -> Tensor:
+        return gaussian_output(schedule.node_of(float(t)), prediction_type, std) * x
 
     return predict
 

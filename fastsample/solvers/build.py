@@ -10,10 +10,10 @@ from typing import Any
 from numpy.typing import ArrayLike
 
 from fastsample.schedules.base import Node, NoiseSchedule, require_falling_noise
-from fastsample.solvers.registry import Solver, check_choice, get_solver
+from fastsample.solvers.registry import Solver, check_choice, get_solver, log_step
 from fastsample.tables.orders import (
     LowerFinal,
-    break_at_long_steps,
+    break_long_blocks,
     lower_at_limits,
     lower_at_long_steps,
     multistep_orders,
@@ -96,7 +96,8 @@ def build_table_on_nodes(
     elif solver.stages:
         orders = _grid_stages(solver, nodes, order, lower_final)
     else:
-        orders = lower_at_long_steps(multistep_orders(len(nodes) - 1, order, lower_final), solver.places(nodes))
+        orders = multistep_orders(len(nodes) - 1, order, lower_final)
+        orders = lower_at_long_steps(orders, nodes, solver.variable, solver.longest if solver.limits else (math.inf,))
         if solver.limits:
             orders = lower_at_limits(orders, nodes)
         if euler_at_final:
@@ -143,17 +144,21 @@ def _grid_stages(solver: Solver, nodes: Sequence[Node], order: int, lower_final:
         raise ValueError(f"schedule = None: solver {solver.name!r} places its stages on a schedule; give one")
     count, head = len(nodes) - 1, int(not nodes[0].has_signal)
     orders = [1] * head + singlestep_orders(count - head, order, lower_final)
-    orders = break_at_long_steps(orders, solver.places(nodes))
+    orders = break_long_blocks(orders, nodes, solver.longest)
     if nodes[-1].sigma == 0:  # onto sigma = 0 the last evaluation stands alone
         orders[-1] = 1
     return orders
 
 
 def _step_orders(solver: Solver, nodes: Sequence[Node], order: int, lower_final: LowerFinal) -> list[int]:
-    """The order of each whole step: 1 from zero SNR and where the last is lowered."""
+    """The order of each whole step: 1 where it is too long, from zero SNR, and where the last is lowered."""
     steps = len(nodes) - 1
     lowers = lower_final if isinstance(lower_final, bool) else steps * order < lower_final
-    orders = [solver.evaluations] * steps
+    longest = solver.longest[min(solver.evaluations, len(solver.longest)) - 1]
+    orders = [
+        1 if source.has_signal and log_step(source, target) > longest else solver.evaluations
+        for source, target in itertools.pairwise(nodes)
+    ]
     if not solver.whole_steps:
         orders[0] = orders[0] if nodes[0].has_signal else 1
         orders[-1] = 1 if lowers else orders[-1]

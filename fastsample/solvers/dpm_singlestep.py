@@ -6,6 +6,7 @@ with `order` the evaluation's position in its step; the sample at the start is k
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from fastsample.schedules.base import Node
@@ -50,6 +51,7 @@ def _register(space: Space, order: int) -> None:
         references=(reference,),
         summary=f"{title} single-step, order {order}: {order} model calls a step",
         stages=tuple(index / order for index in range(1, order)),
+        longest=(math.inf, 1.9, 3.0) if space == "noise" else (math.inf,),  # noise forms grow by e^h
     )
     def rule(
         nodes: Sequence[Node], target: Node, *, order: int, block: int = order, solver_type: str = "midpoint"

@@ -6,6 +6,7 @@ import difflib
 import functools
 import importlib
 import inspect
+import math
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from functools import cached_property
 from typing import Any
 
 from fastsample.schedules.base import Node
+from fastsample.tables.orders import Variable
 from fastsample.tables.prediction import Space
 from fastsample.tables.row import Row
 
@@ -33,7 +35,9 @@ class Solver:
     in log-SNR (empty: multistep), `limits` whether onto sigma = 0 only its order-1 form exists, `flow` whether
     it works on flow-matching marginals, `whole_steps` whether a step count given to a scheduler counts steps,
     each with its stages, instead of evaluations, `always_lowers` whether `lower_order_final` lowers the last
-    orders at any number of steps.
+    orders at any number of steps, `longest` the longest steps in log-SNR (of a single-step method with its stages)
+    that orders 1, 2, .. are used for: beyond, a lower one is closer on exact Gaussian data. Adams' methods, which do
+    not step in log-SNR, have no such bound.
     """
 
     name: str
@@ -48,6 +52,7 @@ class Solver:
     flow: bool = True
     whole_steps: bool = False
     always_lowers: bool = False
+    longest: tuple[float, ...] = (math.inf, math.inf, 2.0)
     claims: Callable[[int], int] | None = None  # order of convergence as a function of the `order` option
 
     @cached_property
@@ -91,9 +96,10 @@ class Solver:
             drawn = drawn or self.rule(nodes[:position], nodes[position], **asked).next.noise != 0
         return drawn
 
-    def places(self, nodes: Sequence[Node]) -> list[float]:
-        """`nodes` in the variable that the solver extrapolates in: lam, or -sigma / alpha of Adams' methods."""
-        return [node.lam for node in nodes] if self.limits else [-node.sbar for node in nodes]
+    @property
+    def variable(self) -> Variable:
+        """What the solver extrapolates its history in."""
+        return "lam" if self.limits else "sbar"
 
     def claimed_order(self, order: int | None = None) -> int:
         """The order of convergence claimed for the option `order`."""

@@ -6,6 +6,7 @@ a step's start and 2 at its stage; the state "base" keeps the sample at the star
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -29,12 +30,19 @@ def to_stage(source: Node, target: Node, eta: float = 0.0) -> Row:
 
 @solver("heun", order=2, space="data", references=(EDM,), stages=(1.0,), whole_steps=True)
 def heun(nodes: Sequence[Node], target: Node, *, order: int = 2) -> Row:
-    """Heun's method (EDM, arXiv:2206.00364, alg. 1): in sigma / alpha, on flow models in sigma; two calls a step."""
+    """Heun's method (EDM, arXiv:2206.00364, alg. 1): in sigma / alpha, on flow models in sigma; two calls a step.
+
+    In sigma / alpha what the data predictions at the two ends differ by is magnified by up to half the ratio of their
+    noise levels. So a step down to less than e^-1.5 of a level that still exceeds the signal is made in
+    sigma / (alpha + sigma), as on flow models, where nothing is; not on models that start below a level of 32, as the
+    VP models of diffusers, whose HeunDiscreteScheduler this is at any length.
+    """
     source = nodes[-1]
     if order == 1:
         return to_stage(source, target)
     base = nodes[-2]
-    if base.has_signal and abs(base.alpha + base.sigma - 1) > 1e-9:
+    long = nodes[0].sbar > 32 and base.sbar > 1 and log_step(base, target) > 1.5
+    if base.has_signal and not long and abs(base.alpha + base.sigma - 1) > 1e-9:
         # d(x / alpha) / d(sigma / alpha) = noise
         scales, on_data, width = (base.alpha, target.alpha), 0.0, target.sbar - base.sbar
     else:  # d(x / (alpha + sigma)) / d(sigma / (alpha + sigma)) = noise - data, regular at zero SNR
@@ -57,7 +65,7 @@ def from_base(nodes: Sequence[Node], target: Node, eta: float, weights: Any) -> 
     return Row(source, target, replace(weights(base, down), noise=noise), base=base)
 
 
-@solver("dpm2", order=2, space="data", references=(EDM,), **MIDPOINT)
+@solver("dpm2", order=2, space="data", references=(EDM,), longest=(math.inf, 3.0), **MIDPOINT)
 def dpm2(nodes: Sequence[Node], target: Node, *, order: int = 2, eta: float = 0.0) -> Row:
     """DPM2: the midpoint method in log(sigma / alpha), two calls a step; `eta` 1 is "DPM2 a"."""
     source = nodes[-1]

@@ -17,6 +17,8 @@ from fastsample.tables.prediction import Space
 from fastsample.tables.row import Row, Weights, ddim_weights
 
 TYPES = ("bh1", "bh2")
+LONGEST = 1.7
+"""The longest step in log-SNR that is corrected on noise predictions, whose weights grow by e^h."""
 
 
 def difference_weights(step: ExponentialStep, ratios: Sequence[float], solver_type: str) -> tuple[float, ...]:
@@ -75,8 +77,10 @@ def unipc(
     step = ExponentialStep(source, target, space)
     predicted = predict(step, older[: order - 1], solver_type)
     correction: tuple[float, ...] = ()
-    if corrector and older and len(nodes) - 2 not in disable_corrector:
-        back, before = ExponentialStep(older[0], source, space), older[1:previous_order]
+    back = ExponentialStep(older[0], source, space) if older else step
+    corrects = corrector and bool(older) and len(nodes) - 2 not in disable_corrector
+    if corrects and (space == "data" or back.h <= LONGEST):
+        before = older[1:previous_order]
         # the sample is what the same weights but for the newest output predicted: X base cancels
         differences = _sum(
             correct(back, before, solver_type), (0.0, *(-k for k in predict(back, before, solver_type)))

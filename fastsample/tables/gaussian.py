@@ -1,4 +1,4 @@
-"""What a table does to Gaussian data, exactly: there every sampler is linear, so two moments say all."""
+"""What a table does to Gaussian data, exactly: there every sampler is linear, so nothing needs to be drawn."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from fastsample.schedules.base import Node
-from fastsample.tables.step import Combination, Step
+from fastsample.tables.lower import advance
 from fastsample.tables.table import Table, output_of
 
 
@@ -23,35 +23,16 @@ def gaussian_output(node: Node, prediction_type: str, std: float) -> float:
 
 
 def gaussian_spread(table: Table, std: float = 0.5) -> float:
-    """The standard deviation at the end of `table` of samples of N(0, std^2) data, from its exact model.
+    """The standard deviation, at the end of `table`, of samples made by the exact model of N(0, std^2) data.
 
-    The start has the marginal's own deviation. An exact solver ends at `hypot(alpha std, sigma)` of the last node:
-    at `std` on clean data. Nothing is drawn: the sample is a vector of its dependence on the start and on each
-    step's noise, which are independent.
+    They start from the first marginal. An exact sampler ends at `hypot(alpha std, sigma)` of the last node, on clean
+    data at `alpha std`. A sample is a vector here: how it depends on the start and on the noise of each step, which
+    are independent.
     """
     first = table.steps[0].node
-    draws = 1 + table.nfe if table.stochastic else 1
-    basis = np.eye(draws) if draws > 1 else [1.0]
-    sample: Any = basis[0] * math.hypot(first.alpha * std, first.sigma)
-    history, states = list[Any](), dict[str, Any]()
-    for index, step in enumerate(table.steps):
+    basis: Any = np.eye(1 + table.nfe) if table.stochastic else np.ones(1 + table.nfe)
+    sample, stored = basis[0] * math.hypot(first.alpha * std, first.sigma), table.lowered.empty
+    for step, lowered, noise in zip(table.steps, table.lowered.steps, basis[1:], strict=True):
         output = gaussian_output(step.node, table.prediction_type, std) * sample
-        noise = basis[1 + index] if draws > 1 else 0.0
-        sample, entry, new = _step(step, sample, output, noise, history, states)
-        history.insert(0, entry)
-        states = {**states, **new}
+        sample, stored = advance(lowered, sample, output, stored, noise)
     return float(np.linalg.norm(sample))
-
-
-def _step(
-    step: Step, sample: Any, output: Any, noise: Any, history: list[Any], states: dict[str, Any]
-) -> tuple[Any, Any, dict[str, Any]]:
-    """The next sample, the new history entry and the changed states."""
-
-    def combine(c: Combination) -> Any:
-        total = c.sample * sample + c.output * output + c.noise * noise
-        total = total + sum(w * entry for w, entry in zip(c.history, history, strict=False) if w)
-        return total + sum(w * states[name] for name, w in c.states.items() if w)
-
-    entry = combine(step.entry) if step.entry is not None else 0.0
-    return combine(step.next), entry, {name: combine(c) for name, c in step.states.items()}

@@ -136,7 +136,7 @@ def lower(steps: Sequence[Step], keep: Sequence[str] = ()) -> Lowered:
     """
     readers = [c for step in steps for c in (step.next, step.entry, *step.states.values()) if c is not None]
     history = max((len(reader.history) for reader in readers), default=0)
-    states = sorted({name for step in steps for name in step.states})
+    states = sorted({name for step in steps for name in step.states} | {name for c in readers for name in c.states})
     places = {name: place for place, name in enumerate(states, start=STORED + history)}
     slots = ("sample", "output", "noise", *(f"history {age}" for age in range(history)), *states)
     scales: Scales = [None] * (len(slots) - STORED)

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
+from typing import Literal
 
 from fastsample.schedules.base import Node
 
+Variable = Literal["lam", "sbar"]
+"""log(alpha / sigma), of exponential integrators; sigma / alpha, of Adams' methods."""
 LowerFinal = bool | int
 """False: never; True: always; an int k: only when there are fewer than k evaluations."""
-RATIO = 2.0
-"""How much longer than the step before it a step may be and still build on the history: DPM-Solver++ 2M reads its
-prediction half a step ahead of the newest one, so that up to here it extrapolates no further than the history reaches
-back. Grids uniform in time have ratios below log 2 / log 1.5 = 1.71 (their last ones, in log-SNR)."""
+RATIO = 2.5
+"""How many times as long as the step before it a step may be and still build on the history: DPM-Solver++ 2M reads
+its prediction half a step ahead of the newest, so that it extrapolates little further than the history reaches back.
+Grids uniform in time stay below log 2 / log 1.5 = 1.71 (in log-SNR, at their last step before clean data)."""
+NOISY = 32.0
+"""sigma / alpha above which predictions hardly change from step to step, so that any history will do."""
 
 
 def multistep_orders(count: int, order: int, lower_final: LowerFinal = False) -> list[int]:
@@ -50,28 +56,49 @@ def fast_blocks(evaluations: int) -> list[int]:
     return [*[3] * full, rest] if rest else [*[3] * (full - 1), 2, 1]
 
 
-def lower_at_long_steps(orders: Sequence[int], places: Sequence[float], ratio: float = RATIO) -> list[int]:
-    """Order 1 wherever a step is more than `ratio` times as long as the one before it.
+def lower_at_long_steps(
+    orders: Sequence[int], nodes: Sequence[Node], variable: Variable, longest: Sequence[float] = (math.inf,)
+) -> list[int]:
+    """Lower orders where a step is too long for what the solver knows: order 1 where it is more than RATIO times as
+    long as the one before it, and an order p above 1 only up to a length of `longest[p - 1]`.
 
-    `places` are where the evaluations and the end lie in the variable that the solver extrapolates in, rising:
-    `len(orders) + 1` in all. The last step is left as it is: how its order is lowered is the caller's choice
-    (`lower_final`), or it ends on clean data, where :func:`lower_at_limits` knows what exists.
+    `nodes` are the evaluation nodes and the final one, `len(orders) + 1` in all; steps are measured in the `variable`
+    that the solver extrapolates in; the last of `longest` holds for all higher orders. The last step is left as it
+    is: how its order is lowered is the caller's choice (`lower_final`), or it ends on clean data, where
+    :func:`lower_at_limits` knows what exists.
     """
-    steps = [target - source for source, target in itertools.pairwise(places)]
-    inner = [
-        1 if index and step > ratio * steps[index - 1] else order
-        for index, (order, step) in enumerate(zip(orders, steps, strict=True))
-    ]
+    steps = _lengths(nodes, variable)
+    inner = [_within(order, step, longest) for order, step in zip(orders, steps, strict=True)]
+    for index in range(1, len(inner)):
+        if steps[index] > RATIO * steps[index - 1] and nodes[index].sbar < NOISY:
+            inner[index] = 1
     return [*inner[:-1], *orders[-1:]]
 
 
-def break_at_long_steps(positions: Sequence[int], places: Sequence[float], ratio: float = RATIO) -> list[int]:
-    """Positions in single-step blocks, a block beginning anew wherever :func:`lower_at_long_steps` lowers an order."""
-    lowered = lower_at_long_steps(positions, places, ratio)
+def break_long_blocks(positions: Sequence[int], nodes: Sequence[Node], longest: Sequence[float]) -> list[int]:
+    """The same for positions in single-step blocks, in log-SNR: a block begins anew where a stage is too far from the
+    one before, and one that is longer than `longest` of its order is taken in steps of order 1."""
+    free = lower_at_long_steps(positions, nodes, "lam")
     broken: list[int] = []
-    for position, free in zip(positions, lowered, strict=True):
-        broken.append(min(position, free, broken[-1] + 1 if broken else 1))
+    for position, kept in zip(positions, free, strict=True):
+        broken.append(min(position, kept, broken[-1] + 1 if broken else 1))
+    starts = [index for index, position in enumerate(broken) if position == 1] + [len(broken)]
+    for start, end in itertools.pairwise(starts[:-1]):
+        if _within(end - start, nodes[end].lam - nodes[start].lam, longest) < end - start:
+            broken[start:end] = [1] * (end - start)
     return broken
+
+
+def _lengths(nodes: Sequence[Node], variable: Variable) -> list[float]:
+    places = [node.lam if variable == "lam" else -node.sbar for node in nodes]
+    return [target - source for source, target in itertools.pairwise(places)]
+
+
+def _within(order: int, step: float, longest: Sequence[float]) -> int:
+    """The highest order up to `order` that a step of this length may have."""
+    while order > 1 and step > longest[min(order, len(longest)) - 1]:
+        order -= 1
+    return order
 
 
 def lower_at_limits(orders: Sequence[int], nodes: Sequence[Node]) -> list[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from fastsample.schedules.base import Node
 from fastsample.tables.lower import Lowered, advance, lower
-from fastsample.tables.prediction import Space, output_axes, prediction_weights
+from fastsample.tables.prediction import Space, check_prediction_type, output_axes, prediction_weights
+from fastsample.tables.reading import read_json
 from fastsample.tables.row import Row, Weights
 from fastsample.tables.step import Combination, Step
 
@@ -41,13 +42,16 @@ class Table:
     exact_variance: bool = True
 
     def __post_init__(self) -> None:
+        check_prediction_type(self.prediction_type)
+        if not self.steps:
+            raise ValueError("steps = (): a table has at least one step")
         first, last = self.steps[0].node, self.steps[-1].target
         for data, noise in ((1.0, 0.0), (0.0, 1.0)):
             if noise and (self.stochastic or not self.exact_variance):
                 continue
             got = self._carry_constant(data, noise)
             want = last.alpha * data + last.sigma * noise
-            if abs(got - want) > 1e-7 * self._magnitude():
+            if not abs(got - want) <= 1e-7 * self._magnitude():  # nan is wrong too
                 kind = "data" if data else "noise"
                 raise ValueError(
                     f"table of {self.solver!r} from time {first.time:g} to {last.time:g}: constant {kind} ends at "
@@ -90,14 +94,13 @@ class Table:
         return Unrolled(full[:, 0], full[:, 1 : 1 + count], full[:, 1 + count :])
 
     def to_json(self) -> str:
-        """This table as JSON text; :meth:`from_json` gives an equal table back."""
+        """This table as JSON text; :meth:`from_json` gives an equal table back, to the last digit."""
         return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> Table:
-        raw = json.loads(text)
-        raw["steps"] = tuple(_step_from_dict(step) for step in raw["steps"])
-        return cls(**raw)
+        """The table that :meth:`to_json` wrote; ValueError, in one line, on any other text."""
+        return read_json(cls, text)
 
     def __str__(self) -> str:
         lines = [f"{self.solver}, {self.prediction_type}, {self.nfe} evaluations"]
@@ -180,17 +183,3 @@ class _Said:
             a, b = self.data
             sample, output = sample + weights.data * a, output + weights.data * b
         return Combination(sample, output, weights.history[1:], dict(weights.states), weights.noise)
-
-
-def _step_from_dict(raw: Mapping[str, Any]) -> Step:
-    def combination(value: Mapping[str, Any]) -> Combination:
-        return Combination(**{**value, "history": tuple(value["history"])})
-
-    return Step(
-        Node(**raw["node"]),
-        Node(**raw["target"]),
-        combination(raw["next"]),
-        (raw["data"][0], raw["data"][1]),
-        combination(raw["entry"]) if raw["entry"] is not None else None,
-        {name: combination(value) for name, value in raw["states"].items()},
-    )
