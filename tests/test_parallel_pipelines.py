@@ -514,3 +514,65 @@ def test_a_loop_whose_source_is_missing_is_not_trusted() -> None:
     namespace: dict[str, Any] = {}
     exec("class Hidden:\n    def __call__(self):\n        pass", namespace)
     assert "cannot be read" in loop.step_decision(namespace["Hidden"], {})
+
+
+# --- the phases of a loop ----------------------------------------------------------------------------------
+
+
+class OwnLoop(diffusers.DiffusionPipeline):
+    """A pipeline whose loop goes its own ways."""
+
+    def __init__(self, unet: Any, scheduler: Any) -> None:
+        super().__init__()
+        self.register_modules(unet=unet, scheduler=scheduler)
+
+    @torch.no_grad()
+    def __call__(self, way: str, generator: Any = None) -> tuple[Tensor]:
+        scheduler, text = self.scheduler, torch.ones(1, 5, 16)
+        scheduler.set_timesteps(7)
+        x = torch.randn(1, 4, 8, 8, generator=generator)
+        timesteps = scheduler.timesteps
+        if way == "looks first":
+            assert len([float(t) for t in timesteps]) == len(list(timesteps)) == 7
+        if way == "lists":
+            timesteps = list(timesteps)
+        for t in timesteps:
+            if way == "skips" and 300 < t < 500:
+                continue
+            if way == "looks inside":
+                assert len([float(t) for t in timesteps]) == 7
+            noise = self.unet(x, t, encoder_hidden_states=text).sample
+            x = scheduler.step(noise, t, x).prev_sample
+            if way == "twice" and 300 < t < 500:
+                x = scheduler.step(noise, t, x).prev_sample
+        return (x,)
+
+
+@pytest.mark.parametrize("tolerance", [0.0, 0.05])
+@pytest.mark.parametrize(
+    ("way", "reason"),
+    [
+        ("straight", ""),
+        ("looks first", ""),
+        ("looks inside", ""),
+        ("lists", "does not iterate over its scheduler's timesteps"),
+        ("twice", "does not step once for each timestep"),
+        ("skips", "went round without a step"),
+    ],
+)
+def test_a_loop_that_goes_its_own_way(way: str, reason: str, tolerance: float) -> None:
+    pipe = OwnLoop(stable_diffusion().unet, diffusers.DDIMScheduler(beta_schedule="scaled_linear"))
+    run = lambda sampler: sampler(way, generator=torch.Generator().manual_seed(0))[0]  # noqa: E731
+    expected = run(pipe)
+    for window in (2, None):
+        sampler = fs.ParallelSampler(pipe, window=window, tolerance=tolerance)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = run(sampler)
+        assert reason in sampler.run.fallback
+        assert bool(sampler.run.fallback) == bool(reason)
+        if reason:
+            assert torch.equal(found, expected)
+        else:
+            close(found, expected, 3e-5 if tolerance == 0 else 0.1)
+    assert torch.equal(run(pipe), expected)

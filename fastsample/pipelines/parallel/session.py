@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fastsample.pipelines.denoisers import Denoiser
 from fastsample.pipelines.overlay import Attribute, overlaid
-from fastsample.pipelines.parallel.driver import Loop
+from fastsample.pipelines.parallel.driver import Loop, Phase
 from fastsample.pipelines.parallel.layout import NotParallelError
 from fastsample.pipelines.parallel.segment import Settings
 
@@ -68,9 +68,12 @@ class Session:
             if threading.current_thread() is not self._thread or (self._loop is not None and self._loop.running):
                 yield from plain
                 return
-            self._loop = Loop(self._scheduler, list(plain), self._settings)
-            self.loops.append(self._loop)
-            yield from self._loop
+            around, loop = self._loop, Loop(self._scheduler, list(plain), self._settings)
+            self._loop = loop
+            self.loops.append(loop)
+            yield from loop
+            if loop.phase is Phase.LISTED:  # it was no sampling loop, perhaps within one
+                self._loop = around
 
         return type("ParallelTimesteps", (Tensor,), {"__iter__": begin})
 
