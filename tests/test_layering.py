@@ -23,6 +23,7 @@ BELOW = {  # what each part may import of fastsample, in functions too
     "schedulers": {"schedules", "tables", "solvers", "sampling", "schedulers", "names"},
     "decoding": {"sampling", "schedulers", "decoding"},
     "pipelines": {"schedules", "sampling", "fixed_point", "pipelines"},
+    "caching": {"pipelines"},  # a path that saved pipelines name
     "tarflow": {"sampling", "fixed_point", "tarflow"},
     "names": {"decoding", "names"},
     "demo": {"schedules", "tables", "solvers", "sampling", "tarflow", "demo"},
@@ -129,6 +130,14 @@ def test_the_backend_is_a_door_to_the_kernels() -> None:
 def test_kernels_know_nothing_of_fastsample() -> None:
     for path in (ROOT / "kernels").rglob("*.py"):
         assert not any(name.split(".")[0] == "fastsample" for name in imports(path.read_text(), everywhere=True))
+
+
+def test_parallel_sampling_and_t_gate_do_not_know_of_each_other() -> None:
+    """What both need of a pipeline stands beside them."""
+    for part, other in (("parallel", "tgate"), ("tgate", "parallel")):
+        for path in (PACKAGE / "pipelines" / part).rglob("*.py"):
+            found = imports(path.read_text(), everywhere=True)
+            assert not any(name.startswith(f"fastsample.pipelines.{other}") for name in found), path
 
 
 def test_no_circles() -> None:

@@ -99,6 +99,7 @@ VP_SCHEDULERS: dict[str, Callable[[Any], Any]] = {
     "heun": diffusers.HeunDiscreteScheduler.from_config,
     "kdpm2 ancestral": diffusers.KDPM2AncestralDiscreteScheduler.from_config,
     "pndm": lambda config: diffusers.PNDMScheduler.from_config(config, skip_prk_steps=True),
+    "pndm with its warm-up": lambda config: diffusers.PNDMScheduler.from_config(config, skip_prk_steps=False),
     "dpm karras": lambda config: diffusers.DPMSolverMultistepScheduler.from_config(config, use_karras_sigmas=True),
     "dpm sde": lambda config: diffusers.DPMSolverMultistepScheduler.from_config(
         config, algorithm_type="sde-dpmsolver++"
@@ -121,8 +122,9 @@ WAN_SCHEDULERS: dict[str, Callable[[Any], Any]] = {
     "unipc": diffusers.UniPCMultistepScheduler.from_config,
     "dpm": diffusers.DPMSolverMultistepScheduler.from_config,
 }
+VP = ("stable_diffusion", "stable_diffusion_xl", "pixart_alpha")
 CASES = [
-    *((name, kind) for name in ("stable_diffusion", "stable_diffusion_xl", "pixart_alpha") for kind in VP_SCHEDULERS),
+    *((name, kind) for name in VP for kind in VP_SCHEDULERS),
     *((name, kind) for name in ("stable_diffusion_3", "flux", "qwen_image") for kind in FLOW_SCHEDULERS),
     *(("wan", kind) for kind in WAN_SCHEDULERS),
 ]
@@ -132,7 +134,7 @@ CASES = [
 def test_every_scheduler_gives_its_sequential_result(name: str, kind: str) -> None:
     """Ours and diffusers', with history, two stages or noise: by their own steps."""
     own = built(name)[1].config
-    choices = WAN_SCHEDULERS if name == "wan" else VP_SCHEDULERS if (name, kind) in CASES[:66] else FLOW_SCHEDULERS
+    choices = WAN_SCHEDULERS if name == "wan" else VP_SCHEDULERS if name in VP else FLOW_SCHEDULERS
     expected, found, run = both_ways(name, choices[kind](own), iteration="secant", window=None)
     close(found, expected, 1e-4)
     assert not run.fallback
@@ -512,3 +514,65 @@ def test_a_loop_whose_source_is_missing_is_not_trusted() -> None:
     namespace: dict[str, Any] = {}
     exec("class Hidden:\n    def __call__(self):\n        pass", namespace)
     assert "cannot be read" in loop.step_decision(namespace["Hidden"], {})
+
+
+# --- the phases of a loop ----------------------------------------------------------------------------------
+
+
+class OwnLoop(diffusers.DiffusionPipeline):
+    """A pipeline whose loop goes its own ways."""
+
+    def __init__(self, unet: Any, scheduler: Any) -> None:
+        super().__init__()
+        self.register_modules(unet=unet, scheduler=scheduler)
+
+    @torch.no_grad()
+    def __call__(self, way: str, generator: Any = None) -> tuple[Tensor]:
+        scheduler, text = self.scheduler, torch.ones(1, 5, 16)
+        scheduler.set_timesteps(7)
+        x = torch.randn(1, 4, 8, 8, generator=generator)
+        timesteps = scheduler.timesteps
+        if way == "looks first":
+            assert len([float(t) for t in timesteps]) == len(list(timesteps)) == 7
+        if way == "lists":
+            timesteps = list(timesteps)
+        for t in timesteps:
+            if way == "skips" and 300 < t < 500:
+                continue
+            if way == "looks inside":
+                assert len([float(t) for t in timesteps]) == 7
+            noise = self.unet(x, t, encoder_hidden_states=text).sample
+            x = scheduler.step(noise, t, x).prev_sample
+            if way == "twice" and 300 < t < 500:
+                x = scheduler.step(noise, t, x).prev_sample
+        return (x,)
+
+
+@pytest.mark.parametrize("tolerance", [0.0, 0.05])
+@pytest.mark.parametrize(
+    ("way", "reason"),
+    [
+        ("straight", ""),
+        ("looks first", ""),
+        ("looks inside", ""),
+        ("lists", "does not iterate over its scheduler's timesteps"),
+        ("twice", "does not step once for each timestep"),
+        ("skips", "went round without a step"),
+    ],
+)
+def test_a_loop_that_goes_its_own_way(way: str, reason: str, tolerance: float) -> None:
+    pipe = OwnLoop(stable_diffusion().unet, diffusers.DDIMScheduler(beta_schedule="scaled_linear"))
+    run = lambda sampler: sampler(way, generator=torch.Generator().manual_seed(0))[0]  # noqa: E731
+    expected = run(pipe)
+    for window in (2, None):
+        sampler = fs.ParallelSampler(pipe, window=window, tolerance=tolerance)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = run(sampler)
+        assert reason in sampler.run.fallback
+        assert bool(sampler.run.fallback) == bool(reason)
+        if reason:
+            assert torch.equal(found, expected)
+        else:
+            close(found, expected, 3e-5 if tolerance == 0 else 0.1)
+    assert torch.equal(run(pipe), expected)

@@ -1,4 +1,4 @@
-"""The modules that saved pipelines name: they stay, and what was saved loads in a process that has imported nothing."""
+"""The modules that saved pipelines name: they stay, and what was saved loads in a process that is new."""
 
 from __future__ import annotations
 

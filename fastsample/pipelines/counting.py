@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import nn
 
 from fastsample.pipelines.denoisers import DroppingHook, denoisers, hooks_of, latents_of
@@ -24,10 +25,11 @@ def count(pipe: Any, images: int) -> Iterator[Ledger]:
         raise ValueError(
             f"pipe = {type(pipe).__name__} has no unet or transformer whose evaluations could be counted"
         )
-    ledger, thread = Ledger(images), threading.get_ident()
+    ledger, thread = Ledger(images), threading.current_thread()
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def counted(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        if threading.get_ident() != thread:
+        if threading.current_thread() is not thread:
             return
         latents = latents_of(args, kwargs)
         given = images if latents is None else len(latents)

@@ -61,7 +61,8 @@ def class_beneath(target: Any) -> type:
 @dataclass(frozen=True, eq=False)
 class _Layer:
     members: dict[str, Callable[..., Any] | Attribute]
-    thread: int = field(default_factory=threading.get_ident)
+    # not its number, which a later thread may have again
+    thread: threading.Thread = field(default_factory=threading.current_thread)
 
     def over(self, below: type) -> dict[str, Any]:
         """The members of a class over `below`."""
@@ -75,7 +76,7 @@ class _Layer:
     def _method(self, own: Callable[..., Any], beneath: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(beneath)
         def method(target: Any, *args: Any, **kwargs: Any) -> Any:
-            if threading.get_ident() != self.thread:
+            if threading.current_thread() is not self.thread:
                 return beneath(target, *args, **kwargs)
             return own(functools.partial(beneath, target), *args, **kwargs)
 
@@ -87,10 +88,10 @@ class _Layer:
 
         def get(target: Any) -> Any:
             value = beneath.__get__(target) if beneath else vars(target)[name]
-            return own.get(value) if threading.get_ident() == self.thread else value
+            return own.get(value) if threading.current_thread() is self.thread else value
 
         def put(target: Any, value: Any) -> None:
-            if threading.get_ident() == self.thread and own.put(value):
+            if threading.current_thread() is self.thread and own.put(value):
                 return
             if beneath:
                 beneath.__set__(target, value)

@@ -38,7 +38,7 @@ def stateful(scheduler: Any) -> Stateful:
 
 
 class Foreign:
-    """A scheduler of diffusers, any class: its state is what the object holds, its containers copied."""
+    """A scheduler of diffusers, any class: its state is what the object holds."""
 
     def __init__(self, scheduler: Any) -> None:
         self._scheduler = scheduler
@@ -68,5 +68,7 @@ class Foreign:
 
 
 def _copied(value: Any) -> Any:
-    """A copy of a container, which a step may change; anything else, which it replaces, as it is."""
+    """A copy of what a step may change in place: tensors (PNDM's sums), and containers, whose parts it replaces."""
+    if isinstance(value, Tensor):
+        return value.clone()
     return copy.copy(value) if isinstance(value, (list, dict, set, deque)) else value

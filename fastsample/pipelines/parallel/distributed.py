@@ -18,7 +18,7 @@ def process_state() -> Any:
     """accelerate's PartialState, which joins the processes that a launcher started; None in a process alone."""
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         return None
-    from accelerate import PartialState
+    from accelerate import PartialState  # only in a process that a launcher started
 
     state = PartialState(cpu=not torch.cuda.is_available())
     return state if state.num_processes > 1 else None

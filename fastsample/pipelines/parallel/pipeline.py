@@ -157,7 +157,7 @@ def _settings(
 def stepped_denoisers(pipe: Any) -> list[Denoiser]:
     """The denoisers that are called with a timestep; ValueError where sampling in parallel makes no sense."""
     components = getattr(pipe, "components", {})  # anything but a pipeline has none
-    if not hasattr(components.get("scheduler"), "step"):
+    if components.get("scheduler") is None:
         raise ValueError(f"pipe = {type(pipe).__name__} has no scheduler whose steps could be made in parallel")
     found = [denoiser for denoiser in denoisers(pipe) if denoiser.timestep]
     if not found:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fastsample.pipelines.denoisers import Denoiser
 from fastsample.pipelines.overlay import Attribute, overlaid
-from fastsample.pipelines.parallel.driver import Loop
+from fastsample.pipelines.parallel.driver import Loop, Phase
 from fastsample.pipelines.parallel.layout import NotParallelError
 from fastsample.pipelines.parallel.segment import Settings
 
@@ -31,7 +31,7 @@ class Session:
         self._loop: Loop | None = None
         self._bar: _Bar | None = None
         self._shared = 0  # rows of the call under way that the processes share
-        self._thread = threading.get_ident()
+        self._thread = threading.current_thread()
         self._undo = contextlib.ExitStack()
 
     def __enter__(self) -> Session:
@@ -65,12 +65,15 @@ class Session:
 
         def begin(timesteps: Tensor) -> Iterator[Tensor]:
             plain = timesteps.as_subclass(Tensor)
-            if threading.get_ident() != self._thread or (self._loop is not None and self._loop.running):
+            if threading.current_thread() is not self._thread or (self._loop is not None and self._loop.running):
                 yield from plain
                 return
-            self._loop = Loop(self._scheduler, list(plain), self._settings)
-            self.loops.append(self._loop)
-            yield from self._loop
+            around, loop = self._loop, Loop(self._scheduler, list(plain), self._settings)
+            self._loop = loop
+            self.loops.append(loop)
+            yield from loop
+            if loop.phase is Phase.LISTED:  # it was no sampling loop, perhaps within one
+                self._loop = around
 
         return type("ParallelTimesteps", (Tensor,), {"__iter__": begin})
 
@@ -106,7 +109,7 @@ class Session:
     def _expand(
         self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        if threading.get_ident() != self._thread or self._loop is None or not self._loop.stepping:
+        if threading.current_thread() is not self._thread or self._loop is None or not self._loop.stepping:
             return None
         expanded = self._loop.call(module, args, kwargs)
         if expanded is None:
@@ -121,7 +124,7 @@ class Session:
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _collect(self, module: torch.nn.Module, args: Any, output: Any) -> Any:
         """The outputs of all processes' rows, where the call was shared."""
-        if threading.get_ident() != self._thread:
+        if threading.current_thread() is not self._thread:
             return output
         rows, self._shared = self._shared, 0
         return self._settings.shares.gather(output, rows) if self._settings.shares and rows else output

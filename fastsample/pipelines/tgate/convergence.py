@@ -41,10 +41,10 @@ class _Recorder:
     def __init__(self, module: nn.Module) -> None:
         self.outputs: list[Tensor] = []
         self._reads_text = TextReader(module)
-        self._thread = threading.get_ident()
+        self._thread = threading.current_thread()
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        if threading.get_ident() != self._thread:
+        if threading.current_thread() is not self._thread:
             return
         if not (self._reads_text(args, kwargs) and isinstance(output, Tensor)):
             return

@@ -9,7 +9,8 @@ from diffusers.guiders import ClassifierFreeGuidance
 from torch import Tensor, nn
 
 from fastsample.pipelines.tgate.call import Evaluation, Kept
-from fastsample.pipelines.tgate.hooks import AttentionHook, Gated
+from fastsample.pipelines.tgate.gated import Gated
+from fastsample.pipelines.tgate.hooks import AttentionHook
 from fastsample.pipelines.tgate.policy import Decision, Guidance, TGatePolicy
 from fastsample.pipelines.tgate.registration import register
 from fastsample.pipelines.tgate.targets import attention_modules, check_class

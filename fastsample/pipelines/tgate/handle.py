@@ -12,7 +12,8 @@ from fastsample.pipelines.denoisers import GATE_HOOK, Denoiser, check_caches, ho
 from fastsample.pipelines.tgate.call import CallPerThread
 from fastsample.pipelines.tgate.convergence import Convergence, measure_convergence
 from fastsample.pipelines.tgate.counts import Counts, Macs, TGateSummary
-from fastsample.pipelines.tgate.hooks import AttentionHook, DenoiserHook, Gated
+from fastsample.pipelines.tgate.gated import Gated
+from fastsample.pipelines.tgate.hooks import AttentionHook, DenoiserHook
 from fastsample.pipelines.tgate.policy import TGatePolicy
 from fastsample.pipelines.tgate.registration import free_after_calls, register
 from fastsample.pipelines.tgate.targets import TextReader, attention_modules, gated_denoisers

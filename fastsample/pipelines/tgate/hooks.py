@@ -3,71 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from diffusers.hooks import ModelHook
-from diffusers.hooks.hooks import BaseState, CacheContext, StateManager
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from fastsample.pipelines.denoisers import GATE_HOOK, DroppingHook, denoisers, hooks_of, latents_of
-from fastsample.pipelines.tgate.call import (
-    CallPerThread,
-    Evaluation,
-    GatedCall,
-    calling_pipeline,
-    guidance_of,
-    steps_left,
-)
-from fastsample.pipelines.tgate.counts import Counts, Macs, Meter
-from fastsample.pipelines.tgate.policy import Action, Guidance, TGatePolicy
+from fastsample.pipelines.tgate.call import Evaluation, GatedCall
+from fastsample.pipelines.tgate.counts import Macs, Meter
+from fastsample.pipelines.tgate.gated import ContextPerThread, Gated
+from fastsample.pipelines.tgate.policy import Action, Guidance
 from fastsample.pipelines.tgate.targets import TextReader
-
-
-@dataclass(eq=False)
-class Gated:
-    """What the hooks of one pipeline share: policy and counts, each thread's call, and the evaluation under way.
-
-    A pipeline may be called by several threads: they evaluate one after the other, under `lock`.
-    """
-
-    policy: TGatePolicy
-    pipe: Any
-    keep: str
-    counts: Counts = field(default_factory=Counts)
-    macs: dict[str, Macs] = field(default_factory=dict)  # by group, from the first evaluation
-    calls: CallPerThread = field(default_factory=CallPerThread)
-    evaluation: Evaluation | None = None
-    lock: threading.RLock = field(default_factory=threading.RLock)  # type: ignore[valid-type]
-
-    def call(self, context: str, latents: Tensor) -> GatedCall:
-        """This thread's call, a new one where it has begun. Raises ValueError where it cannot be gated."""
-        pipe, call = calling_pipeline(self.pipe), self.calls.current
-        scheduler = pipe.scheduler
-        if call is not None and call.timesteps is scheduler.timesteps:
-            return call
-        self.calls.current = None
-        self.policy.check_steps(steps_left(scheduler))
-        guidance = guidance_of(pipe, context, latents)
-        if self.policy.drop_guidance and guidance is Guidance.NONE:
-            raise ValueError(
-                "drop_guidance = True, but this call has no guidance to drop (neither a doubled batch nor two calls "
-                "inside cache_context): set it to False"
-            )
-        self.calls.current = call = GatedCall(scheduler, scheduler.timesteps, guidance)
-        self.counts.calls += 1
-        return call
-
-    def __getstate__(self) -> dict[str, Any]:
-        """What a copy has: no thread's call."""
-        return {name: value for name, value in vars(self).items() if name not in ("calls", "evaluation", "lock")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, calls=CallPerThread(), evaluation=None, lock=threading.RLock())
 
 
 class AttentionHook(ModelHook):  # type: ignore[misc]
@@ -129,25 +78,34 @@ class DenoiserHook(DroppingHook):
 
     @torch.compiler.disable(recursive=False)  # type: ignore[untyped-decorator, no-untyped-call]
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        gated, latents, context = self.gated, latents_of(args, kwargs), self.contexts.name
-        if latents is None:
-            raise ValueError(f"the denoiser was called without a latent tensor: it has {', '.join(kwargs)}")
+        gated = self.gated
         with gated.lock:
             if GATE_HOOK not in hooks_of(module):  # removed meanwhile, by another thread
                 return self.fn_ref.original_forward(*args, **kwargs)
-            call, around = gated.call(context, latents), gated.evaluation
-            step = call.next_step(self.group, context)
-            for hook in self.attention:
-                call.kept.setdefault(hook.name, {})
-            gated.evaluation = Evaluation(gated.policy.decide(step, call.guidance), context, call.kept)
+            around = gated.evaluation
+            call, step, rows = self._begin(args, kwargs)
+            assert gated.evaluation is not None
             try:
                 if not gated.evaluation.decision.one_branch:
-                    return self._evaluate(call, module, len(latents), 0, args, kwargs)
+                    return self._evaluate(call, module, rows, 0, args, kwargs)
                 if call.guidance is Guidance.CALLS:
-                    return self._one_of_two_calls(call, module, step, len(latents), args, kwargs)
-                return self._one_of_two_halves(call, module, len(latents) // 2, args, kwargs)
+                    return self._one_of_two_calls(call, module, step, rows, args, kwargs)
+                return self._one_of_two_halves(call, module, rows // 2, args, kwargs)
             finally:
                 gated.evaluation = around
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[GatedCall, int, int]:
+        """The call, the step that it has come to, and the rows given; what attention does at it is decided."""
+        latents, context = latents_of(args, kwargs), self.contexts.name
+        if latents is None:
+            raise ValueError(f"the denoiser was called without a latent tensor: it has {', '.join(kwargs)}")
+        call = self.gated.call(context, latents)
+        step = call.next_step(self.group, context)
+        for hook in self.attention:
+            call.kept.setdefault(hook.name, {})
+        self.gated.evaluation = Evaluation(self.gated.policy.decide(step, call.guidance), context, call.kept)
+        return call, step, len(latents)
 
     def reset_state(self, module: nn.Module) -> nn.Module:
         """The pipeline is done: free what was kept."""
@@ -220,24 +178,3 @@ class DenoiserHook(DroppingHook):
         # positions have no batch, but may be as many
         kwargs = {name: value if "rotary" in name else tree_map(cut, value) for name, value in kwargs.items()}
         return tree_map(double, self._evaluate(call, module, half, half, args, kwargs))
-
-
-class ContextPerThread(StateManager):  # type: ignore[misc]
-    """Which branch a thread evaluates, as diffusers' `cache_context` says; "" outside it."""
-
-    def __init__(self) -> None:
-        super().__init__(BaseState)
-        self._own = threading.local()
-
-    def set_context(self, context: CacheContext | None) -> None:
-        """Called by `cache_context`."""
-        self._own.context = context
-
-    @property
-    def name(self) -> str:
-        """The branch."""
-        context = vars(self._own).get("context")
-        return "" if context is None else str(context.name)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return ContextPerThread, ()
