@@ -148,15 +148,26 @@ def test_solvers_and_doctor_speak_json(run) -> None:  # type: ignore[no-untyped-
 
 
 def test_help_is_complete_and_loads_no_torch() -> None:
-    code = (
-        "import sys; sys.argv = ['fastsample', 'bench', '--help']\n"
-        "from fastsample.cli.main import run\n"
-        "try: run()\nexcept SystemExit as stop: assert not stop.code\n"
-        "assert 'torch' not in sys.modules"
-    )
+    """Of every command, and of the list of solvers, in one process: nothing that takes seconds to load."""
+    code = """
+import sys
+from fastsample.cli.main import app, run
+
+commands = ["solvers", "sample", "bench", "decode", "doctor", "tarflow sample", "tarflow plan", "tarflow bench"]
+(group,) = app.registered_groups
+assert len(commands) == len(app.registered_commands) + len(group.typer_instance.registered_commands)
+for arguments in ["--help", "tarflow --help", "solvers", *(f"{command} --help" for command in commands)]:
+    sys.argv = ["fastsample", *arguments.split()]
+    try:
+        run()
+    except SystemExit as stop:
+        assert not stop.code
+    heavy = {"torch", "diffusers", "transformers", "matplotlib", "scipy", "PIL"} & set(sys.modules)
+    assert not heavy, (arguments, heavy)
+"""
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    for flag in ("--solver", "--peer", "--steps", "--guidance", "--resume", "--plot"):
+    for flag in ("--solver", "--peer", "--steps", "--guidance", "--resume", "--plot", "--rule", "--labels"):
         assert flag in done.stdout
 
 

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from fastsample.cli import arguments
+
 SOLVERS = ["ddim", "dpmpp-2m", "hb-dpmpp-2m", "unipc", "ghvb:order=1,beta=0.8"]
 PEERS = ["DDIM", "DPMSolverMultistep", "UniPCMultistep", "DEISMultistep"]
 
@@ -36,8 +38,8 @@ def bench(
     guidance: Annotated[str, typer.Option(help="Comma-separated guidance scales; 1 means none.")] = "2,7.5",
     prompts: Annotated[str, typer.Option(help="A file of prompts, or how many held-out bundled ones.")] = "64",
     seeds: Annotated[int, typer.Option(help="Repetitions with other noise; their spread is reported.")] = 2,
-    batch: Annotated[int, typer.Option(help="Prompts a batch.")] = 64,
-    repeats: Annotated[int, typer.Option(help="Timed runs a case; the median is reported.")] = 1,
+    batch: Annotated[int, typer.Option(help="Prompts per batch.")] = 64,
+    repeats: Annotated[int, typer.Option(help="Timed runs per case; the median is reported.")] = 1,
     dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:0, mps.")] = "cpu",
     out: Annotated[Path, typer.Option(help="Folder for results.jsonl and the files below.")] = Path("results/bench"),
@@ -74,13 +76,13 @@ def bench(
         return
     added = [*engine.read_gates(tgate), *engine.read_iterations(parallel, window, tolerance)]
     arms = engine.read_arms(solver or SOLVERS, PEERS if peer is None else peer, grid or [None], added)
-    scales = common.numbers(guidance, "guidance", float)
-    common.check_least(seeds=seeds, batch=batch, repeats=repeats)
-    cases = engine.make_cases(arms, common.numbers(steps, "steps", int), scales, range(seeds))
+    scales = arguments.numbers(guidance, "guidance", float)
+    arguments.check_least(seeds=seeds, batch=batch, repeats=repeats)
+    cases = engine.make_cases(arms, arguments.numbers(steps, "steps", int), scales, range(seeds))
     common.check_device(device, dtype)
     common.check_model(model)
     texts = engine.read_prompts(prompts, model)
-    folder = common.writable_folder(out)
+    folder = arguments.writable_folder(out)
     common.quiet()
     pipe = common.load_model(model, device, dtype)
     runner, results = engine.execute(pipe, texts, folder, cases, batch, repeats, resume, judge=model is None)

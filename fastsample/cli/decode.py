@@ -23,7 +23,7 @@ def decode(
         ),
     ] = "threshold",
     gen_length: Annotated[int | None, typer.Option(help="Tokens to write; default: 96, or 128 with --model.")] = None,
-    block_length: Annotated[int | None, typer.Option(help="Tokens a block; default: one block.")] = None,
+    block_length: Annotated[int | None, typer.Option(help="Tokens per block; default: one block.")] = None,
     steps: Annotated[int | None, typer.Option(help="Of the schedule of rules that have one.")] = None,
     guidance: Annotated[float, typer.Option(help="Guidance scale w of (1 + w) l - w l0; 0 means none.")] = 0.0,
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.0,

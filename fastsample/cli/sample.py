@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from fastsample.cli import arguments
+
 
 def sample(
     prompt: Annotated[list[str] | None, typer.Option(help="A prompt; repeat for several.")] = None,
@@ -30,11 +32,11 @@ def sample(
     tolerance: Annotated[
         float, typer.Option(help="With --parallel: accepted error, relative to a step's noise; 0 is exact.")
     ] = 1e-2,
-    seed: Annotated[list[int] | None, typer.Option(help="A seed; repeat for several images a prompt.")] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="A seed; repeat for several images per prompt.")] = None,
     dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:0, mps.")] = "cpu",
     out: Annotated[Path, typer.Option(help="Folder for the images.")] = Path("results/sample"),
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a line an image.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a line per image.")] = False,
 ) -> None:
     """Sample images and write them with a contact sheet.
 
@@ -50,7 +52,7 @@ def sample(
     common.check_device(device, dtype)
     common.check_model(model)
     texts = engine.read_texts(prompt, prompts, model)
-    folder = common.writable_folder(out)
+    folder = arguments.writable_folder(out)
     common.quiet()
     pipe = common.load_model(model, device, dtype)
     made = engine.generate(pipe, arm, texts, seeds, steps, guidance, folder, gate, iteration)

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from fastsample.cli import arguments
+
 app = typer.Typer(help="TarFlow: sample, plan parallel decoding (GS-Jacobi), measure it.", no_args_is_help=True)
 
 Model = Annotated[
@@ -22,7 +24,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a tabl
 @app.command()
 def sample(
     labels: Annotated[str | None, typer.Option(help="Class labels; default: each class once.")] = None,
-    count: Annotated[int, typer.Option(help="Images a label.")] = 1,
+    count: Annotated[int, typer.Option(help="Images per label.")] = 1,
     guidance: Guidance = 0.0,
     attention_temperature: Temperature = 1.0,
     method: Annotated[
@@ -40,13 +42,12 @@ def sample(
 
     Example: fastsample tarflow sample --labels 3,7 --count 4 --guidance 1
     """
-    from fastsample.cli.engines import common  # torch and diffusers: not for --help
-    from fastsample.cli.engines import tarflow as engine
+    classes = arguments.numbers(labels, "labels", int) if labels else None
+    arguments.check_least(count=count)
+    from fastsample.cli.engines import tarflow as engine  # torch and diffusers: not for --help
 
-    classes = common.numbers(labels, "labels", int) if labels else None
-    common.check_least(count=count)
     pipe = engine.load(model, device, dtype)
-    folder = common.writable_folder(out)
+    folder = arguments.writable_folder(out)
     how = {
         "guidance": guidance,
         "attention_temperature": attention_temperature,
@@ -78,15 +79,14 @@ def make_plan(
 
     Example: fastsample tarflow plan --batch 16 --residual 1e-4 --out results/tarflow
     """
-    from fastsample.cli.engines import common  # torch and diffusers: not for --help
-    from fastsample.cli.engines import tarflow as engine
+    arguments.check_least(batch=batch, repeats=repeats)
+    from fastsample.cli.engines import tarflow as engine  # torch and diffusers: not for --help
 
-    common.check_least(batch=batch, repeats=repeats)
     images, labels = engine.read_data(data)
     pipe = engine.load(model, device, dtype)
     if out is None and model is not None and not Path(model).is_dir():
         raise ValueError(f"--out: {model!r} is no folder to keep the plan in; give one")
-    folder = common.writable_folder(out or engine.folder_of(model))
+    folder = arguments.writable_folder(out or engine.folder_of(model))
     sampling = {"batch": batch, "guidance": guidance, "attention_temperature": attention_temperature}
     chosen = engine.make_plan(pipe, residual, images, labels, sampling, seed, repeats)
     path = chosen.save(folder)
@@ -101,7 +101,7 @@ def bench(
     batch: Annotated[str, typer.Option(help="Batch sizes; each is planned for.")] = "16,32",
     residual: Annotated[float, typer.Option(help="Target residual of the plans.")] = 1e-4,
     repeats: Annotated[int, typer.Option(help="Timed runs of every way of decoding, interleaved.")] = 9,
-    images: Annotated[int, typer.Option(help="Samples a seed for quality, 0 for none (bundled model only).")] = 500,
+    images: Annotated[int, typer.Option(help="Samples per seed for quality, 0 for none (bundled model only).")] = 500,
     seeds: Annotated[int, typer.Option(help="Seeds of the samples for quality.")] = 4,
     guidance: Guidance = 0.0,
     model: Model = None,
@@ -115,16 +115,15 @@ def bench(
 
     Example: fastsample tarflow bench --batch 16,32 --repeats 9 --images 500 --seeds 4
     """
-    from fastsample.cli.engines import common  # torch and diffusers: not for --help
-    from fastsample.cli.engines import tarflow as engine
-
-    sizes = common.numbers(batch, "batch", int)
-    common.check_least(batch=min(sizes), repeats=repeats, seeds=seeds)
+    sizes = arguments.numbers(batch, "batch", int)
+    arguments.check_least(batch=min(sizes), repeats=repeats, seeds=seeds)
     if images < 0 or images == 1:
         raise ValueError(f"--images = {images}: give 0 for none, or 2 and more, which a Frechet distance needs")
     if images and model is not None:
         raise ValueError(f"--images = {images}: only the bundled digits have a classifier, give 0 with --model")
+    from fastsample.cli.engines import tarflow as engine  # torch and diffusers: not for --help
+
     pipe = engine.load(model, device, dtype)
-    folder = common.writable_folder(out)
+    folder = arguments.writable_folder(out)
     runner = engine.FlowBench(pipe, engine.Record(folder / "results.jsonl", resume=resume), residual, guidance)
     engine.run_bench(runner, sizes, repeats, images, seeds, folder, as_json)

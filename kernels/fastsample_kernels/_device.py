@@ -19,7 +19,7 @@ def triton_problem() -> str:
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed"
     try:
-        import triton
+        import triton  # optional, and slow to load
     except Exception as error:  # a broken install may raise anything
         return f"Triton cannot be imported ({type(error).__name__}: {error})"
     version = tuple(int(part) for part in triton.__version__.split(".")[:2])

@@ -15,6 +15,7 @@ from fastsample.bench.accelerations import Gate, Parallel
 from fastsample.bench.cases import Arm, Case, make_cases, parse_arm
 from fastsample.bench.record import Record, Result
 from fastsample.bench.runner import Bench
+from fastsample.cli import arguments
 from fastsample.cli.engines import common
 from fastsample.demo.scenes import sample_scenes
 
@@ -23,14 +24,16 @@ __all__ = ["draw", "execute", "make_cases", "read_arms", "read_gates", "read_ite
 
 def read_gates(steps: str | None) -> list[dict[str, Any]]:
     """T-GATE at each of `steps`, without caching (guidance cut) and with it."""
-    numbers = common.numbers(steps, "tgate", int) if steps else []
+    numbers = arguments.numbers(steps, "tgate", int) if steps else []
     return [{"gate": Gate(step, cache)} for step in numbers for cache in (False, True)]
 
 
 def read_iterations(names: str | None, windows: str, tolerances: str) -> list[dict[str, Any]]:
     """Every parallel iteration at every window and tolerance."""
-    sizes = [None if text.strip() == "all" else common.numbers(text, "window", int)[0] for text in windows.split(",")]
-    values = common.numbers(tolerances, "tolerance", float)
+    sizes = [
+        None if text.strip() == "all" else arguments.numbers(text, "window", int)[0] for text in windows.split(",")
+    ]
+    values = arguments.numbers(tolerances, "tolerance", float)
     return [
         {"parallel": Parallel(name.strip(), size, value)}
         for name in (names.split(",") if names else [])
@@ -51,7 +54,7 @@ def read_arms(
 def read_prompts(prompts: str, model: str | None) -> list[str]:
     """A number of captions of held-out scenes for the bundled model, else a file's lines."""
     if not prompts.lstrip("-").isdigit():
-        return common.read_prompts([], Path(prompts))
+        return arguments.read_prompts([], Path(prompts))
     if model is not None:
         raise ValueError(f"--prompts = {prompts}: with --model give a file of prompts, one a line")
     if int(prompts) < 2:

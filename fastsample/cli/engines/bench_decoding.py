@@ -13,6 +13,7 @@ from rich.console import Console
 from fastsample.bench import decoding_report as report
 from fastsample.bench.decoding import DecodingBench
 from fastsample.bench.record import Record
+from fastsample.cli import arguments
 from fastsample.cli.engines import common
 from fastsample.demo.language.loading import load_language_model
 from fastsample.names.rules import parse_method
@@ -83,14 +84,14 @@ class BenchDecoding:
     def _execute(self) -> list[dict[str, Any]]:
         """All is checked before anything is loaded."""
         methods = [parse_method(rule) for rule in self.rules or RULES]
-        common.check_least(problems=self.problems, batch=self.batch)
+        arguments.check_least(problems=self.problems, batch=self.batch)
         common.check_device(self.device, self.dtype)
         if self.model is not None and not (Path(self.model) / "training.json").is_file():
             raise ValueError(
                 f"--model = {self.model!r}: with --decode give a folder of scripts/train_language.py; "
                 "for other models use lm-evaluation-harness (fastsample.bench.harness.harness_model)"
             )
-        common.writable_folder(self.out)
+        arguments.writable_folder(self.out)
         common.quiet()
 
         loaded = load_language_model(getattr(torch, self.dtype), self.device, folder=self.model)

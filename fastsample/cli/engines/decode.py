@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.style import Style
 from rich.text import Text
 
+from fastsample.cli import arguments
 from fastsample.cli.engines import common
 from fastsample.decoding.pipeline import MaskedDiffusionPipeline
 from fastsample.demo.language.loading import load_language_model
@@ -32,8 +33,8 @@ def check(rule: str, block_length: int | None, steps: int | None) -> dict[str, A
 def read_texts(prompt: list[str] | None, file: Path | None, model: str | None) -> list[str]:
     """The prompts; for the bundled model sums as it reads them, by default an example."""
     if model is not None:
-        return common.read_prompts(prompt or [], file)
-    given = common.read_prompts(prompt or [], file) if prompt or file is not None else [EXAMPLE]
+        return arguments.read_prompts(prompt or [], file)
+    given = arguments.read_prompts(prompt or [], file) if prompt or file is not None else [EXAMPLE]
     return [Sum.from_text(text).prompt for text in given]
 
 

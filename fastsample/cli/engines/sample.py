@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from fastsample.bench.accelerations import Parallel
 from fastsample.bench.cases import Arm, make_cases, parse_arm
-from fastsample.cli.engines import common
+from fastsample.cli import arguments
 from fastsample.pipelines.configured import configured
 from fastsample.pipelines.counting import count
 from fastsample.pipelines.parallel.distributed import collected, own_share
@@ -51,7 +51,7 @@ def read_texts(prompt: list[str] | None, file: Path | None, model: str | None) -
     """The prompts, or an example that suits the bundled model."""
     if not prompt and file is None and model is None:
         return ["a large red circle at the left on a white background"]
-    return common.read_prompts(prompt or [], file)
+    return arguments.read_prompts(prompt or [], file)
 
 
 def generate(
