@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastsample as fs
 from fastsample.sampling import Runner
+from fastsample.sampling.executor import BLOCK
 from fastsample.solvers import available
 from fastsample.tables import Combination, Table
 from fastsample.tables.lower import lower
@@ -187,3 +188,46 @@ def test_reading_what_was_never_made_is_refused() -> None:
     steps = fs.build_table("dpmpp-2m", VP, np.linspace(1, 0.1, 5)).steps
     with pytest.raises(ValueError, match="step 1 reads 'history 0', which no step before it has made"):
         lower([dataclasses.replace(steps[0], entry=None), *steps[1:]])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", ["ddim", "dpmpp-2m", "unipc", "hb-dpmpp-2m", "dpm-3s", "dpmpp-2m-sde"])
+def test_large_narrow_samples_are_what_their_pieces_are(name: str, dtype: torch.dtype) -> None:
+    """Summed block by block where they lie in one order, to the rounding of the result, and stored in float32."""
+    table, size = fs.build_table(name, VP, np.linspace(1, 0.1, 7)), 4 * BLOCK * torch.get_num_threads() + 12
+    generator = torch.Generator().manual_seed(0)
+    x, noise = (torch.randn(size, generator=generator) for _ in range(2))
+    x = x.to(dtype).reshape(4, -1)
+    for noise_dtype in (torch.float32, dtype):
+        z = noise.to(noise_dtype).reshape(4, -1)
+        for same in (x, x.T.contiguous().T):
+            whole, parts, want, got = Runner(table), [Runner(table) for _ in range(4)], x, same
+            for n in range(table.nfe):
+                pieces = [run.step(n, *(v[i : i + 1] for v in (want, 0.5 * want, z))) for i, run in enumerate(parts)]
+                want, got = torch.cat(pieces), whole.step(n, got, 0.5 * got, z)
+                assert got.dtype == dtype
+                torch.testing.assert_close(got, want, rtol=torch.finfo(dtype).eps, atol=torch.finfo(dtype).eps)
+                got = want.clone() if same is x else want.T.contiguous().T
+                assert {value.dtype for value in whole.stored if value is not None} <= {torch.float32}
+
+
+@pytest.mark.parametrize("size", [5, 4 * BLOCK])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_gradients_flow_through_steps(dtype: torch.dtype, size: int) -> None:
+    """Through the samples, and through the outputs where the samples are detached; they are the closed form's."""
+    for name in ("ddim", "dpmpp-2m", "unipc", "dpm-3s"):
+        table = fs.build_table(name, VP, np.linspace(1, 0.1, 5))
+        unrolled = table.unroll()
+        start = torch.ones(size, dtype=dtype, requires_grad=True)
+        outputs = [torch.ones(size, dtype=dtype, requires_grad=True) for _ in range(table.nfe)]
+        for first, weight in ((start, unrolled.a[-1]), (start.detach(), None)):
+            x, runner = first, Runner(table)
+            for n, output in enumerate(outputs):
+                x = runner.step(n, x, output)
+            inputs = [*([start] if weight is not None else []), *outputs]
+            found = torch.autograd.grad(x.float().sum(), inputs, allow_unused=True)
+            want = [*([weight] if weight is not None else []), *unrolled.b[-1]]
+            close = 0.05 if dtype == torch.bfloat16 else 1e-4
+            assert [0.0 if grad is None else float(grad[0]) for grad in found] == pytest.approx(
+                want, rel=close, abs=close
+            )

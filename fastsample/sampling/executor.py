@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import repeat
 from typing import Any
 
@@ -82,10 +82,9 @@ def run_step(
     values: list[Any] = [sample, output, noise, *stored]  # no sum reads what is None
     new = None if sample.dtype == dtype else torch.empty_like(sample)
     if new is not None and _worth_blocks(values):
-        values += [*(torch.empty_like(sample, dtype=dtype) for _ in step.sums[1:]), new]
-        for block in _blocks(values):
-            for total, out in zip(step.sums, block[-len(step.sums) :], strict=True):
-                add_up(total, block, dtype, out)
+        made = [torch.empty_like(sample, dtype=dtype) for _ in step.sums[1:]]
+        _run_blocks(step, values, made, new, dtype)
+        values += [*made, new]
     else:
         for total in step.sums[:-1]:
             values.append(add_up(total, values, dtype))
@@ -103,10 +102,19 @@ def _worth_blocks(values: Sequence[Any]) -> bool:
     return not graph and all(value.is_contiguous() and value.shape == sample.shape for value in held)
 
 
-def _blocks(values: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
-    """The same stretch of all values, one after the other."""
-    size = BLOCK * torch.get_num_threads()
-    return zip(*(repeat(None) if value is None else value.view(-1).split(size) for value in values), strict=False)
+def _run_blocks(
+    step: LoweredStep, values: Sequence[Any], made: list[Tensor], new: Tensor, dtype: torch.dtype
+) -> None:
+    """Write what `step` makes of `values` to `made` and `new`, a block at a time; what is narrow is cast once."""
+    size, given = BLOCK * torch.get_num_threads(), len(values)
+    wide = torch.empty(size, dtype=dtype)  # a block of the next sample, before it is rounded
+    parts = [repeat(None) if value is None else value.view(-1).split(size) for value in (*values, *made, new)]
+    for *block, rounded in zip(*parts, strict=False):
+        places = [value if value is None else value.to(dtype) for value in block]
+        places.append(wide[: len(rounded)])
+        for total, out in zip(step.sums, places[given:], strict=True):
+            add_up(total, places, dtype, out)
+        rounded.copy_(places[-1])
 
 
 def integrate(
