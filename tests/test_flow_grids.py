@@ -248,6 +248,18 @@ def test_explicit_timesteps_say_what_sigma_is(config: dict[str, Any]) -> None:
         torch.testing.assert_close(y, data)
 
 
+@pytest.mark.parametrize("grid", [None, "karras", "quadratic"])
+@pytest.mark.parametrize("config", SHIFTS, ids=str)
+def test_a_runs_timesteps_give_the_run_again(config: dict[str, Any], grid: str | None) -> None:
+    """Whatever laid them out: what a model was told is what it is told."""
+    scheduler = fs.DDIMScheduler.from_config(theirs(**config).config, timestep_grid=grid)
+    for steps in (2, 7, 20):
+        sigmas = sigmas_of(scheduler, **call_of(config, num_inference_steps=steps))
+        times = scheduler.timesteps
+        np.testing.assert_allclose(sigmas_of(scheduler, **call_of(config, timesteps=times)), sigmas, atol=1e-6)
+        torch.testing.assert_close(scheduler.timesteps, times)
+
+
 @pytest.mark.parametrize("grid", [None, *GRIDS])
 @pytest.mark.parametrize("config", SHIFTS, ids=str)
 def test_one_step_is_one_from_noise_to_data(config: dict[str, Any], grid: str | None) -> None:

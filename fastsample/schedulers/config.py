@@ -42,11 +42,11 @@ COMMON_CONFIG: dict[str, Any] = {
 """Config keys of every scheduler here, named and meant as in diffusers, and with its defaults.
 
 Ours: `timestep_grid`, a grid by name, and `grid_options`, a dict of that grid's options (a and b of "beta", threshold
-of "linear-quadratic"; `rho` of "karras" is a key of its own); `passed_sigmas`, whether a grid by name gives way to
-the sigmas that are passed to `set_timesteps` ("use"), or they to it ("replace"), or, "auto", to the grid those that
-pipelines of flow-matching models pass by themselves and the grid to all others (diffusers' flags space any sigmas of
-flow-matching models anew, but for "use"); `discard_next_to_last_sigma`, which
-lays out one more step and leaves out the one before the end, as AUTOMATIC1111 does for some samplers; `dualfast`, see
+of "linear-quadratic"; `rho` of "karras" is a key of its own). `passed_sigmas` says which wins where sigmas are passed
+to `set_timesteps` and a grid is named too: they ("use"), the grid ("replace"), or ("auto") the grid over those that
+pipelines of flow-matching models pass by themselves, and all others over the grid. diffusers' flags, as there, space
+any sigmas of flow-matching models anew, but for "use". `discard_next_to_last_sigma` lays out one more step and leaves
+out the one before the end, as AUTOMATIC1111 does for some samplers; `dualfast`, see
 :func:`fastsample.tables.transforms.dualfast`.
 """
 

@@ -102,6 +102,8 @@ def _given(schedule: FlowSchedule, request: GridRequest) -> Array | None:
     if request.timesteps is None:
         return None
     times = checked_times(schedule, request.timesteps, 0.0, schedule.scale)
+    if schedule.inverted and times[0] < times[-1]:  # as that model is told them; falling ones are diffusers' there
+        times = schedule.scale - times
     return without_end((times / schedule.scale).tolist(), "timesteps")
 
 
