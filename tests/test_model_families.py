@@ -222,10 +222,8 @@ PIPELINE_CLASSES = [
     "HeunDiscreteScheduler",
     "KDPM2AncestralDiscreteScheduler",
     "KDPM2DiscreteScheduler",
-    "LCMScheduler",
     "LMSDiscreteScheduler",
     "PNDMScheduler",
-    "TCDScheduler",
     "UniPCMultistepScheduler",
 ]
 
@@ -305,11 +303,6 @@ def test_exp_betas_are_diffusers() -> None:
     theirs.set_timesteps(10)
     ours.set_timesteps(10)
     torch.testing.assert_close(ours.sigmas[:-1], theirs.sigmas.unique().flip(0)[:-1], rtol=1e-3, atol=1e-4)
-
-
-def test_consistency_models_are_refused() -> None:
-    with pytest.raises(ValueError, match="consistency model"):
-        fs.DDIMScheduler.from_config(diffusers.CMStochasticIterativeScheduler().config)
 
 
 FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}

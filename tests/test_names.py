@@ -50,6 +50,8 @@ def test_every_sampler_lands(name: str) -> None:
         ("Euler a", "euler", "normal"),
         ("UniPC", "unipc", "linspace"),
         ("DPM++ 2M Align Your Steps SDXL", "dpmpp-2m", "ays-sdxl"),
+        ("DPM++ 2M Beta", "dpmpp-2m", "beta"),
+        ("dpmpp_2m beta", "dpmpp-2m", "beta-time"),  # the programs lay it out in different things
     ],
 )
 def test_spellings(name: str, solver: str, grid: str) -> None:

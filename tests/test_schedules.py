@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from refusal import check_refused
+from scipy.stats import beta
 
 from fastsample.schedules import GRIDS, EDMSchedule, NoiseSchedule, time_grid
 from fastsample.schedules.flow import dynamic_shift_sigmas, shift_sigmas
@@ -124,6 +125,9 @@ def test_comfyui_grids(steps: int) -> None:
         np.testing.assert_allclose(GRIDS["simple"](schedule, steps), simple)
         uniform = trained[1 :: 1000 // steps][:steps][::-1]
         np.testing.assert_allclose(GRIDS["ddim-uniform"](schedule, steps), uniform)
+        quantiles = beta.ppf(1 - np.linspace(0, 1, steps, endpoint=False), 0.6, 0.6)
+        rounded = [trained[int(index)] for index in np.rint(quantiles * 999)]
+        np.testing.assert_allclose(GRIDS["beta-time"](schedule, steps), rounded, atol=0.5 + 1e-9)
     angles = np.arctan(np.exp(-SCHEDULES["sd"].lam(GRIDS["kl-optimal"](SCHEDULES["sd"], steps))))
     np.testing.assert_allclose(np.diff(angles, 2), 0, atol=1e-9)
 

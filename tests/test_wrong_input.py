@@ -95,13 +95,6 @@ CASES: list[tuple[Callable[[], object], str]] = [
         lambda: fs.DDIMScheduler.from_config({**FLOW, "use_dynamic_shifting": True}).set_timesteps(4),
         "mu = None",
     ),
-    (
-        # a noise prediction says nothing at zero SNR
-        lambda: fs.create_scheduler(
-            "dpmpp-2m", {**SD, "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
-        ).set_timesteps(4),
-        "zero-terminal SNR",
-    ),
     # schedulers' configs
     (lambda: fs.GHVBScheduler(order=9), "order = 9"),
     (lambda: fs.GHVBScheduler(beta=0), "beta = 0"),

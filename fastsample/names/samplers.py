@@ -71,7 +71,7 @@ GRIDS = {
     "SGM Uniform": "sgm-uniform",
     "DDIM": "ddim-uniform",
     "DDIM Uniform": "ddim-uniform",
-    "Beta": "beta",
+    "Beta": "beta",  # of the noise level, as AUTOMATIC1111 and diffusers; ComfyUI's is of time
     "KL Optimal": "kl-optimal",
     "Linear Quadratic": "linear-quadratic",
     "Align Your Steps SD1": "ays-sd15",
@@ -106,7 +106,8 @@ def parse_sampler_name(name: str) -> NamedSampler:
         for label, grid in GRIDS.items():
             stem = candidate.removesuffix(_plain(label))
             if stem != candidate and stem in samplers:
-                return replace(samplers[stem], grid=grid)
+                in_time = first is COMFYUI and grid == "beta"
+                return replace(samplers[stem], grid="beta-time" if in_time else grid)
     for known, reason in _ELSEWHERE.items():
         if text.startswith(_plain(known)):
             raise ValueError(f"name = {name!r} is no drop-in scheduler: {reason}")

@@ -55,7 +55,11 @@ class TableScheduler(EDMInterface, Noising, SchedulerMixin, ConfigMixin):  # typ
         """As diffusers, from any scheduler's config; what it says of its model is kept, defaults too."""
         if isinstance(config, Mapping):
             config, kwargs = read_config(cls, config, kwargs)
-        return super().from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)
+        made = super().from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)
+        scheduler = made[0] if return_unused_kwargs else made
+        # only now the config has the keys of other classes, such as flow matching's shift
+        scheduler._runs = RunPerThread({"latest": scheduler._before_any_run()})
+        return made
 
     def _prepare(self) -> None:
         """Checks the config and sets the state before any `set_timesteps`: the training timesteps."""

@@ -6,12 +6,13 @@ import difflib
 import inspect
 import math
 from collections.abc import Callable, Mapping
+from numbers import Integral, Real
 from typing import Any, TypeVar
 
 from diffusers.configuration_utils import register_to_config
 
 from fastsample.schedulers.grids.request import check_grid
-from fastsample.schedules.config import MODEL_CONFIG, understood
+from fastsample.schedules.config import MODEL_CONFIG, is_flow, understood
 
 COMMON_CONFIG: dict[str, Any] = {
     **MODEL_CONFIG,
@@ -41,10 +42,11 @@ COMMON_CONFIG: dict[str, Any] = {
 """Config keys of every scheduler here, named and meant as in diffusers, and with its defaults.
 
 Ours: `timestep_grid`, a grid by name, and `grid_options`, a dict of that grid's options (a and b of "beta", threshold
-of "linear-quadratic"; `rho` of "karras" is a key of its own); `passed_sigmas`, whether a grid by name gives way to
-the sigmas that are passed to `set_timesteps` ("use"), or they to it ("replace"), or, "auto", to the grid those that
-pipelines of flow-matching models pass by themselves and the grid to all others; `discard_next_to_last_sigma`, which
-lays out one more step and leaves out the one before the end, as AUTOMATIC1111 does for some samplers; `dualfast`, see
+of "linear-quadratic"; `rho` of "karras" is a key of its own). `passed_sigmas` says which wins where sigmas are passed
+to `set_timesteps` and a grid is named too: they ("use"), the grid ("replace"), or ("auto") the grid over those that
+pipelines of flow-matching models pass by themselves, and all others over the grid. diffusers' flags, as there, space
+any sigmas of flow-matching models anew, but for "use". `discard_next_to_last_sigma` lays out one more step and leaves
+out the one before the end, as AUTOMATIC1111 does for some samplers; `dualfast`, see
 :func:`fastsample.tables.transforms.dualfast`.
 """
 
@@ -58,7 +60,9 @@ CHOICES: dict[str, tuple[Any, ...]] = {
 }
 SWITCHES = tuple(key for key, value in COMMON_CONFIG.items() if value is False)
 POSITIVE = ("flow_shift", "shift", "rho", "sample_max_value", "sigma_min", "sigma_max", "sigma_data")
-OF_FLOW_MODELS = ("use_dynamic_shifting", "shift_terminal", "invert_sigmas")
+OF_FLOW_MODELS = ("use_dynamic_shifting", "shift_terminal", "invert_sigmas", "flow_shift")
+NOT_OF_FLOW_MODELS = ("timestep_spacing", "steps_offset", "lambda_min_clipped", "rescale_betas_zero_snr")
+"""Keys that diffusers' configs of flow-matching models may have, and that mean nothing there."""
 SHIFTS = ("shift", "base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len")
 """Keys of flow-matching configs that are read, by the grids or by pipelines, though no class here has them."""
 
@@ -73,15 +77,16 @@ def check_config(config: Mapping[str, Any], kind: str) -> None:
             raise ValueError(f"{key} = {config[key]!r}: use True or False")
     for key in POSITIVE:
         _check_number(config, key, 0.0, math.inf)
-    _check_number(config, "shift_terminal", 0.0, 1.0)
+    if config.get("shift_terminal"):  # 0 is none, as in diffusers
+        _check_number(config, "shift_terminal", 0.0, 1.0)
     _check_number(config, "dynamic_thresholding_ratio", 0.0, 1.0 + 2**-52)
     for key, least in (("steps_offset", 0), ("num_train_timesteps", 2)):
         value = config.get(key, least)
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        if not isinstance(value, Integral) or isinstance(value, bool) or int(value) < least:
             raise ValueError(f"{key} = {value!r}: give an integer of at least {least}")
     if kind != "flow":
         for key in OF_FLOW_MODELS:
-            if config.get(key):
+            if config.get(key) and config[key] != COMMON_CONFIG[key]:
                 raise ValueError(f"{key} = {config[key]!r}: only flow-matching models have it; leave it out")
     check_grid(config, kind)
 
@@ -103,6 +108,12 @@ def read_config(
             raise ValueError(f"option {key} = {value!r} is unknown to {cls.__name__}: did you mean {near[0]}?")
         config[key] = value
         _check_number(config, key, 0.0, math.inf)
+    if is_flow({**config, **options}):
+        for key in NOT_OF_FLOW_MODELS:
+            if options.get(key, COMMON_CONFIG[key]) != COMMON_CONFIG[key]:
+                raise ValueError(
+                    f"option {key} = {options[key]!r}: it has no effect on a flow-matching model; a timestep_grid has"
+                )
     config, meant = understood(config)
     _check_number(config, "shift", 0.0, math.inf)
     return config, {**meant, **{key: value for key, value in options.items() if key in own}}
@@ -110,8 +121,9 @@ def read_config(
 
 def _check_number(config: Mapping[str, Any], key: str, above: float, below: float) -> None:
     value = config.get(key)
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if value is not None and not (number and above < value < below):
+    if value is None:
+        return
+    if not isinstance(value, Real) or isinstance(value, bool) or not above < float(value) < below:
         ends = "a positive number" if below == math.inf else f"a number between {above:g} and {below:g}"
         raise ValueError(f"{key} = {value!r}: give {ends}")
 

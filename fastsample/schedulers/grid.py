@@ -10,7 +10,7 @@ import numpy as np
 
 from fastsample.schedulers.grids.edm import edm_nodes
 from fastsample.schedulers.grids.flow import flow_nodes, is_multistep, static_shift
-from fastsample.schedulers.grids.request import GridRequest, grid_name
+from fastsample.schedulers.grids.request import GridRequest, flagged_grid, grid_name
 from fastsample.schedulers.grids.vp import vp_nodes
 from fastsample.schedules.base import Array, Node, NoiseSchedule, require_falling_noise
 from fastsample.schedules.edm import EDMSchedule
@@ -26,6 +26,12 @@ def make_nodes(schedule: NoiseSchedule, config: Mapping[str, Any], request: Grid
         nodes = flow_nodes(schedule, config, request)
     else:
         explicit = request.timesteps is not None or request.sigmas is not None
+        if (
+            explicit
+            and config.get("passed_sigmas") == "replace"
+            and (config.get("timestep_grid") or flagged_grid(config))
+        ):
+            request, explicit = replace(request, steps=request.count, timesteps=None, sigmas=None), False
         discards = bool(config.get("discard_next_to_last_sigma")) and not explicit
         wanted = replace(request, steps=request.count + 1) if discards else request
         if isinstance(schedule, EDMSchedule):

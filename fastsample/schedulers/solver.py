@@ -10,7 +10,6 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin  # noqa: F401  
 from fastsample.names.samplers import parse_sampler_name
 from fastsample.schedulers.base import TableScheduler
 from fastsample.schedulers.config import configured
-from fastsample.schedulers.grid import grid_name
 from fastsample.solvers.registry import get_solver
 
 
@@ -23,14 +22,22 @@ class SolverScheduler(TableScheduler):
 
 
 def create_scheduler(
-    solver: str, config: Mapping[str, Any], *, grid: str | None = None, dualfast: float = 0.0, **options: Any
+    solver: str,
+    config: Mapping[str, Any],
+    *,
+    grid: str | None = None,
+    grid_options: Mapping[str, float] | None = None,
+    dualfast: float = 0.0,
+    **options: Any,
 ) -> SolverScheduler:
     """A scheduler that runs `solver` on the model that `config`, any diffusers scheduler's, describes.
 
-    `grid` names a time grid (default: the config's own spacing); `dualfast` is the strength of DualFast's
-    correction; `options` are the solver's, e.g. order=4, beta=0.8. Raises ValueError for unknown names and options.
+    `grid` names a time grid (default: the config's own spacing), with `grid_options` of its own, e.g. a and b of
+    "beta"; `dualfast` is the strength of DualFast's correction; `options` are the solver's, e.g. order=4, beta=0.8.
+    Raises ValueError for unknown names and options.
     """
-    return _create(solver, config, options, grid=grid, dualfast=dualfast)
+    extra = {} if grid_options is None else {"grid_options": dict(grid_options)}
+    return _create(solver, config, options, grid=grid, dualfast=dualfast, **extra)
 
 
 def scheduler_from_name(name: str, config: Mapping[str, Any], **options: Any) -> SolverScheduler:
@@ -55,7 +62,6 @@ def _create(
     solver: str, config: Mapping[str, Any], options: Mapping[str, Any], grid: str | None, **extra: Any
 ) -> SolverScheduler:
     if grid is not None:
-        grid_name({"timestep_grid": grid}, grid)  # an unknown name dies here, not in set_timesteps
         extra["timestep_grid"] = grid
     return SolverScheduler.from_config(  # type: ignore[no-any-return]
         config, solver_name=solver, solver_options=dict(options), **extra

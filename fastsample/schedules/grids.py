@@ -83,6 +83,15 @@ def ddim_uniform(schedule: NoiseSchedule, steps: int) -> Array:
     return np.asarray(np.minimum(first + np.arange(steps - 1, -1, -1) * apart, schedule.noise_time), dtype=np.float64)
 
 
+def beta_time(schedule: NoiseSchedule, steps: int, a: float = 0.6, b: float = 0.6) -> Array:
+    """Beta(a, b) quantiles of time (arXiv:2407.12173), as ComfyUI's "beta"; "beta" is of the noise level."""
+    from scipy.stats import beta as distribution  # heavy
+
+    quantiles = distribution.ppf(1.0 - np.linspace(0.0, 1.0, steps, endpoint=False), a, b)
+    first = min_time(schedule)
+    return np.asarray(first + quantiles * (schedule.noise_time - first), dtype=np.float64)
+
+
 def linear_quadratic(schedule: NoiseSchedule, steps: int, threshold: float = 0.025) -> Array:
     """The noise level falls by `threshold` over the first half of the steps, then quadratically (Movie Gen, Mochi).
 
@@ -108,6 +117,7 @@ TIME_GRIDS: dict[str, Grid] = {
     "sgm-uniform": sgm_uniform,
     "simple": simple,
     "ddim-uniform": ddim_uniform,
+    "beta-time": beta_time,
     "linear-quadratic": linear_quadratic,
 }
 """Those laid out in time, which a flow model's shift moves."""

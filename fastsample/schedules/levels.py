@@ -94,14 +94,16 @@ def kl_optimal(levels: Levels, steps: int) -> Array:
 def ays(published: Sequence[float], levels: Levels, steps: int) -> Array:
     """Align Your Steps (arXiv:2404.14507): ten steps optimised for one model, others log-linear between them.
 
-    The published levels are stretched in log(sigma / alpha) to the range, which on that model changes nothing.
+    The published levels are stretched in log(sigma / alpha) to the range, which on that model changes nothing. The
+    last of them is where its sampling ends; where a range ends with an evaluation (`fraction`), it is left out.
     """
-    points = np.log(published)
+    points = np.log(published[:-1] if levels.fraction else published)
     parts = (points - points[0]) / (points[-1] - points[0])
     places = np.arange(len(points))
 
     def spread(count: int) -> Array:
-        return np.asarray(np.interp(np.linspace(0, places[-1], count + 1)[:-1], places, parts))
+        where = np.linspace(0, places[-1], count + (not levels.fraction))[:count]
+        return np.asarray(np.interp(where, places, parts))
 
     return _in_log_snr(levels, steps, spread)
 

@@ -26,7 +26,7 @@ def _defaults(steps: int, train_steps: int) -> Iterator[Array]:
     ramp = np.linspace(1.0, 0.0, steps + 1)[:-1]
     yield ramp  # = linspace(1, 1 / n, n): Flux, Qwen-Image, LTX, HunyuanVideo, Z-Image, ..
     yield ramp * (1 - 1 / train_steps)  # Helios, Cosmos 3
-    yield np.floor(ramp * (train_steps - 1) + 1) / train_steps  # GLM-Image
+    yield np.floor(np.linspace(train_steps, 1, steps + 1)[:-1]) / train_steps  # GLM-Image
     yield np.floor(np.linspace(train_steps, 1, steps)) / train_steps  # CogView4
     yield 1 - np.floor(np.linspace(0, train_steps - 1, steps)) / train_steps  # Bria
     yield linear_quadratic(FlowSchedule(), steps)  # Mochi, LTX with conditions

@@ -33,13 +33,11 @@ NEAR_NOISE = 1 - float(np.float32(1 - 1e-6))  # alpha that diffusers' UniPC leav
 def flow_nodes(schedule: FlowSchedule, config: Mapping[str, Any], request: GridRequest) -> tuple[Node, ...]:
     """The evaluations and the end. Raises ValueError on sigmas or timesteps that are no noise levels of the model."""
     given = _given(schedule, request)
-    name = config.get("timestep_grid")
-    by_pipeline = given is not None and is_pipeline_default(given, schedule.train_steps)
-    gives_way = {"auto": by_pipeline, "use": False, "replace": True}[config.get("passed_sigmas") or "auto"]
-    if given is not None and not gives_way:
+    name, flagged = config.get("timestep_grid"), flagged_grid(config)
+    laid = given is None or ((name or flagged) and _gives_way(given, schedule, config))
+    if not laid:
         name = None
-    laid = given is None or gives_way
-    if request.sigmas is None and given is not None and not (gives_way and (name or flagged_grid(config))):
+    if given is not None and request.sigmas is None and not laid:
         sigmas, times = given, given * schedule.scale  # a time that the model is told says what sigma is: no shift
     else:
         sigmas, times = _laid_out(schedule, config, request, name, given)
@@ -62,31 +60,36 @@ def static_shift(config: Mapping[str, Any]) -> float:
     return own if own != 1 else float(config.get("shift") or 1.0)
 
 
+def _gives_way(given: Array, schedule: FlowSchedule, config: Mapping[str, Any]) -> bool:
+    """Whether a grid by name takes the place of the sigmas `given`: those that a pipeline passes by itself."""
+    rule = config.get("passed_sigmas") or "auto"
+    return rule == "replace" or (rule == "auto" and is_pipeline_default(given, schedule.train_steps))
+
+
 def _laid_out(
     schedule: FlowSchedule, config: Mapping[str, Any], request: GridRequest, name: str | None, given: Array | None
 ) -> tuple[Array, Array]:
     """The sigmas after shift and grid `name` (or the flagged one), and what an uninverted model is told of them."""
-    factor = _shift_factor(config, request.mu)
-    laid = name is not None or given is None
-    count = request.count + bool(laid and config.get("discard_next_to_last_sigma"))
+    steps = request.count if given is None else len(given)
+    discards = config.get("discard_next_to_last_sigma") and (name is not None or given is None)
+    count = steps + 1 if discards else steps  # laid out; the last is left out again
+    factor, terminal = _shift_factor(config, request.mu), config.get("shift_terminal")
     base = _own_sigmas(config, schedule, count, factor) if given is None else given
-    shift = Shift.of(base, factor, config.get("shift_terminal"))
+    shift = Shift.of(base, factor, terminal)
     sigmas = shift(base)
-    told = request.timesteps is not None and request.sigmas is not None  # CogView4, GLM-Image: the times unshifted
-    if name is not None:
-        if name in LEVEL_GRIDS:
-            sigmas = _between(config, name, sigmas, count)
-        else:
-            base = evaluation_times(name, schedule, count, **chosen_options(config, name)) / schedule.scale
-            shift = Shift.of(base, factor, config.get("shift_terminal"))
-            sigmas = shift(base)
-        times = schedule.scale * (shift.undo(sigmas) if told else sigmas)
-    else:
-        flagged = flagged_grid(config)
-        if flagged and not (given is not None and config.get("passed_sigmas") == "use"):
-            sigmas = _flagged(config, flagged, sigmas, given is None)
-        times = np.asarray(request.timesteps, dtype=np.float64) if told else sigmas * schedule.scale
-    return sigmas[: request.count], times[: request.count]
+    if name in LEVEL_GRIDS:
+        sigmas = _between(config, name, sigmas, count)
+    elif name is not None:
+        base = evaluation_times(name, schedule, count, **chosen_options(config, name)) / schedule.scale
+        shift = Shift.of(base, factor, terminal)
+        sigmas = shift(base)
+    elif given is None or config.get("passed_sigmas") != "use":
+        sigmas = _flagged(config, sigmas, given is None)
+    times = sigmas * schedule.scale
+    if request.timesteps is not None and request.sigmas is not None:  # CogView4, GLM-Image: what is told is unshifted
+        told = np.asarray(request.timesteps, dtype=np.float64)
+        times = told[:steps] if name is None else schedule.scale * shift.undo(sigmas)
+    return sigmas[:steps], times[:steps]
 
 
 def _given(schedule: FlowSchedule, request: GridRequest) -> Array | None:
@@ -99,6 +102,8 @@ def _given(schedule: FlowSchedule, request: GridRequest) -> Array | None:
     if request.timesteps is None:
         return None
     times = checked_times(schedule, request.timesteps, 0.0, schedule.scale)
+    if schedule.inverted and times[0] < times[-1]:  # as that model is told them; falling ones are diffusers' there
+        times = schedule.scale - times
     return without_end((times / schedule.scale).tolist(), "timesteps")
 
 
@@ -136,13 +141,15 @@ def _between(config: Mapping[str, Any], name: str, sigmas: Array, count: int) ->
     return LEVEL_GRIDS[name](levels, count, **chosen_options(config, name))
 
 
-def _flagged(config: Mapping[str, Any], name: str, sigmas: Array, own: bool) -> Array:
-    """What diffusers' flag makes of the shifted `sigmas`; `own` if they were not passed."""
+def _flagged(config: Mapping[str, Any], sigmas: Array, own: bool) -> Array:
+    """What diffusers' flag, if one is set, makes of the shifted `sigmas`; `own` if they were not passed."""
+    name = flagged_grid(config)
+    if name is None:
+        return sigmas
     if not (name == "karras" and own and _like_unipc(config)):
         return _between(config, name, sigmas, len(sigmas))
     clean, noisy = ratio_range(config)  # Cosmos 2.5: in sigma / alpha, whatever the shift
-    levels = Levels(noisy, clean, clean)
-    ratios = LEVEL_GRIDS[name](levels, len(sigmas), **chosen_options(config, name))
+    ratios = LEVEL_GRIDS[name](Levels(noisy, clean, clean), len(sigmas), **chosen_options(config, name))
     return np.asarray(ratios / (1 + ratios))
 
 

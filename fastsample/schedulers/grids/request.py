@@ -82,11 +82,11 @@ def check_grid(config: Mapping[str, Any], kind: str) -> None:
     name = grid_name(config, spacing)
     named, flagged = config.get("timestep_grid"), flagged_grid(config)
     options = config.get("grid_options") or {}
-    known = grid_options(named) if named else {}
+    known = grid_options(named or flagged or spacing)
     for key, value in options.items():
         if key not in known:
             has = f"has {', '.join(known)}" if known else "has no options"
-            raise ValueError(f"grid_options: {key} = {value!r} is unknown; timestep_grid = {named!r} {has}")
+            raise ValueError(f"grid_options: {key} = {value!r} is unknown; the {name} grid {has}")
         if not isinstance(value, (int, float)) or not 0 < value < np.inf:
             raise ValueError(f"grid_options: {key} = {value!r}: give a positive number")
     if kind == "edm":  # its range and rho are the model's

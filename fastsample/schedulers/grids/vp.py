@@ -21,7 +21,7 @@ from fastsample.schedulers.grids.request import (
 )
 from fastsample.schedules.base import Array, Node, NoiseSchedule
 from fastsample.schedules.grids import LEVEL_GRIDS, evaluation_times
-from fastsample.schedules.levels import levels_of, times_at
+from fastsample.schedules.levels import levels_of, noisiest_time, times_at
 
 INTEGER_GRIDS = ("linspace", "leading", "trailing")
 # diffusers truncates the timesteps of the last two and rounds those of karras and lu; a peer must see the same ones.
@@ -95,5 +95,6 @@ def _clipped(schedule: NoiseSchedule, config: Mapping[str, Any]) -> NoiseSchedul
 
 
 def _told_whole_times(schedule: NoiseSchedule, times: Array, rounding: Any) -> tuple[Node, ...]:
-    """Nodes at `times` whose model times are whole timesteps, as trained."""
-    return schedule.nodes_at(times, np.clip(rounding(times + 1e-6), 0, schedule.noise_time))
+    """Nodes at `times` whose model times are whole timesteps, as trained; the noisiest level has the noisiest."""
+    told = np.clip(rounding(times + 1e-6), 0, schedule.noise_time)
+    return schedule.nodes_at(times, np.where(times >= noisiest_time(schedule) - 1e-9, schedule.noise_time, told))
