@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -85,12 +86,10 @@ def measured_order(
     sigma = 0), else in log-SNR; the largest slope between neighbouring step counts is returned, since the
     coarser ones may not have reached the asymptotic range.
     """
-    mixture = mixture or GaussianMixture.random(components=3, dims=2, std=0.6, seed=1)
+    mixture = mixture or _smooth_mixture()
     prediction = "flow_prediction" if schedule.kind == "flow" else "epsilon"
     start, end = (0.7, 0.2) if schedule.kind == "flow" else (0.5, 0.1)
-    noise = torch.randn(64, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    x = float(schedule.alpha(start)) * mixture.sample(64) + float(schedule.sigma(start)) * noise
-    exact = mixture.integrate(schedule, x, start, end, 1e-12)
+    x, exact = _solution(mixture, schedule, start, end)
     errors = []
     for count in steps:
         times = _smooth_grid(schedule, start, end, count, uniform_sigma=not get_solver(solver).limits)
@@ -98,6 +97,19 @@ def measured_order(
         result = integrate(table, mixture.model(schedule, prediction), x)
         errors.append(float((result - exact).square().mean().sqrt()))
     return float(np.log2(np.array(errors[:-1]) / np.array(errors[1:])).max())
+
+
+@functools.cache
+def _smooth_mixture() -> GaussianMixture:
+    return GaussianMixture.random(components=3, dims=2, std=0.6, seed=1)
+
+
+@functools.lru_cache(maxsize=8)
+def _solution(mixture: GaussianMixture, schedule: NoiseSchedule, start: float, end: float) -> tuple[Tensor, Tensor]:
+    """64 samples at time `start`, and where the exact ODE has taken them at `end`."""
+    noise = torch.randn(64, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x = float(schedule.alpha(start)) * mixture.sample(64) + float(schedule.sigma(start)) * noise
+    return x, mixture.integrate(schedule, x, start, end, 1e-12)
 
 
 def _smooth_grid(schedule: NoiseSchedule, start: float, end: float, steps: int, uniform_sigma: bool) -> Any:

@@ -61,15 +61,17 @@ GRIDS = [
 def test_multistep_parity_with_diffusers(algorithm: str, prediction_type: str, grid: dict) -> None:
     """Orders, forms and final sigmas at 6 (lowered final orders) and 20 steps, to 5e-5.
 
-    Left out, as known defects there: final "sigma_min" with noise-level grids repeats the last sigma; the
-    noise forms are not finite at sigma = 0 with heun.
+    Theirs has defects. Final "sigma_min" on a grid placed by noise level repeats the last sigma: a step of no length,
+    not finite with heun and at order 3, which ours leaves out, so that with lowered final orders the last real step
+    is of another order. The noise forms are not finite at sigma = 0, so on such grids they are compared there.
     """
     placed = any(key.startswith("use_") for key in grid)
+    repeats = placed and not algorithm.endswith("++")
     compared = 0
     for order in (1, 2) if algorithm.startswith("sde") else (1, 2, 3):
         for solver_type in ("midpoint", "heun"):
-            for final in ("zero",) if placed else ("zero", "sigma_min"):
-                for steps in (6, 20):
+            for final in ("sigma_min",) if repeats else ("zero",) if placed else ("zero", "sigma_min"):
+                for steps in (20,) if repeats and order > 1 else (6, 20):
                     config = {
                         **grid,
                         "algorithm_type": algorithm,
@@ -87,11 +89,12 @@ def test_multistep_parity_with_diffusers(algorithm: str, prediction_type: str, g
                         continue
                     ours = fs.DPMSolverScheduler(**SD, **config)
                     got = run(ours, steps)
-                    assert torch.equal(ours.timesteps, theirs.timesteps)
-                    torch.testing.assert_close(ours.sigmas, theirs.sigmas, rtol=1e-4, atol=1e-5)
+                    last = -1 if repeats else None
+                    assert torch.equal(ours.timesteps, theirs.timesteps[:last])
+                    torch.testing.assert_close(ours.sigmas, theirs.sigmas[:last], rtol=1e-4, atol=1e-5)
                     assert float((got - want).abs().max()) < 5e-5 * max(1.0, float(want.abs().max())), config
                     compared += 1
-    assert compared >= (0 if placed and not algorithm.endswith("++") else 2)
+    assert compared >= 2
 
 
 @pytest.mark.parametrize("solver_type", ["midpoint", "heun"])

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import functools
+import json
 import math
+import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,8 +17,9 @@ from hypothesis import strategies as st
 from refusal import check_refused
 
 from fastsample.schedules import GRIDS, NoiseSchedule, time_grid
-from fastsample.solvers import available, build_table
+from fastsample.solvers import available, build_table, build_table_on_nodes
 from fastsample.tables import PREDICTION_TYPES, Row, Table, Weights, phi, prediction_weights
+from fastsample.tables.interpolation import interpolation_weights
 from fastsample.tables.orders import multistep_orders, singlestep_orders
 from fastsample.tables.table import output_of
 
@@ -133,6 +139,35 @@ def test_phi(k: int, z: float) -> None:
     assert phi(k, z) == pytest.approx(exact_phi(k, z), rel=1e-12 if abs(z) < 2 else 1e-10)
 
 
+@pytest.mark.parametrize("k", range(6))
+def test_phi_at_its_ends(k: int) -> None:
+    """The limits; e^z / z^k where e^z alone has no float; no jump where the formula changes."""
+    assert phi(k, -math.inf) == 0
+    assert phi(k, math.inf) == phi(k, 1e308) == math.inf
+    assert 0 <= phi(k, -1e308) <= 1e-300 or k == 0
+    assert phi(k, 0.0) == 1 / math.factorial(k)
+    assert phi(k, 5e-324) == phi(k, -5e-324) == phi(k, 0.0)
+    if k:
+        assert phi(k, 712.0) == pytest.approx(math.exp(712.0 - k * math.log(712.0)), rel=1e-12)
+    for edge in (-1.0, 1.0, 700.0):
+        below, above = phi(k, math.nextafter(edge, -math.inf)), phi(k, math.nextafter(edge, math.inf))
+        assert below == pytest.approx(above, rel=2e-12)
+    with pytest.raises(ValueError, match="k = -1"):
+        phi(-1, 0.0)
+
+
+@given(
+    st.lists(st.floats(-4, 1), min_size=1, max_size=4, unique_by=lambda x: round(2 * x)),
+    st.lists(st.floats(-2, 2), min_size=4, max_size=4),
+)
+def test_interpolation_weights_solve_their_system(points: list[float], moments: list[float]) -> None:
+    """Against NumPy's solve, within its own rounding."""
+    system = np.vander(points, increasing=True).T
+    want = np.linalg.solve(system, moments[: len(points)])
+    got = interpolation_weights(points, moments[: len(points)])
+    np.testing.assert_allclose(got, want, atol=1e-13 * np.linalg.cond(system) * (1 + np.abs(want).max()))
+
+
 @pytest.mark.parametrize("schedule", [VP, NoiseSchedule.flow()])
 @pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
 def test_predictions_recover_data_and_noise(schedule: NoiseSchedule, prediction_type: str) -> None:
@@ -201,6 +236,69 @@ def test_any_grid_gives_a_finite_consistent_table(
     assert all(np.isfinite(array).all() for array in (unrolled.a, unrolled.b, unrolled.c))
     assert Table.from_json(table.to_json()) == table
     assert np.all(np.triu(unrolled.b[:-1]) == 0)  # x_i depends on outputs before i alone
+
+
+TEXT = json.loads(build_table("hb-dpmpp-2m", VP, TIMES).to_json())
+
+
+def changed(*path: Any, **values: Any) -> str:
+    """TEXT with `values` set in the object at `path`; ... takes a key away."""
+    raw = copy.deepcopy(TEXT)
+    place = functools.reduce(lambda inner, key: inner[key], path, raw)
+    for key, value in values.items():
+        place.pop(key) if value is ... else place.update({key: value})
+    return json.dumps(raw)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{}", "keys missing"),
+        ("[]", "Table is"),
+        ("null", "Table is None"),
+        ("", "text is not JSON"),
+        (json.dumps(TEXT)[:-9], "text is not JSON"),
+        ("[" * 100_000, "text is not JSON"),
+        (None, "text is None"),
+        (changed(more=1), "unknown ['more']"),
+        (changed(steps=...), "missing ['steps']"),
+        (changed(steps=[]), "steps = ()"),
+        (changed(steps={}), "Table.steps is {}"),
+        (changed(solver=3), "Table.solver is 3"),
+        (changed(exact_variance=1), "Table.exact_variance is 1"),
+        (changed(prediction_type="noise"), "prediction_type = 'noise'"),
+        (changed("steps", 0, data=[1.0]), "steps[0].data has 1 values"),
+        (changed("steps", 0, node=None), "steps[0].node is None"),
+        (changed("steps", 0, "node", alpha=...), "missing ['alpha']"),
+        (changed("steps", 0, "node", alpha=math.nan), "alpha is nan"),
+        (changed("steps", 0, "node", alpha=-1.0), "alpha and sigma >= 0"),
+        (changed("steps", 0, "next", sample="1"), "next.sample is '1'"),
+        (changed("steps", 0, "next", sample=True), "next.sample is True"),
+        (changed("steps", 0, "next", sample=math.inf), "next.sample is inf"),
+        (changed("steps", 0, "next", sample=10**400), "next.sample is"),
+        (changed("steps", 0, "next", history=[[1.0]]), "next.history[0] is"),
+        (changed("steps", 0, "next", history=[0.5]), "no step before it has made"),
+        (changed("steps", 1, states={}), "no step before it has made"),
+        (changed("steps", 2, "next", sample=1e300), "constant data ends at"),
+    ],
+)
+def test_a_wrong_text_of_a_table_is_one_line(text: Any, words: str) -> None:
+    check_refused(lambda: Table.from_json(text), words)
+
+
+def test_compiling_and_checking_are_linear_in_the_steps() -> None:
+    """Four times the steps take at most six times as long: quadratic would be sixteen."""
+
+    def seconds(steps: int) -> float:
+        nodes = VP.nodes(np.linspace(1, 0.01, steps + 1))
+        runs = []
+        for _ in range(3):
+            start = time.process_time()
+            build_table_on_nodes("dpmpp-2m", nodes)
+            runs.append(time.process_time() - start)
+        return min(runs)
+
+    assert seconds(800) < 6 * seconds(200)
 
 
 def test_unroll_equals_the_recurrence() -> None:

@@ -28,16 +28,17 @@ of an order above 1, how many evaluations its single-step block has, the node af
 
 @dataclass(frozen=True)
 class Solver:
-    """A registered rule and what cannot be derived from it.
+    """A registered rule, and what cannot be read off it.
 
-    `order` is the claimed order of convergence at the default options (None: follows the `order` option),
-    `space` what the history holds, `stages` the inner points of a single-step method as fractions of a step
-    in log-SNR (empty: multistep), `limits` whether onto sigma = 0 only its order-1 form exists, `flow` whether
-    it works on flow-matching marginals, `whole_steps` whether a step count given to a scheduler counts steps,
-    each with its stages, instead of evaluations, `always_lowers` whether `lower_order_final` lowers the last
-    orders at any number of steps, `longest` the longest steps in log-SNR (of a single-step method with its stages)
-    that orders 1, 2, .. are used for: beyond, a lower one is closer on exact Gaussian data. Adams' methods, which do
-    not step in log-SNR, have no such bound.
+    `order`: the order of the method, also the default of its `order` option. `space`: whether the history holds
+    predictions of data or of noise. `orders`: what the `order` option may be; empty where there is no such option.
+    `stages`: the inner points of a single-step method, as fractions of a step in log-SNR; empty for a multistep one.
+    `limits`: whether a step onto sigma = 0 exists at order 1 only. `flow`: whether it works on flow-matching
+    models. `whole_steps`: whether a scheduler's step count means steps with all their stages, not evaluations.
+    `always_lowers`: whether `lower_order_final` lowers the last orders at any number of steps. `longest`: the longest
+    steps in log-SNR (of a single-step method with all stages) that orders 1, 2, .. are used for; beyond, a lower
+    one is closer on exact Gaussian data. Adams' methods step in sigma / alpha and have no such bound. `claims`: the
+    order of convergence for a choice of the `order` option, where it is not that choice.
     """
 
     name: str
@@ -46,14 +47,14 @@ class Solver:
     space: Space
     summary: str
     references: tuple[str, ...]
-    orders: tuple[int, ...] = ()  # choices of the `order` option; empty: `order` is fixed
+    orders: tuple[int, ...] = ()
     stages: tuple[float, ...] = ()
     limits: bool = True
     flow: bool = True
     whole_steps: bool = False
     always_lowers: bool = False
     longest: tuple[float, ...] = (math.inf, math.inf, 2.0)
-    claims: Callable[[int], int] | None = None  # order of convergence as a function of the `order` option
+    claims: Callable[[int], int] | None = None
 
     @cached_property
     def options(self) -> Mapping[str, Any]:

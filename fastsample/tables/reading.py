@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import math
 import types
 from collections.abc import Mapping
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -68,6 +67,6 @@ def _checked(raw: Any, kind: type, where: str) -> Any:
 
 
 def _number(raw: Any, where: str) -> float:
-    if type(raw) not in (int, float) or not math.isfinite(raw) or abs(raw) > 1e300:
+    if type(raw) not in (int, float) or not abs(raw) <= 1e300:  # nor nan, nor integers beyond any float
         raise ValueError(f"{where} is {raw!r:.60}: give a finite number")
     return float(raw)
