@@ -41,9 +41,6 @@ TORCH = {"sampling", "fixed_point", "decoding", "tarflow"}  # diffusers only ins
 SUBCLASSES = {("tarflow", "model.py"), ("tarflow", "pipeline.py")}
 SUBCLASSES |= {("decoding", "schedulers.py"), ("decoding", "block_refinement.py"), ("decoding", "pipeline.py")}
 KERNEL_DOORS = {("sampling", "backend.py"), ("decoding", "statistics.py")}
-TO_BE_BROKEN = {  # TEMPORARY: circles that stand until their package's rework is merged; then this is empty, and goes
-    frozenset({"fastsample.solvers.build", "fastsample.solvers.registry"}),
-}
 HEAVY = {"torch", "diffusers", "transformers", "accelerate", "matplotlib"}
 
 
@@ -122,11 +119,6 @@ def test_a_planted_violation_is_seen(part: str, source: str) -> None:
     assert violations(part, source)
 
 
-UNSAID = {  # TEMPORARY: parts whose imports in functions do not all say why yet; then this is empty, and goes
-    *("schedules", "solvers", "sampling", "fixed_point", "schedulers", "pipelines"),
-}
-
-
 def unexplained(source: str) -> list[int]:
     """The lines of imports in functions without a comment, on a line of theirs or of the imports around them."""
     lines = source.splitlines()
@@ -145,8 +137,7 @@ def unexplained(source: str) -> list[int]:
 
 def test_an_import_in_a_function_says_why() -> None:
     for name, source in sources().items():
-        part = name.split(".")[1] if name.startswith("fastsample.") else name.split(".")[0]
-        assert part in UNSAID or unexplained(source) == [], name
+        assert unexplained(source) == [], name
 
 
 @pytest.mark.parametrize(
@@ -183,7 +174,7 @@ def test_parallel_sampling_and_t_gate_do_not_know_of_each_other() -> None:
 
 
 def test_no_circles() -> None:
-    assert circles_in(graph_of(sources())) - TO_BE_BROKEN == set()
+    assert circles_in(graph_of(sources())) == set()
 
 
 def test_imports_say_in_full_what_they_mean() -> None:

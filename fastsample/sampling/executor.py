@@ -126,7 +126,7 @@ def integrate(
     `table.prediction_type` shaped as `x`. Noise of stochastic tables comes from `generator` (a list: one an
     image). Raises ValueError when an output's shape differs from the sample's.
     """
-    from tqdm.auto import tqdm
+    from tqdm.auto import tqdm  # notebook widgets, which a step of a pipeline does without
 
     runner = Runner(table)
     runner.prepare(x)
