@@ -30,7 +30,7 @@ class TextSystem:
         temperature: float,
         generator: Generators,
     ) -> None:
-        from transformers import DynamicCache  # optional: only caches of transformers need it
+        from transformers import DynamicCache  # light: only texts need transformers
 
         self._model, self._length, self._temperature, self._generator = model, length, temperature, generator
         self._prompt, self._last = input_ids[:, :-1], input_ids[:, -1]
