@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import weakref
 from dataclasses import replace
 from typing import Any
@@ -16,6 +15,7 @@ from fastsample.schedulers.locate import lane_for
 from fastsample.schedulers.rows import RowHistory, serves
 from fastsample.schedulers.run import Lane, Run
 from fastsample.schedulers.setup import Setup
+from fastsample.tables.step import Step
 
 
 def under(run: Run, setup: Setup) -> Run:
@@ -52,8 +52,8 @@ def towards(run: Run, prev_timestep: float | Tensor) -> Run:
     return Run(from_time(run.laid, layout.times[index], end), 0, eta=run.eta)
 
 
-def ready(run: Run, sample: Tensor) -> tuple[Run, Lane, Runner]:
-    """The run, the trajectory that `sample` is on, and what runs its coming step.
+def ready(run: Run, sample: Tensor) -> tuple[Run, Lane, Runner, Step]:
+    """The run, the trajectory that `sample` is on, what runs its coming step, and that step.
 
     Raises ValueError where the sample is not of the shape that the trajectory has had so far.
     """
@@ -64,12 +64,13 @@ def ready(run: Run, sample: Tensor) -> tuple[Run, Lane, Runner]:
             run = run.at(run.step_index, run.eta)
             compiled = run.laid.compiled(run.start, run.eta)
         lane = Lane(Runner(compiled.table))
+    step = compiled.table.steps[(run.step_index or 0) - run.start]
     if not compiled.carries:
-        return run, lane, lane.runner
-    runner = copy.copy(lane.runner)
+        return run, lane, lane.runner, step
+    runner = lane.runner.__copy__()
     if lane.shape and lane.shape != sample.shape:
         _fit(run, runner, lane.shape, sample)
-    return run, lane, runner
+    return run, lane, runner, step
 
 
 def _fit(run: Run, runner: Runner, shape: Any, sample: Tensor) -> None:

@@ -132,9 +132,8 @@ class TableScheduler(Readings, EDMInterface, Noising, SchedulerMixin, ConfigMixi
             run = towards(run, prev_timestep)
         if eta != run.eta:
             run = with_eta(run, eta)
-        run, lane, runner = ready(run, sample)
+        run, lane, runner, current = ready(run, sample)
         index = (run.step_index or 0) - run.start
-        current = run.table.steps[index]
         output, clips = model_output, self._clips_data()
         if pred_original_sample is not None or (clips and (use_clipped_model_output or not self._keeps_noise)):
             output = self._output_for(current, model_output, sample, pred_original_sample)

@@ -119,10 +119,13 @@ class Laid:
     timesteps: Tensor
     sigmas: Tensor
     _pointer: int = field(init=False)
+    _size: int = field(init=False)  # bytes of an entry of `timesteps`
+    _count: int = field(init=False)
     _counted: bool = field(init=False)  # whether torch counts what is written into the tensors
     _written: tuple[int, int] = field(init=False)
 
     def __post_init__(self) -> None:
+        self._size, self._count = self.timesteps.element_size(), self.timesteps.numel()
         self._pointer = self.timesteps.data_ptr() if self.timesteps.is_contiguous() else 0
         self._counted = not (self.timesteps.is_inference() or self.sigmas.is_inference())
         self._written = self._written_now()
@@ -146,8 +149,8 @@ class Laid:
         timesteps = self.timesteps
         if not self._pointer or timestep.dtype is not timesteps.dtype or timestep.device != timesteps.device:
             return None
-        index, rest = divmod(timestep.data_ptr() - self._pointer, timesteps.element_size())
-        return index if not rest and 0 <= index < len(timesteps) else None
+        index, rest = divmod(timestep.data_ptr() - self._pointer, self._size)
+        return index if not rest and 0 <= index < self._count else None
 
     def holds(self, setup: Setup) -> bool:
         """Whether the setup is still this one, and nobody has written into the tensors."""
