@@ -104,8 +104,9 @@ def read_config(
         if key in own or key in ("return_unused_kwargs", "torch_dtype"):
             continue
         if key not in SHIFTS:
-            near = difflib.get_close_matches(key, own, n=1) or ["timestep_grid"]
-            raise ValueError(f"option {key} = {value!r} is unknown to {cls.__name__}: did you mean {near[0]}?")
+            near = difflib.get_close_matches(key, own, n=1)
+            remedy = f"did you mean {near[0]}?" if near else "leave it out; its signature says what it takes"
+            raise ValueError(f"option {key} = {value!r} is unknown to {cls.__name__}: {remedy}")
         config[key] = value
         _check_number(config, key, 0.0, math.inf)
     if is_flow({**config, **options}):
