@@ -116,7 +116,8 @@ def test_one_weighted_zero_token_stands_for_many(
     monkeypatch.syspath_prepend(Path(__file__).parents[1] / "scripts")
     from flow_model import WeightedLastToken, make_transformer
 
-    words, _, pooled, _ = pipe.encode_prompt(PROMPTS, PROMPTS, PROMPTS, max_sequence_length=count)
+    words, _, pooled, _ = pipe.encode_prompt(PROMPTS, PROMPTS, PROMPTS, max_sequence_length=16)
+    words = torch.nn.functional.pad(words[:, :16], (0, 0, 0, count))
     x = torch.randn(len(PROMPTS), 4, 8, 8, generator=torch.Generator().manual_seed(count))
     time = torch.full((len(PROMPTS),), 1000 * level)
     weighted = make_transformer().eval()
@@ -156,7 +157,7 @@ def test_held_out_prompts_are_followed_at_the_defaults(pipe: StableDiffusion3Pip
     assert score["prompts"] >= 0.87
 
 
-@pytest.mark.parametrize("length", [1, 77])
+@pytest.mark.parametrize("length", [4, 77])
 def test_other_text_lengths_do_little_harm(pipe: StableDiffusion3Pipeline, length: int) -> None:
     """Fewer zero tokens than the default are cheaper."""
     prompts = [scene.caption for scene in sample_scenes(24, 8, held_out=True)]
