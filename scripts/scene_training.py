@@ -105,10 +105,14 @@ def print_fidelity(
     steps: int,
     picture: Path | None,
     batch: int = 64,
+    kinds: tuple[bool, ...] = (False, True),
 ) -> None:
-    """A line of prompt fidelity for each guidance and kind of prompts; a picture of held-out ones at guidance 3."""
+    """A line of prompt fidelity for each guidance and kind of prompts: of seen combinations (False), held-out (True).
+
+    `picture` is where a grid of the held-out ones at guidance 3 goes, with their prompts beside it.
+    """
     for guidance in guidances:
-        for held_out in (False, True):
+        for held_out in kinds:
             prompts = [scene.caption for scene in sample_scenes(count, seed, held_out)]
             generator = torch.Generator().manual_seed(seed)
             parts = [

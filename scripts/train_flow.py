@@ -25,12 +25,12 @@ from diffusers import AutoencoderKL, SD3Transformer2DModel, StableDiffusion3Pipe
 from flow_model import (
     SHIFT,
     ZEROS,
+    QuickPipeline,
     TextEncoders,
     WeightedLastToken,
     assemble,
     make_transformer,
     print_shifts,
-    quick_images,
 )
 from safetensors.torch import load_file, save_file
 from scene_training import (
@@ -47,7 +47,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
 from fastsample.demo import bundled
-from fastsample.demo.scenes import sample_scenes
 
 IMAGES = 24000
 EVERY = 250
@@ -193,14 +192,8 @@ def train(out: Path, seed: int, steps: int, batch: int, compiled: bool) -> None:
             run.save(checkpoint)
             pipe = assemble(vae, tokenizer, *run.average)
             write_pipeline(pipe, out / "folder", ("transformer", "vae"))
-            print(f"step {run.step} {quick_fidelity(pipe)}", flush=True)
-
-
-def quick_fidelity(pipe: StableDiffusion3Pipeline) -> str:
-    """Prompt fidelity on 64 held-out scenes at guidance 3 with 20 steps."""
-    prompts = [scene.caption for scene in sample_scenes(64, 1, held_out=True)]
-    score = bundled.prompt_fidelity(quick_images(pipe, prompts, 20, 3.0, 0), prompts)
-    return " ".join(f"{name} {value:.3f}" for name, value in score.items())
+            print(f"step {run.step}", end=" ")
+            print_fidelity(QuickPipeline.of(pipe), (3.0,), 64, seed + 1, 20, None, kinds=(True,))
 
 
 def main() -> None:
@@ -215,6 +208,7 @@ def main() -> None:
     parser.add_argument("--guidance", type=float, nargs="+", default=[1.0, 2.0, 3.0, 5.0, 7.0])
     parser.add_argument("--count", type=int, default=128, help="evaluate: prompts of each kind")
     parser.add_argument("--inference-steps", type=int, default=50)
+    parser.add_argument("--quick", action="store_true", help="evaluate: one zero token for all, the same images")
     parser.add_argument("--picture", type=Path, help="evaluate: where to write a grid of images")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -228,7 +222,7 @@ def main() -> None:
         print_shifts(pipe, (1.0, 1.5, 2.0, 3.0), 16, arguments.seed + 1000)
         return
     print_fidelity(
-        pipe,
+        QuickPipeline.of(pipe) if arguments.quick else pipe,
         tuple(arguments.guidance),
         arguments.count,
         arguments.seed + 1000,

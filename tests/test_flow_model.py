@@ -132,6 +132,18 @@ def test_one_weighted_zero_token_stands_for_many(
     assert (one - many).abs().max() <= blocks * 336 * 2**-24 * many.abs().max()
 
 
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_the_quick_pipeline_gives_the_pipelines_images(
+    pipe: StableDiffusion3Pipeline, guidance: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "scripts")
+    from flow_model import QuickPipeline
+
+    settings = {"steps": 3, "guidance_scale": guidance}
+    plain, quick = sample(pipe, PROMPTS, **settings), sample(QuickPipeline.of(pipe), PROMPTS, **settings)
+    assert (plain - quick).abs().max() <= 1e-3
+
+
 @pytest.mark.parametrize(
     "kind", [fs.DDIMScheduler, fs.DPMSolverScheduler, fs.UniPCScheduler, fs.GHVBScheduler, fs.HeavyBallScheduler]
 )
