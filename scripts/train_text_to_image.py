@@ -25,9 +25,18 @@ from diffusers import (
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
-from PIL import Image
 from safetensors.torch import save_file
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from scene_training import (
+    LENGTH,
+    cosine,
+    latents_of,
+    make_tokenizer,
+    millions,
+    print_fidelity,
+    tokens_of,
+    training_images,
+    write_pipeline,
+)
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -37,61 +46,12 @@ from fastsample.demo import bundled
 from fastsample.demo.classifier import AttributeClassifier
 from fastsample.demo.scenes import ATTRIBUTES, render_batch, sample_scenes
 
-LENGTH = 16
 SCHEDULE = dict(num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
-
-
-def make_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a word; begin, end and padding as CLIP's."""
-    words = ["<|startoftext|>", "<|endoftext|>", "<unk>", "a", "at", "the", "on", "background"]
-    words += [value for values in ATTRIBUTES.values() for value in values]
-    vocabulary = {word: index for index, word in enumerate(words)}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<|startoftext|> $A <|endoftext|>",
-        special_tokens=[("<|startoftext|>", 0), ("<|endoftext|>", 1)],
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        model_max_length=LENGTH,
-        bos_token="<|startoftext|>",
-        eos_token="<|endoftext|>",
-        pad_token="<|endoftext|>",
-        unk_token="<unk>",
-    )
-
-
-def tokens_of(tokenizer: PreTrainedTokenizerFast, captions: list[str]) -> Tensor:
-    return tokenizer(
-        captions, padding="max_length", max_length=LENGTH, truncation=True, return_tensors="pt"
-    ).input_ids
-
-
-def training_images(count: int, seed: int) -> tuple[list[str], Tensor, Tensor]:
-    """Captions, images in [0, 1] and labels [count, attributes]."""
-    scenes = sample_scenes(count, seed)
-    return (
-        [scene.caption for scene in scenes],
-        torch.from_numpy(render_batch(scenes, seed)),
-        torch.tensor([scene.labels for scene in scenes]),
-    )
-
-
-def cosine(step: int, steps: int, warmup: int = 100) -> float:
-    """Learning-rate factor: linear warm-up, then one cosine down to 2 %."""
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
 def optimiser(parameters: list[nn.Parameter], rate: float, steps: int) -> tuple[torch.optim.Optimizer, object]:
     adam = torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.99), weight_decay=1e-4)
     return adam, torch.optim.lr_scheduler.LambdaLR(adam, lambda step: cosine(step, steps))
-
-
-def millions(module: nn.Module) -> str:
-    return f"{sum(p.numel() for p in module.parameters()) / 1e6:.2f} M parameters"
 
 
 def edge_weights(images: Tensor) -> Tensor:
@@ -207,10 +167,7 @@ def train_unet(out: Path, seed: int, steps: int, batch: int) -> None:
     both = nn.ModuleList([text, unet])
     print(f"unet {millions(unet)}, text encoder {millions(text)}")
     captions, images, _ = training_images(24000, seed + 4)
-    with torch.no_grad():
-        moments = [vae.encode(2 * part - 1).latent_dist for part in images.split(500)]
-        mean = torch.cat([own.mean for own in moments]) * vae.config.scaling_factor
-        std = torch.cat([own.std for own in moments]) * vae.config.scaling_factor
+    mean, std = latents_of(vae, images)
     tokens = tokens_of(tokenizer, captions)
     empty = tokens_of(tokenizer, [""])[0]
     noising = DDPMScheduler(**SCHEDULE)
@@ -262,10 +219,7 @@ def export(
     tokenizer: PreTrainedTokenizerFast,
     unet: UNet2DConditionModel,
 ) -> None:
-    """The diffusers folder: float16 on disk for UNet and VAE, which diffusers loads as float32.
-
-    The text encoder stays float32 on disk, since transformers loads the dtype that it finds.
-    """
+    """The diffusers folder, with the classifier."""
     pipe = StableDiffusionPipeline(
         vae=vae,
         text_encoder=text,
@@ -279,22 +233,8 @@ def export(
         requires_safety_checker=False,
     )
     folder = out / "folder"
-    pipe.save_pretrained(folder)
-    for part in ("unet", "vae"):
-        file = folder / part / "diffusion_pytorch_model.safetensors"
-        module = getattr(pipe, part)
-        save_file(
-            {k: v.detach().half().contiguous() for k, v in module.state_dict().items()},
-            file,
-            {"format": "pt"},
-        )
-    for file in (folder / "model_index.json", folder / "tokenizer" / "tokenizer_config.json"):
-        file.write_text(file.read_text().replace("TokenizersBackend", "PreTrainedTokenizerFast"))  # transformers 4
+    write_pipeline(pipe, folder, ("unet", "vae"))
     shutil.copyfile(out / "classifier.safetensors", folder / "classifier.safetensors")
-    vae_config = folder / "vae" / "config.json"
-    here = json.loads(vae_config.read_text())
-    here.pop("_name_or_path", None)  # where it was trained
-    vae_config.write_text(json.dumps(here, indent=2) + "\n")
     config = folder / "scheduler" / "scheduler_config.json"
     known = json.loads(config.read_text())
     config.write_text(json.dumps({**known, "clip_sample": False}, indent=2) + "\n")
@@ -305,23 +245,7 @@ def evaluate(count: int, seed: int, steps: int, picture: Path | None) -> None:
     """Fidelity of the bundled model with DDIM over guidance; a picture of held-out prompts at guidance 3."""
     pipe = bundled.load_pipeline()
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, timestep_spacing="trailing")
-    for guidance in (1.0, 2.0, 3.0, 5.0, 7.5):
-        for held_out in (False, True):
-            prompts = [scene.caption for scene in sample_scenes(count, seed, held_out)]
-            images = pipe(
-                prompts,
-                num_inference_steps=steps,
-                guidance_scale=guidance,
-                generator=torch.Generator().manual_seed(seed),
-                output_type="pt",
-            ).images
-            score = " ".join(f"{k} {v:.3f}" for k, v in bundled.prompt_fidelity(images, prompts).items())
-            print(f"guidance {guidance} {'held-out' if held_out else 'seen'} {score}", flush=True)
-            if picture and held_out and guidance == 3:
-                rows = images[:48].reshape(6, 8, 3, 32, 32).permute(0, 3, 1, 4, 2).reshape(192, 256, 3)
-                image = Image.fromarray((255 * rows).round().byte().numpy())
-                image.resize((1024, 768), Image.Resampling.NEAREST).save(picture)
-                picture.with_suffix(".txt").write_text("\n".join(prompts[:48]) + "\n")
+    print_fidelity(pipe, (1.0, 2.0, 3.0, 5.0, 7.5), count, seed, steps, picture)
 
 
 def main() -> None:

@@ -1,4 +1,8 @@
-"""The bundled text-to-image model and its metrics: load it offline, score images, features of real images."""
+"""The bundled text-to-image models and their metrics: load offline, score images, features of real images.
+
+`text_to_image` is a Stable Diffusion UNet that predicts noise, `flow_text_to_image` a Stable Diffusion 3 transformer
+trained by flow matching. Both draw the scenes of `scenes.py`, with one VAE and one classifier.
+"""
 
 from __future__ import annotations
 
@@ -17,23 +21,30 @@ from fastsample.demo.classifier import AttributeClassifier
 from fastsample.demo.scenes import ATTRIBUTES, Scene, render_batch, sample_scenes
 
 if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
+    from diffusers import DiffusionPipeline
 
 CLASSIFIER_FILE = "classifier.safetensors"
+MODELS = ("text_to_image", "flow_text_to_image")
 
 
-def model_path() -> Path:
-    """The diffusers folder of the bundled model."""
-    return Path(__file__).parent / "text_to_image"
+def model_path(name: str = "text_to_image") -> Path:
+    """The diffusers folder of a bundled model, one of MODELS; ValueError for another name."""
+    if name not in MODELS:
+        raise ValueError(f"name = {name!r}: no bundled model, use one of {', '.join(MODELS)}")
+    return Path(__file__).parent / name
 
 
-def load_pipeline(dtype: torch.dtype | None = None, device: str | torch.device = "cpu") -> StableDiffusionPipeline:
-    """The bundled pipeline, offline, without progress bars; float32 when no dtype is given."""
-    from diffusers import StableDiffusionPipeline  # seconds to load; the metrics do without
+def load_pipeline(
+    dtype: torch.dtype | None = None, device: str | torch.device = "cpu", *, name: str = "text_to_image"
+) -> DiffusionPipeline:
+    """A bundled pipeline, offline, without progress bars; float32 when no dtype is given.
 
-    pipe = StableDiffusionPipeline.from_pretrained(
-        model_path(), dtype=dtype or torch.float32, local_files_only=True, safety_checker=None
-    )
+    `name` is one of MODELS: a StableDiffusionPipeline or a StableDiffusion3Pipeline. ValueError for another name.
+    """
+    folder = model_path(name)
+    from diffusers import DiffusionPipeline  # seconds to load; the metrics do without
+
+    pipe = DiffusionPipeline.from_pretrained(folder, dtype=dtype or torch.float32, local_files_only=True)
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)
 
