@@ -12,6 +12,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -40,7 +41,7 @@ class Node:
         """Whether there is more than an 8192th of signal; below, as at zero SNR, noise-form steps lose all digits."""
         return self.alpha > self.sigma * 2.0**-13
 
-    @property
+    @cached_property
     def lam(self) -> float:
         """log(alpha / sigma): -inf at zero SNR, +inf on clean data."""
         if self.sigma == 0:
@@ -129,10 +130,12 @@ class NoiseSchedule(ABC):
 
 def require_falling_noise(nodes: Sequence[Node]) -> None:
     """Raise ValueError unless lam rises strictly from node to node."""
-    for index, (source, target) in enumerate(itertools.pairwise(nodes)):
-        if not source.lam < target.lam:
+    lams = [node.lam for node in nodes]
+    for index, (before, after) in enumerate(itertools.pairwise(lams)):
+        if not before < after:
+            source, target = nodes[index], nodes[index + 1]
             raise ValueError(
                 f"times[{index}] = {source.time:g}, times[{index + 1}] = {target.time:g}: the noise must fall at "
-                f"every step (lam {source.lam:.6g} -> {target.lam:.6g}); remove repeated times and sort from "
+                f"every step (lam {before:.6g} -> {after:.6g}); remove repeated times and sort from "
                 "noisy to clean"
             )

@@ -40,16 +40,16 @@ def multistep_weights(
     return three_step(step, r0, log_step(history[-3], history[-2]) / step.h, variant)
 
 
-def multistep(nodes: Sequence[Node], target: Node, space: Space, order: int, solver_type: str, variant: str) -> Row:
+def multistep(
+    nodes: Sequence[Node], target: Node, space: Space, order: int, solver_type: str, variant: str
+) -> Weights:
     """The multistep update of `order` from the newest node, one model call a step."""
     check_choice("solver_type", solver_type, SOLVER_TYPES)
     check_choice("variant", variant, VARIANTS)
-    source = nodes[-1]
     if order == 1:
-        return Row(source, target, ddim_weights(source, target), space)
-    step = ExponentialStep(source, target, space)
-    weights = multistep_weights(step, nodes[-order:], solver_type, variant)
-    return Row(source, target, Weights(step.sample, history=weights), space)
+        return ddim_weights(nodes[-1], target)
+    step = ExponentialStep(nodes[-1], target, space)
+    return Weights(step.sample, history=multistep_weights(step, nodes[-order:], solver_type, variant))
 
 
 def _register(space: Space, order: int) -> None:
@@ -71,7 +71,7 @@ def _register(space: Space, order: int) -> None:
         solver_type: str = "midpoint",
         variant: str = "released",
     ) -> Row:
-        return multistep(nodes, target, space, order, solver_type, variant)
+        return Row(nodes[-1], target, multistep(nodes, target, space, order, solver_type, variant), space)
 
 
 for _space in FAMILIES:

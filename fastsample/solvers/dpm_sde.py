@@ -29,12 +29,12 @@ def sde_step(
     check_choice("variant", variant, VARIANTS)
     check_eta(eta)
     source = nodes[-1]
-    step = ExponentialStep(source, target, space, eta)
     if space == "noise" and target.sigma == 0:
         return Row(source, target, ddim_weights(source, target), space)
     if space == "noise" and not source.has_signal:
         # nothing of the sample is signal: draw the target's marginal around the data prediction
         return Row(source, target, Weights(data=target.alpha, noise=target.sigma), space)
+    step = ExponentialStep(source, target, space, eta)
     if solver_type == "stable":
         kept = [p for p in range(order, 0, -1) if _keeps_sign(step, nodes[-p:], variant)]
         if not kept:

@@ -25,7 +25,7 @@ EDM = "arXiv:2206.00364"
 def to_stage(source: Node, target: Node, eta: float = 0.0) -> Row:
     """The first-order step from the start of a step to its stage, or to its end where it has no stage."""
     down, noise = ancestral_split(source, target, eta)
-    return Row(source, target, replace(ddim_weights(source, down), noise=noise), states=KEEP)
+    return Row(source, target, ddim_weights(source, down, noise), states=KEEP)
 
 
 @solver("heun", order=2, space="data", references=(EDM,), stages=(1.0,), whole_steps=True)

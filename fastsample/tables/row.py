@@ -58,8 +58,8 @@ class Row:
     base: Node | None = None  # where the state "base" was saved (default: source)
 
     def __post_init__(self) -> None:
-        for weights in (self.next, *((self.entry,) if self.entry else ()), *self.states.values()):
-            if not weights.finite():
+        for weights in (self.next, self.entry, *self.states.values()):
+            if weights is not None and not weights.finite():
                 raise ValueError(
                     f"{self._place()}: weights {weights} are not finite; this update does not exist there (sigma = 0 "
                     "or zero SNR need an order-1 data-prediction step)"
@@ -92,7 +92,10 @@ class Row:
         return f"row {self.source.time:g} -> {self.target.time:g}"
 
 
-def ddim_weights(source: Node, target: Node) -> Weights:
-    """The first-order update (DDIM, arXiv:2010.02502, eq. 12), finite at sigma = 0 and at zero SNR alike."""
+def ddim_weights(source: Node, target: Node, noise: float = 0.0) -> Weights:
+    """The first-order update (DDIM, arXiv:2010.02502, eq. 12), finite at sigma = 0 and at zero SNR alike.
+
+    `noise` is the standard deviation of what is added.
+    """
     ratio = target.sigma / source.sigma
-    return Weights(sample=ratio, data=target.alpha - source.alpha * ratio)
+    return Weights(ratio, target.alpha - source.alpha * ratio, noise=noise)
