@@ -84,6 +84,10 @@ class NoiseSchedule(ABC):
     def time(self, lam: ArrayLike) -> Array:
         """The time(s) at which log(alpha / sigma) = `lam`; accepts +inf (clean data)."""
 
+    def marginals(self, t: ArrayLike) -> tuple[Array, Array]:
+        """`(alpha, sigma)` at time(s) `t`."""
+        return self.alpha(t), self.sigma(t)
+
     def lam(self, t: ArrayLike) -> Array:
         """log(alpha(t) / sigma(t))."""
         with np.errstate(divide="ignore"):
@@ -97,8 +101,8 @@ class NoiseSchedule(ABC):
         """The marginals at `times`, in any order, where the model is called with `model_times` (or `times`)."""
         times = np.asarray(times, dtype=np.float64)
         told = times if model_times is None else np.asarray(model_times, dtype=np.float64)
-        alphas, sigmas = self.alpha(times).tolist(), self.sigma(times).tolist()
-        return tuple(map(Node, self.model_time(told).tolist(), alphas, sigmas))
+        alphas, sigmas = self.marginals(times)
+        return tuple(map(Node, self.model_time(told).tolist(), alphas.tolist(), sigmas.tolist()))
 
     def model_time(self, times: Array) -> Array:
         """What the model is called with at `times`: themselves, but on inverted flow models."""
