@@ -32,7 +32,7 @@ class Compiled:
 class Layout:
     """`grid`, the boundaries of the steps; `nodes`, the evaluations and the end; `times`, what the network is told.
 
-    `times` are rounded as the tensor `timesteps`, whose values they are; `table` is that of `setup` on the whole grid.
+    `times` are rounded as the tensor `timesteps`, whose values they are; `table` is `setup`'s on the whole grid.
     """
 
     setup: Setup = field(repr=False)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from fastsample.schedules.base import Node
 from fastsample.solvers.exponential import ExponentialStep
-from fastsample.solvers.registry import check_choice, log_step, solver
+from fastsample.solvers.registry import check_choice, solver
 from fastsample.tables.interpolation import interpolation_weights
 from fastsample.tables.prediction import Space
 from fastsample.tables.row import Row, Weights, ddim_weights

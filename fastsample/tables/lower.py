@@ -32,7 +32,7 @@ Scales = list[float | None]
 """By stored slot what its value is to be multiplied by; None where there is no value."""
 
 Made = tuple[int, Terms, float]
-"""Of a sum just made: its place, what it is in terms of the slots, and the factor that its value is stored without."""
+"""Of a sum just made: its place, what it is in terms of the slots, and the factor that its value lacks."""
 
 ROUNDING = 1e-12
 
@@ -171,14 +171,15 @@ def _lowered_step(
     made: list[Made] = []
     stored = [] if step.entry is None else [(STORED, step.entry)]
     stored += [(places[name], combination) for name, combination in step.states.items()]
+    noisy = step.next.noise != 0
     for slot, combination in stored:
+        noisy = noisy or combination.noise != 0
         place, terms = first + len(sums), _terms(combination, scales, places)
         total, scale = _stored_sum(_shared(terms, made), first)
         keeps[slot - STORED], after[slot - STORED] = place, scale
         made.append((place, terms, scale))
         sums.append(total)
     sums.append(sum_of(_shared(_terms(step.next, scales, places), made)))
-    noisy = any(c.noise for _, c in stored) or step.next.noise != 0
     return LoweredStep(tuple(sums), tuple(keeps), tuple(after), noisy), after
 
 
@@ -209,9 +210,10 @@ def _scale(place: int, scales: Scales) -> float:
 
 def _shared(terms: Terms, made: list[Made]) -> Terms:
     """`terms` with values just made in place of what they are made of, where that is no longer."""
+    no_places: list[int] = []
     for value, parts, scale in reversed(made):  # states first: they are made of the most
         ratios = {place: terms[place] / weight for place, weight in parts.items() if place in terms}
-        factor, gone = 0.0, list[int]()  # the factor of the value with which the most terms go
+        factor, gone = 0.0, no_places  # the factor of the value with which the most terms go
         for ratio in ratios.values():
             near = ROUNDING * abs(ratio)
             same = [place for place, other in ratios.items() if -near <= other - ratio <= near]
@@ -250,7 +252,7 @@ def _without_the_dead(steps: Sequence[LoweredStep], read: set[int | None]) -> tu
     result = []
     for step in reversed(steps):
         keeps = tuple([place if slot in read else None for slot, place in enumerate(step.keeps, start=STORED)])
-        result.append(LoweredStep(step.sums, keeps, step.scales, step.noisy))
+        result.append(step if keeps == step.keeps else step._replace(keeps=keeps))
         read = set(keeps)
         for lead, others, _ in step.sums:
             read.add(lead)

@@ -46,12 +46,13 @@ class Table:
         if not self.steps:
             raise ValueError("steps = (): a table has at least one step")
         first, last = self.steps[0].node, self.steps[-1].target
-        carried, allowed = self._carry_constants(), 1e-7 * self._magnitude()
+        carried = self._carry_constants()
         ends = [("data", carried.real, last.alpha)]
         if self.exact_variance and not self.stochastic:
             ends.append(("noise", carried.imag, last.sigma))
         for kind, got, want in ends:
-            if not abs(got - want) <= allowed:  # nan is wrong too
+            error = abs(got - want)
+            if not (error <= 1e-7 or error <= 1e-7 * self._magnitude()):  # nan is wrong too
                 raise ValueError(
                     f"table of {self.solver!r} from time {first.time:g} to {last.time:g}: constant {kind} ends at "
                     f"{got:.9g} instead of {want:.9g}; check the rule's entry and state weights"
