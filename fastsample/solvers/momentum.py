@@ -79,7 +79,7 @@ def heavy_ball_dpmpp_2m(
     solver_type: str = "midpoint",
 ) -> Row:
     """Heavy ball on DPM-Solver++ 2M; order of convergence 1 for beta < 1. Order-1 steps leave the velocity."""
-    step = multistep(nodes, target, "data", order, solver_type, "released")
+    step = multistep(nodes, target, "data", order, solver_type)
     check_unit_interval("beta", beta)
     if order == 1:
         return Row(nodes[-1], target, step)
