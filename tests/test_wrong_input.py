@@ -60,6 +60,14 @@ CASES: list[tuple[Callable[[], object], str]] = [
     (build("unipc", solver_type="bh3"), "solver_type = 'bh3'"),
     (build("unipc", corrector="yes"), "corrector = 'yes'"),
     (build("dpmpp-3m", variant="best"), "variant = 'best'"),
+    # options that would have no effect: only the released formula of order 3 has another
+    *[
+        (
+            build(name, variant="exact"),
+            f"option variant = 'exact' is unknown to solver {name!r}: it takes solver_type",
+        )
+        for name in ("dpm-2m", "dpmpp-2m", "dpm-1-sde", "dpmpp-1-sde", "dpm-2m-sde", "dpmpp-2m-sde")
+    ],
     (build("dpmpp-2m-sde", eta=2), "eta = 2"),
     (build("ddim", eta=-0.1), "eta = -0.1"),
     (build("dpmpp-2m", lower_final=-1), "lower_final = -1"),

@@ -8,6 +8,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin  # noqa: F401  
 
 from fastsample.schedulers.base import TableScheduler
 from fastsample.schedulers.config import configured
+from fastsample.solvers.dpm_multistep import VARIANTS
 from fastsample.solvers.registry import check_choice
 
 ALGORITHMS = ("dpmsolver++", "dpmsolver", "sde-dpmsolver++", "sde-dpmsolver")
@@ -35,6 +36,7 @@ class DPMSolverScheduler(TableScheduler):
         config = self.config
         check_choice("algorithm_type", config.algorithm_type, ALGORITHMS)
         stochastic, order = config.algorithm_type.startswith("sde-"), config.solver_order
+        check_choice("variant", config.variant, VARIANTS)
         check_choice("solver_order", order, (1, 2) if config.algorithm_type == "sde-dpmsolver" else (1, 2, 3))
         family = "dpmpp" if config.algorithm_type.endswith("++") else "dpm"
         # UniPC's and DEIS' types, which diffusers also reads as midpoint.
@@ -43,7 +45,8 @@ class DPMSolverScheduler(TableScheduler):
         if config.singlestep and not stochastic and order > 1:
             return f"{family}-{order}s", options
         options |= {"euler_at_final": config.euler_at_final}
+        if order == 3:
+            options |= {"variant": config.variant}
         if stochastic:
-            name = f"{family}-1-sde" if order == 1 else f"{family}-{order}m-sde"
-            return name, options | {"variant": config.variant, "eta": config.eta}
-        return ("ddim", {}) if order == 1 else (f"{family}-{order}m", options | {"variant": config.variant})
+            return f"{family}-1-sde" if order == 1 else f"{family}-{order}m-sde", options | {"eta": config.eta}
+        return ("ddim", {}) if order == 1 else (f"{family}-{order}m", options)

@@ -14,7 +14,7 @@ from torch import Tensor
 from fastsample.schedulers.grid import GridRequest, make_nodes, training_grid, whole_timesteps
 from fastsample.schedulers.grids.request import final_node
 from fastsample.schedulers.setup import Setup
-from fastsample.schedules.base import Node, require_falling_noise
+from fastsample.schedules.base import Node
 from fastsample.schedules.edm import EDMSchedule
 from fastsample.schedules.flow import FlowSchedule
 from fastsample.tables.table import Table
@@ -32,9 +32,11 @@ class Compiled:
 class Layout:
     """`grid`, the boundaries of the steps; `nodes`, the evaluations and the end; `times`, what the network is told.
 
-    `times` are rounded as the tensor `timesteps`, whose values they are.
+    `times` are rounded as the tensor `timesteps`, whose values they are; `table` is `setup`'s on the whole grid.
     """
 
+    setup: Setup = field(repr=False)
+    table: Table = field(repr=False)
     grid: tuple[Node, ...]
     nodes: tuple[Node, ...]
     order: int
@@ -57,19 +59,15 @@ class Layout:
 def layout_of(setup: Setup, grid: Sequence[Node]) -> Layout:
     """The layout of the step boundaries `grid`. Raises ValueError where noise does not fall along them."""
     grid = tuple(grid)
-    require_falling_noise(grid)
-    if setup.order > 1:
-        table = setup.table(grid)
-        nodes = (*(step.node for step in table.steps), grid[-1])
-    else:
-        nodes = grid
+    table = setup.table(grid)
+    nodes = (*[step.node for step in table.steps], grid[-1])
     told = [node.time for node in nodes[:-1]]
     whole = whole_timesteps(setup.schedule, setup.config.values) and not any(time % 1 for time in told)
     timesteps = torch.tensor(told, dtype=torch.int64 if whole else torch.float32, device="cpu")
     sigmas = torch.tensor([setup.schedule.level(node) for node in nodes], dtype=torch.float32, device="cpu")
     times = tuple(map(float, timesteps.tolist()))
     starts = {times[index]: index for index in reversed(range(0, len(times), setup.order))}
-    return Layout(grid, nodes, setup.order, timesteps, sigmas, times, starts)
+    return Layout(setup, table, grid, nodes, setup.order, timesteps, sigmas, times, starts)
 
 
 @dataclass(frozen=True)
@@ -89,12 +87,10 @@ class Request:
 
 @functools.lru_cache(maxsize=64)
 def lay_out(setup: Setup, request: Request, kinds: tuple[type, ...]) -> Layout:
-    """The layout that `request` asks for; ValueError where it asks for none. Also compiles its table."""
+    """The layout that `request` asks for; ValueError where it asks for none."""
     times, sigmas = (None if given is None else list(given) for given in (request.timesteps, request.sigmas))
     asked = GridRequest(request.steps, times, sigmas, request.mu, setup.leading_from_zero)
-    layout = layout_of(setup, make_nodes(setup.schedule, setup.config.values, asked))
-    compiled(setup, layout, 0, 0.0)
-    return layout
+    return layout_of(setup, make_nodes(setup.schedule, setup.config.values, asked))
 
 
 @functools.lru_cache(maxsize=64)
@@ -106,7 +102,8 @@ def compiled(setup: Setup, layout: Layout, start: int, eta: float) -> Compiled:
             f"begin_index = {start} (timestep = {layout.times[start]:g}) is a stage: start at a multiple of order = "
             f"{layout.order}"
         )
-    table = setup.table(layout.grid[step:], eta)
+    laid_out = layout.setup is setup and not start and not eta
+    table = layout.table if laid_out else setup.table(layout.grid[step:], eta)
     return Compiled(table, bool(table.lowered.empty))
 
 

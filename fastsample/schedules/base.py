@@ -12,6 +12,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -40,7 +41,7 @@ class Node:
         """Whether there is more than an 8192th of signal; below, as at zero SNR, noise-form steps lose all digits."""
         return self.alpha > self.sigma * 2.0**-13
 
-    @property
+    @cached_property
     def lam(self) -> float:
         """log(alpha / sigma): -inf at zero SNR, +inf on clean data."""
         if self.sigma == 0:
@@ -83,6 +84,10 @@ class NoiseSchedule(ABC):
     def time(self, lam: ArrayLike) -> Array:
         """The time(s) at which log(alpha / sigma) = `lam`; accepts +inf (clean data)."""
 
+    def marginals(self, t: ArrayLike) -> tuple[Array, Array]:
+        """`(alpha, sigma)` at time(s) `t`."""
+        return self.alpha(t), self.sigma(t)
+
     def lam(self, t: ArrayLike) -> Array:
         """log(alpha(t) / sigma(t))."""
         with np.errstate(divide="ignore"):
@@ -96,8 +101,8 @@ class NoiseSchedule(ABC):
         """The marginals at `times`, in any order, where the model is called with `model_times` (or `times`)."""
         times = np.asarray(times, dtype=np.float64)
         told = times if model_times is None else np.asarray(model_times, dtype=np.float64)
-        alphas, sigmas = self.alpha(times).tolist(), self.sigma(times).tolist()
-        return tuple(map(Node, self.model_time(told).tolist(), alphas, sigmas))
+        alphas, sigmas = self.marginals(times)
+        return tuple(map(Node, self.model_time(told).tolist(), alphas.tolist(), sigmas.tolist()))
 
     def model_time(self, times: Array) -> Array:
         """What the model is called with at `times`: themselves, but on inverted flow models."""
@@ -129,10 +134,12 @@ class NoiseSchedule(ABC):
 
 def require_falling_noise(nodes: Sequence[Node]) -> None:
     """Raise ValueError unless lam rises strictly from node to node."""
-    for index, (source, target) in enumerate(itertools.pairwise(nodes)):
-        if not source.lam < target.lam:
+    lams = [node.lam for node in nodes]
+    for index, (before, after) in enumerate(itertools.pairwise(lams)):
+        if not before < after:
+            source, target = nodes[index], nodes[index + 1]
             raise ValueError(
                 f"times[{index}] = {source.time:g}, times[{index + 1}] = {target.time:g}: the noise must fall at "
-                f"every step (lam {source.lam:.6g} -> {target.lam:.6g}); remove repeated times and sort from "
+                f"every step (lam {before:.6g} -> {after:.6g}); remove repeated times and sort from "
                 "noisy to clean"
             )

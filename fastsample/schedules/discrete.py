@@ -57,7 +57,7 @@ class DiscreteSchedule(NoiseSchedule):
         """log alpha at training timestep(s) `t`; 0 at and beyond `clean_time`."""
         t = np.asarray(t, dtype=np.float64)
         last = self._count - 1
-        left = np.clip(np.floor(t), 0, last - 1).astype(np.int64)
+        left = np.minimum(np.maximum(t, 0.0), last - 1).astype(np.int64)
         value = self._log_alpha[left] + (t - left) * (self._log_alpha[left + 1] - self._log_alpha[left])
         if self.zero_terminal:
             with np.errstate(divide="ignore"):
@@ -65,11 +65,15 @@ class DiscreteSchedule(NoiseSchedule):
             value = np.where(t > last, tail, value)
         return np.asarray(np.where(t <= self.clean_time, 0.0, np.minimum(value, 0.0)), dtype=np.float64)
 
+    def marginals(self, t: ArrayLike) -> tuple[Array, Array]:
+        log_alpha = self.log_alpha(t)
+        return np.asarray(np.exp(log_alpha)), np.asarray(np.sqrt(-np.expm1(2.0 * log_alpha)))
+
     def alpha(self, t: ArrayLike) -> Array:
-        return np.asarray(np.exp(self.log_alpha(t)), dtype=np.float64)
+        return self.marginals(t)[0]
 
     def sigma(self, t: ArrayLike) -> Array:
-        return np.asarray(np.sqrt(-np.expm1(2.0 * self.log_alpha(t))), dtype=np.float64)
+        return self.marginals(t)[1]
 
     def time(self, lam: ArrayLike) -> Array:
         lam = np.asarray(lam, dtype=np.float64)

@@ -15,6 +15,7 @@ from fastsample.tables.interpolation import interpolation_weights
 from fastsample.tables.row import Row, Weights, ddim_weights
 
 
+@functools.cache
 def adams_weights(order: int, beta: float = 1.0) -> tuple[float, ...]:
     """Weights of the newest `order` slopes on a uniform grid, newest first; they sum to 1.
 
@@ -65,13 +66,17 @@ def _memory(slopes: int, velocities: int, beta: float) -> NDArray[np.float64]:
     return weights
 
 
-def sigma_row(source: Node, target: Node, slopes: Sequence[float]) -> Row:
+def sigma_weights(source: Node, target: Node, slopes: Sequence[float]) -> Weights:
     """The step `x / alpha += (change of sigma / alpha) * sum_i slopes[i] history[i]`, slopes summing to 1."""
     if not source.has_signal:  # only a first step starts at zero SNR, where every slope is the newest one
-        return Row(source, target, ddim_weights(source, target), "noise")
+        return ddim_weights(source, target)
     factor = target.sigma - target.alpha * source.sbar
-    weights = Weights(target.alpha / source.alpha, history=tuple(factor * slope for slope in slopes))
-    return Row(source, target, weights, "noise")
+    return Weights(target.alpha / source.alpha, history=tuple([factor * slope for slope in slopes]))
+
+
+def sigma_row(source: Node, target: Node, slopes: Sequence[float], entry: Weights | None = None) -> Row:
+    """The row of :func:`sigma_weights`, whose history holds noise predictions, or what `entry` makes of them."""
+    return Row(source, target, sigma_weights(source, target, slopes), "noise", entry)
 
 
 @solver(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -109,23 +110,20 @@ def build_table_on_nodes(
 def _assemble(
     solver: Solver, nodes: Sequence[Node], orders: Sequence[int], prediction_type: str, options: dict[str, Any]
 ) -> Table:
-    asked = solver.context
-    lengths = _block_lengths(orders) if "block" in asked else orders
+    context: dict[str, Sequence[Any]] = {
+        "order": orders,
+        "previous_order": [0, *orders],
+        "started": list(itertools.accumulate([order > 1 for order in orders], operator.or_, initial=False)),
+        "block": _block_lengths(orders),
+        "following": [*nodes[2:], None],
+    }
+    asked = {name: context[name] for name in solver.context}
     known: list[Node] = []  # one list that grows, as a copy of the past for each step costs the square of the steps
     rows: list[Row] = []
-    started = False
-    for index, order in enumerate(orders):
+    for index, target in enumerate(nodes[1:]):
         known.append(nodes[index])
-        context = {
-            "order": order,
-            "previous_order": orders[index - 1] if index else 0,
-            "started": started,
-            "block": lengths[index],
-            "following": nodes[index + 2] if index + 2 < len(nodes) else None,
-        }
-        given = {name: context[name] for name in asked}
-        rows.append(solver.rule(known, nodes[index + 1], **given, **options))
-        started = started or order > 1
+        given = {name: values[index] for name, values in asked.items()}
+        rows.append(solver.rule(known, target, **given, **options))
     return compile_rows(solver.name, rows, solver.space, prediction_type, all(row.exact_variance for row in rows))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from fastsample.schedules.base import Node
 from fastsample.solvers.ancestral import ancestral_split
@@ -26,4 +25,4 @@ def ddim(nodes: Sequence[Node], target: Node, *, order: int = 1, eta: float = 0.
     """
     source = nodes[-1]
     down, noise = ancestral_split(source, target, eta)
-    return Row(source, target, replace(ddim_weights(source, down), noise=noise))
+    return Row(source, target, ddim_weights(source, down, noise))

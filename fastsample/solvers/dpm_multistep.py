@@ -40,22 +40,22 @@ def multistep_weights(
     return three_step(step, r0, log_step(history[-3], history[-2]) / step.h, variant)
 
 
-def multistep(nodes: Sequence[Node], target: Node, space: Space, order: int, solver_type: str, variant: str) -> Row:
-    """The multistep update of `order` from the newest node, one model call a step."""
+def multistep(
+    nodes: Sequence[Node], target: Node, space: Space, order: int, solver_type: str, variant: str = "released"
+) -> Weights:
+    """The multistep update of `order` from the newest node, one model call a step. `variant` is of order 3 alone."""
     check_choice("solver_type", solver_type, SOLVER_TYPES)
     check_choice("variant", variant, VARIANTS)
-    source = nodes[-1]
     if order == 1:
-        return Row(source, target, ddim_weights(source, target), space)
-    step = ExponentialStep(source, target, space)
-    weights = multistep_weights(step, nodes[-order:], solver_type, variant)
-    return Row(source, target, Weights(step.sample, history=weights), space)
+        return ddim_weights(nodes[-1], target)
+    step = ExponentialStep(nodes[-1], target, space)
+    return Weights(step.sample, history=multistep_weights(step, nodes[-order:], solver_type, variant))
 
 
 def _register(space: Space, order: int) -> None:
     name, title, reference = FAMILIES[space]
 
-    @solver(
+    register = solver(
         f"{name}-{order}m",
         order=order,
         space=space,
@@ -63,15 +63,21 @@ def _register(space: Space, order: int) -> None:
         summary=f"{title} multistep, order {order}: one model call a step",
         claims=lambda order: min(order, 2),  # as released, 3M is of order 2
     )
-    def rule(
+
+    def rule(nodes: Sequence[Node], target: Node, *, order: int = order, solver_type: str = "midpoint") -> Row:
+        return Row(nodes[-1], target, multistep(nodes, target, space, order, solver_type), space)
+
+    def rule_of_three(
         nodes: Sequence[Node],
         target: Node,
         *,
-        order: int = order,
+        order: int = 3,
         solver_type: str = "midpoint",
         variant: str = "released",
     ) -> Row:
-        return multistep(nodes, target, space, order, solver_type, variant)
+        return Row(nodes[-1], target, multistep(nodes, target, space, order, solver_type, variant), space)
+
+    register(rule_of_three if order == 3 else rule)
 
 
 for _space in FAMILIES:

@@ -29,12 +29,12 @@ def sde_step(
     check_choice("variant", variant, VARIANTS)
     check_eta(eta)
     source = nodes[-1]
-    step = ExponentialStep(source, target, space, eta)
     if space == "noise" and target.sigma == 0:
         return Row(source, target, ddim_weights(source, target), space)
     if space == "noise" and not source.has_signal:
         # nothing of the sample is signal: draw the target's marginal around the data prediction
         return Row(source, target, Weights(data=target.alpha, noise=target.sigma), space)
+    step = ExponentialStep(source, target, space, eta)
     if solver_type == "stable":
         kept = [p for p in range(order, 0, -1) if _keeps_sign(step, nodes[-p:], variant)]
         if not kept:
@@ -56,7 +56,7 @@ def _register(space: Space, order: int, suffix: str) -> None:
     name, title, _ = FAMILIES[space]
     kinds = NOISE_TYPES if space == "noise" else SOLVER_TYPES
 
-    @solver(
+    register = solver(
         f"{name}-{suffix}-sde",
         order=order,
         space=space,
@@ -65,16 +65,24 @@ def _register(space: Space, order: int, suffix: str) -> None:
         claims=lambda order: 1,  # of the strong solution; the noise itself is not refined
         longest=(math.inf, math.inf, 0.5),  # the SDE goes twice as far along the prediction as the ODE
     )
+
     def rule(
+        nodes: Sequence[Node], target: Node, *, order: int = order, solver_type: str = kinds[0], eta: float = 1.0
+    ) -> Row:
+        return sde_step(nodes, target, space, order, solver_type, "released", eta)
+
+    def rule_of_three(
         nodes: Sequence[Node],
         target: Node,
         *,
-        order: int = order,
+        order: int = 3,
         solver_type: str = kinds[0],
         variant: str = "released",
         eta: float = 1.0,
     ) -> Row:
         return sde_step(nodes, target, space, order, solver_type, variant, eta)
+
+    register(rule_of_three if order == 3 else rule)
 
 
 for _space in FAMILIES:

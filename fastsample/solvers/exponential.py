@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
 
 from fastsample.schedules.base import Node
 from fastsample.solvers.registry import log_step
@@ -30,25 +28,24 @@ FAMILIES: dict[Space, tuple[str, str, str]] = {
 SOLVER_TYPES = ("midpoint", "heun")
 
 
-@dataclass(frozen=True)
 class ExponentialStep:
-    """The coefficients of a step from `source` to `target` in `space`, of the ODE (`eta` 0) or a reverse SDE."""
+    """The coefficients of a step from `source` to `target` in `space`, of the ODE (`eta` 0) or a reverse SDE.
 
-    source: Node
-    target: Node
-    space: Space
-    eta: float = 0.0
+    `h` is the step's length in log-SNR, lam_t - lam_s; `constant` is -A phi1, the exact integral of a constant
+    prediction.
+    """
 
-    @cached_property
-    def h(self) -> float:
-        """The step's length in log-SNR, lam_t - lam_s."""
-        return log_step(self.source, self.target)
+    def __init__(self, source: Node, target: Node, space: Space, eta: float = 0.0) -> None:
+        self.source, self.target, self.space, self.eta = source, target, space, eta
+        self.h = log_step(source, target)
+        self.constant = self.moment(0)
 
     @property
     def sample(self) -> float:
         """X: what the sample is multiplied with."""
         if self.space == "data":
-            return self.target.sigma / self.source.sigma * math.exp(-self.eta * self.h if self.eta else 0.0)
+            ratio = self.target.sigma / self.source.sigma
+            return ratio * math.exp(-self.eta * self.h) if self.eta else ratio
         return self.target.alpha / self.source.alpha
 
     @property
@@ -64,11 +61,6 @@ class ExponentialStep:
     def scale(self) -> float:
         """sign A."""
         return self.target.alpha if self.space == "data" else -self.target.sigma
-
-    @property
-    def constant(self) -> float:
-        """-A phi1: the exact integral of a constant prediction."""
-        return self.moment(0)
 
     @property
     def slope(self) -> float:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from fastsample.schedules.base import Node
-from fastsample.solvers.adams import adams_weights, plms, remembered, sigma_row, variable_adams_weights
+from fastsample.solvers.adams import adams_weights, remembered, sigma_row, sigma_weights, variable_adams_weights
 from fastsample.solvers.dpm_multistep import multistep
 from fastsample.solvers.registry import check_choice, check_unit_interval, solver
 from fastsample.tables.row import Row, Weights
@@ -15,24 +14,30 @@ REFERENCES = ("arXiv:2307.11118",)
 WEIGHTS = ("fixed", "variable")
 
 
-def with_momentum(row: Row, beta: float, *, started: bool, nesterov: bool = False) -> Row:
-    """Replace the row's direction D (its history part, normalised) by a velocity.
+def with_momentum(step: Weights, beta: float, *, started: bool, nesterov: bool = False) -> tuple[Weights, Weights]:
+    """The step with a velocity in place of its direction D (its history part, normalised), and that velocity.
 
     `v <- (1 - beta) v + beta D`, or D itself when the velocity has not `started`; the step then uses v, or
     with `nesterov` `(1 - beta) v + beta D`.
     """
     check_unit_interval("beta", beta)
-    length = row.next.total()
-    direction = tuple(weight / length for weight in row.next.history) if length else (1.0,)
+    length = step.total()
+    direction = [weight / length for weight in step.history] if length else [1.0]
     if not started:
-        return replace(row, states={"velocity": Weights(history=direction)})
+        return step, Weights(history=tuple(direction))
     keep, fresh = 1.0 - beta, beta
-    velocity = Weights(history=tuple(fresh * weight for weight in direction), states={"velocity": keep})
+    velocity = Weights(history=tuple([fresh * weight for weight in direction]), states={"velocity": keep})
     if nesterov:
         keep, fresh = keep**2, (1.0 - beta) * beta + beta
-    slope = tuple(length * fresh * weight for weight in direction)
-    moved = Weights(row.next.sample, history=slope, states={"velocity": length * keep})
-    return replace(row, next=moved, states={"velocity": velocity})
+    slope = tuple([length * fresh * weight for weight in direction])
+    return Weights(step.sample, history=slope, states={"velocity": length * keep}), velocity
+
+
+def adams_with_momentum(nodes: Sequence[Node], target: Node, order: int, beta: float, nesterov: bool) -> Row:
+    """Momentum on Adams-Bashforth of `order`."""
+    step = sigma_weights(nodes[-1], target, adams_weights(order))
+    moved, velocity = with_momentum(step, beta, started=len(nodes) > 1, nesterov=nesterov)
+    return Row(nodes[-1], target, moved, "noise", states={"velocity": velocity})
 
 
 @solver(
@@ -46,7 +51,7 @@ def with_momentum(row: Row, beta: float, *, started: bool, nesterov: bool = Fals
 )
 def heavy_ball(nodes: Sequence[Node], target: Node, *, order: int = 2, beta: float = 0.8) -> Row:
     """Heavy ball on Adams-Bashforth of `order`; order of convergence 1 for beta < 1, a wider stability region."""
-    return with_momentum(plms(nodes, target, order=order), beta, started=len(nodes) > 1)
+    return adams_with_momentum(nodes, target, order, beta, nesterov=False)
 
 
 @solver(
@@ -60,7 +65,7 @@ def heavy_ball(nodes: Sequence[Node], target: Node, *, order: int = 2, beta: flo
 )
 def nesterov(nodes: Sequence[Node], target: Node, *, order: int = 2, beta: float = 0.8) -> Row:
     """Nesterov momentum on Adams-Bashforth of `order`; order of convergence 1 for beta < 1."""
-    return with_momentum(plms(nodes, target, order=order), beta, started=len(nodes) > 1, nesterov=True)
+    return adams_with_momentum(nodes, target, order, beta, nesterov=True)
 
 
 @solver("hb-dpmpp-2m", order=2, space="data", references=REFERENCES, claims=lambda order: 1)
@@ -74,9 +79,12 @@ def heavy_ball_dpmpp_2m(
     solver_type: str = "midpoint",
 ) -> Row:
     """Heavy ball on DPM-Solver++ 2M; order of convergence 1 for beta < 1. Order-1 steps leave the velocity."""
-    row = multistep(nodes, target, "data", order, solver_type, "released")
+    step = multistep(nodes, target, "data", order, solver_type)
     check_unit_interval("beta", beta)
-    return row if order == 1 else with_momentum(row, beta, started=started)
+    if order == 1:
+        return Row(nodes[-1], target, step)
+    moved, velocity = with_momentum(step, beta, started=started)
+    return Row(nodes[-1], target, moved, states={"velocity": velocity})
 
 
 @solver(
@@ -106,5 +114,5 @@ def ghvb(nodes: Sequence[Node], target: Node, *, order: int = 4, beta: float = 0
     else:
         newest, *older = variable_adams_weights(known, target, order, beta)
     second = newest * (1 - beta) + (older[0] if older else 0.0)
-    row = sigma_row(nodes[-1], target, (newest * beta, second, *older[1:]))
-    return replace(row, entry=Weights(history=(beta, 1 - beta)))
+    entry = Weights(history=(beta, 1 - beta))
+    return sigma_row(nodes[-1], target, (newest * beta, second, *older[1:]), entry)

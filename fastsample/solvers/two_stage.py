@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from fastsample.schedules.base import Node
@@ -25,7 +24,7 @@ EDM = "arXiv:2206.00364"
 def to_stage(source: Node, target: Node, eta: float = 0.0) -> Row:
     """The first-order step from the start of a step to its stage, or to its end where it has no stage."""
     down, noise = ancestral_split(source, target, eta)
-    return Row(source, target, replace(ddim_weights(source, down), noise=noise), states=KEEP)
+    return Row(source, target, ddim_weights(source, down, noise), states=KEEP)
 
 
 @solver("heun", order=2, space="data", references=(EDM,), stages=(1.0,), whole_steps=True)
@@ -59,10 +58,10 @@ def heun(nodes: Sequence[Node], target: Node, *, order: int = 2) -> Row:
 
 
 def from_base(nodes: Sequence[Node], target: Node, eta: float, weights: Any) -> Row:
-    """The whole step from the kept base, given by `weights(base, down)`, and its ancestral noise."""
+    """The whole step from the kept base, given by `weights(base, down, noise)`, with its ancestral noise."""
     source, base = nodes[-1], nodes[-2]
     down, noise = ancestral_split(base, target, eta)
-    return Row(source, target, replace(weights(base, down), noise=noise), base=base)
+    return Row(source, target, weights(base, down, noise), base=base)
 
 
 @solver("dpm2", order=2, space="data", references=(EDM,), longest=(math.inf, 3.0), **MIDPOINT)
@@ -72,11 +71,12 @@ def dpm2(nodes: Sequence[Node], target: Node, *, order: int = 2, eta: float = 0.
     if order == 1:
         return to_stage(source, target)
 
-    def midpoint(base: Node, down: Node) -> Weights:
+    def midpoint(base: Node, down: Node, noise: float) -> Weights:
         if not base.has_signal:
-            return _with_stage_data(base, down)
+            return _with_stage_data(base, down, noise)
         factor = (down.sigma - down.alpha * base.sbar) / source.sigma  # times the noise at the stage
-        return Weights(factor, history=(-factor * source.alpha,), states={"base": down.alpha / base.alpha})
+        states = {"base": down.alpha / base.alpha}
+        return Weights(factor, history=(-factor * source.alpha,), states=states, noise=noise)
 
     return from_base(nodes, target, eta, midpoint)
 
@@ -88,12 +88,12 @@ def dpmpp_2s_ancestral(nodes: Sequence[Node], target: Node, *, order: int = 2, e
     if order == 1:
         return to_stage(source, target)
 
-    def second_order(base: Node, down: Node) -> Weights:
+    def second_order(base: Node, down: Node, noise: float) -> Weights:
         if not base.has_signal:
-            return _with_stage_data(base, down)
+            return _with_stage_data(base, down, noise)
         step = ExponentialStep(base, down, "data")
         k = step.constant * step.h / (2 * log_step(base, source))
-        return Weights(history=(k, step.constant - k), states={"base": step.sample})
+        return Weights(history=(k, step.constant - k), states={"base": step.sample}, noise=noise)
 
     return from_base(nodes, target, eta, second_order)
 
@@ -106,7 +106,7 @@ def dpmpp_sde(nodes: Sequence[Node], target: Node, *, order: int = 2, eta: float
     return from_base(nodes, target, eta, _with_stage_data)
 
 
-def _with_stage_data(base: Node, target: Node) -> Weights:
+def _with_stage_data(base: Node, target: Node, noise: float) -> Weights:
     """DDIM from the base with the data prediction made at the stage."""
     direct = ddim_weights(base, target)
-    return Weights(data=direct.data, states={"base": direct.sample})
+    return Weights(data=direct.data, states={"base": direct.sample}, noise=noise)

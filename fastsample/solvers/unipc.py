@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from fastsample.schedules.base import Node
 from fastsample.solvers.exponential import ExponentialStep
-from fastsample.solvers.registry import check_choice, log_step, solver
+from fastsample.solvers.registry import check_choice, solver
 from fastsample.tables.interpolation import interpolation_weights
 from fastsample.tables.prediction import Space
 from fastsample.tables.row import Row, Weights, ddim_weights
@@ -32,20 +32,30 @@ def difference_weights(step: ExponentialStep, ratios: Sequence[float], solver_ty
     return interpolation_weights(ratios, [step.moment(k + 1) for k in range(len(ratios))]) if ratios else ()
 
 
-def predict(step: ExponentialStep, older: Sequence[Node], solver_type: str) -> tuple[float, ...]:
-    """UniP: weights of the prediction at the source and of those at `older`, newest first."""
-    ratios = [log_step(step.source, node) / step.h for node in older]
+def quotients(step: ExponentialStep, ratios: Sequence[float], solver_type: str) -> list[float]:
+    """As :func:`difference_weights`, of the differences themselves."""
     weights = difference_weights(step, ratios, solver_type)
-    k = tuple(weight / ratio for weight, ratio in zip(weights, ratios, strict=True))
-    return (step.constant - sum(k), *k)
+    return [weight / ratio for weight, ratio in zip(weights, ratios, strict=True)]
 
 
-def correct(step: ExponentialStep, older: Sequence[Node], solver_type: str) -> tuple[float, ...]:
-    """UniC: weights of the prediction at the target, at the source and at `older`."""
-    ratios = [*(log_step(step.source, node) / step.h for node in older), 1.0]
-    *weights, newest = difference_weights(step, ratios, solver_type)
-    k = tuple(weight / ratio for weight, ratio in zip(weights, ratios, strict=False))
-    return (newest, step.constant - newest - sum(k), *k)
+def predict(step: ExponentialStep, older: Sequence[Node], solver_type: str) -> list[float]:
+    """UniP: weights of the prediction at the source and of those at `older`, newest first."""
+    k = quotients(step, ratios_of(step, older), solver_type)
+    return [step.constant - sum(k), *k]
+
+
+def correct(step: ExponentialStep, older: Sequence[Node], solver_type: str) -> list[float]:
+    """UniC less UniP: weights of the prediction at the target, at the source and at `older`, which sum to 0."""
+    ratios = ratios_of(step, older)
+    *k, newest = quotients(step, [*ratios, 1.0], solver_type)
+    change = [new - old for new, old in zip(k, quotients(step, ratios, solver_type), strict=True)]
+    return [newest, -newest - sum(change), *change]
+
+
+def ratios_of(step: ExponentialStep, older: Sequence[Node]) -> list[float]:
+    """Where `older` lie, as parts of the step in log-SNR from its source."""
+    start, h = step.source.lam, step.h
+    return [(node.lam - start) / h for node in older]
 
 
 def unipc(
@@ -76,21 +86,14 @@ def unipc(
     older = [node for node in reversed(window) if usable(node)]
     step = ExponentialStep(source, target, space)
     predicted = predict(step, older[: order - 1], solver_type)
-    correction: tuple[float, ...] = ()
+    correction: list[float] = []
     back = ExponentialStep(older[0], source, space) if older else step
     corrects = corrector and bool(older) and len(nodes) - 2 not in disable_corrector
     if corrects and (space == "data" or back.h <= LONGEST):
-        before = older[1:previous_order]
-        # the sample is what the same weights but for the newest output predicted: X base cancels
-        differences = _sum(
-            correct(back, before, solver_type), (0.0, *(-k for k in predict(back, before, solver_type)))
-        )
-        correction = tuple(step.sample * weight for weight in differences)
-    return Row(source, target, Weights(step.sample, history=_sum(correction, predicted)), space)
-
-
-def _sum(one: Sequence[float], two: Sequence[float]) -> tuple[float, ...]:
-    return tuple(a + b for a, b in itertools.zip_longest(one, two, fillvalue=0.0))
+        # the sample is what the predictor made of the same outputs but for the newest: X base cancels
+        correction = [step.sample * weight for weight in correct(back, older[1:previous_order], solver_type)]
+    history = [a + b for a, b in itertools.zip_longest(correction, predicted, fillvalue=0.0)]
+    return Row(source, target, Weights(step.sample, history=tuple(history)), space)
 
 
 def _register(name: str, space: Space, form: str) -> None:

@@ -31,6 +31,9 @@ Terms = dict[int, float]
 Scales = list[float | None]
 """By stored slot what its value is to be multiplied by; None where there is no value."""
 
+Made = tuple[int, Terms, float]
+"""Of a sum just made: its place, what it is in terms of the slots, and the factor that its value lacks."""
+
 ROUNDING = 1e-12
 
 
@@ -124,8 +127,11 @@ def sum_of(terms: Terms) -> Sum:
     """The sum of values by their weights, led by a term of weight 1, which saves the factor, else by the largest."""
     if not terms:
         return Sum(SAMPLE, (), 0.0)
-    largest = {math.inf if weight == 1.0 else abs(weight): place for place, weight in terms.items()}
-    lead = largest[max(largest)]
+    lead, most = SAMPLE, -1.0
+    for place, weight in terms.items():
+        size = math.inf if weight == 1.0 else abs(weight)
+        if size >= most:
+            lead, most = place, size
     return Sum(lead, _ratios(terms, lead), terms[lead])
 
 
@@ -135,15 +141,17 @@ def lower(steps: Sequence[Step], keep: Sequence[str] = ()) -> Lowered:
     Raises ValueError for a step that reads what no step before it has made.
     """
     readers = [c for step in steps for c in (step.next, step.entry, *step.states.values()) if c is not None]
-    history = max((len(reader.history) for reader in readers), default=0)
-    states = sorted({name for step in steps for name in step.states} | {name for c in readers for name in c.states})
+    history = max([len(reader.history) for reader in readers], default=0)
+    states = sorted(set[str]().union(*[step.states for step in steps], *[reader.states for reader in readers]))
     places = {name: place for place, name in enumerate(states, start=STORED + history)}
     slots = ("sample", "output", "noise", *(f"history {age}" for age in range(history)), *states)
     scales: Scales = [None] * (len(slots) - STORED)
+    # the entries move one slot on; a state that is not made anew stays
+    moved = [*range(STORED - 1, STORED - 1 + history), *range(STORED + history, len(slots))]
     lowered = []
     for index, step in enumerate(steps):
         try:
-            made, scales = _lowered_step(step, scales, places, history)
+            made, scales = _lowered_step(step, scales, places, moved)
         except KeyError as error:
             raise ValueError(
                 f"step {index} reads {slots[error.args[0]]!r}, which no step before it has made"
@@ -152,24 +160,26 @@ def lower(steps: Sequence[Step], keep: Sequence[str] = ()) -> Lowered:
     return Lowered(slots, history, _without_the_dead(lowered, {places[name] for name in keep}))
 
 
-def _lowered_step(step: Step, scales: Scales, places: dict[str, int], history: int) -> tuple[LoweredStep, Scales]:
-    """One step, whose `keeps` hold dead values still, and the scales after it."""
+def _lowered_step(
+    step: Step, scales: Scales, places: dict[str, int], moved: Sequence[int]
+) -> tuple[LoweredStep, Scales]:
+    """One step, whose `keeps` hold dead values still, and the scales after it; `moved` are what it keeps unmade."""
     first = STORED + len(scales)  # the place of its first sum
-    # the entries move one slot on; a state that is not made anew stays
-    keeps: list[int | None] = [*range(STORED - 1, STORED - 1 + history), *range(STORED + history, first)]
-    after = [None, *scales[: history - 1], *scales[history:]] if history else scales.copy()
+    keeps: list[int | None] = list(moved)
+    after = [scales[place - STORED] if place >= STORED else None for place in moved]
     sums: list[Sum] = []
-    made: list[tuple[int, Terms]] = []  # the places of the sums, and what they are in terms of the slots
+    made: list[Made] = []
     stored = [] if step.entry is None else [(STORED, step.entry)]
     stored += [(places[name], combination) for name, combination in step.states.items()]
+    noisy = step.next.noise != 0
     for slot, combination in stored:
+        noisy = noisy or combination.noise != 0
         place, terms = first + len(sums), _terms(combination, scales, places)
         total, scale = _stored_sum(_shared(terms, made), first)
         keeps[slot - STORED], after[slot - STORED] = place, scale
-        made.append((place, {read: weight / scale for read, weight in terms.items()}))
+        made.append((place, terms, scale))
         sums.append(total)
     sums.append(sum_of(_shared(_terms(step.next, scales, places), made)))
-    noisy = any(c.noise for _, c in stored) or step.next.noise != 0
     return LoweredStep(tuple(sums), tuple(keeps), tuple(after), noisy), after
 
 
@@ -198,32 +208,37 @@ def _scale(place: int, scales: Scales) -> float:
     return scale
 
 
-def _shared(terms: Terms, made: list[tuple[int, Terms]]) -> Terms:
+def _shared(terms: Terms, made: list[Made]) -> Terms:
     """`terms` with values just made in place of what they are made of, where that is no longer."""
-    for value, parts in reversed(made):  # states first: they are made of the most
+    no_places: list[int] = []
+    for value, parts, scale in reversed(made):  # states first: they are made of the most
         ratios = {place: terms[place] / weight for place, weight in parts.items() if place in terms}
-        factor, gone = 0.0, list[int]()  # the factor of the value with which the most terms go
+        factor, gone = 0.0, no_places  # the factor of the value with which the most terms go
         for ratio in ratios.values():
             near = ROUNDING * abs(ratio)
             same = [place for place, other in ratios.items() if -near <= other - ratio <= near]
             if len(same) > len(gone):
                 factor, gone = ratio, same
+            if 2 * len(gone) >= len(ratios):
+                break  # no more go with another
         if len(gone) > len(parts) - len(ratios):
             rest = {place: weight for place, weight in terms.items() if place not in gone}
             for place, weight in parts.items():
                 if place not in gone:
                     rest[place] = rest.get(place, 0.0) - factor * weight
-            terms = {value: factor, **rest}
+            terms = {value: factor * scale, **rest}
     return terms
 
 
 def _stored_sum(terms: Terms, first: int) -> tuple[Sum, float]:
     """The sum of a value that is stored, without the factor of its lead, and that factor: the value's scale."""
     # not a value of an earlier step: its scale would build up
-    leads = {abs(weight): place for place, weight in terms.items() if place < STORED or place >= first}
-    if not leads:
+    lead, most = STORED, -1.0
+    for place, weight in terms.items():
+        if (place < STORED or place >= first) and abs(weight) >= most:
+            lead, most = place, abs(weight)
+    if most < 0:
         return sum_of(terms), 1.0
-    lead = leads[max(leads)]
     return Sum(lead, _ratios(terms, lead), 1.0), terms[lead]
 
 
@@ -232,13 +247,13 @@ def _ratios(terms: Terms, lead: int) -> tuple[tuple[int, float], ...]:
     return tuple([(place, weight / factor) for place, weight in terms.items() if place != lead])
 
 
-def _without_the_dead(steps: Sequence[LoweredStep], read: set[int]) -> tuple[LoweredStep, ...]:
+def _without_the_dead(steps: Sequence[LoweredStep], read: set[int | None]) -> tuple[LoweredStep, ...]:
     """`steps` that keep only what a later step reads, or the stored slots `read` at the end."""
     result = []
     for step in reversed(steps):
         keeps = tuple([place if slot in read else None for slot, place in enumerate(step.keeps, start=STORED)])
-        result.append(step._replace(keeps=keeps))
-        read = {place for place in keeps if place is not None}
+        result.append(step if keeps == step.keeps else step._replace(keeps=keeps))
+        read = set(keeps)
         for lead, others, _ in step.sums:
             read.add(lead)
             read.update([place for place, _ in others])

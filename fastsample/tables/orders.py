@@ -106,7 +106,7 @@ def lower_at_limits(orders: Sequence[int], nodes: Sequence[Node]) -> list[int]:
 
     `nodes` are the evaluation nodes and the final one, `len(orders) + 1` in all.
     """
-    return [1 if nodes[index + 1].sigma == 0 else order for index, order in enumerate(orders)]
+    return [1 if target.sigma == 0 else order for order, target in zip(orders, nodes[1:], strict=True)]
 
 
 def _lowers(lower_final: LowerFinal, count: int) -> bool:

@@ -1,4 +1,4 @@
-"""Frozen dataclasses from JSON, by their own annotations: every key and type is checked, nothing is guessed."""
+"""Dataclasses from JSON, by their own annotations: every key and type is checked, nothing is guessed."""
 
 from __future__ import annotations
 

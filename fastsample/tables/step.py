@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from fastsample.schedules.base import Node
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)  # not frozen, which takes five times as long to make; never changed once made
 class Combination:
     """A linear combination of the tensors that a step holds; `history[0]` is the previous evaluation's entry."""
 
@@ -19,7 +19,7 @@ class Combination:
     noise: float = 0.0
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)  # as Combination
 class Step:
     """One model evaluation at `node`, and what follows it: the next sample (at `target`), entry and states.
 

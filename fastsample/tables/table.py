@@ -46,13 +46,13 @@ class Table:
         if not self.steps:
             raise ValueError("steps = (): a table has at least one step")
         first, last = self.steps[0].node, self.steps[-1].target
-        for data, noise in ((1.0, 0.0), (0.0, 1.0)):
-            if noise and (self.stochastic or not self.exact_variance):
-                continue
-            got = self._carry_constant(data, noise)
-            want = last.alpha * data + last.sigma * noise
-            if not abs(got - want) <= 1e-7 * self._magnitude():  # nan is wrong too
-                kind = "data" if data else "noise"
+        carried = self._carry_constants()
+        ends = [("data", carried.real, last.alpha)]
+        if self.exact_variance and not self.stochastic:
+            ends.append(("noise", carried.imag, last.sigma))
+        for kind, got, want in ends:
+            error = abs(got - want)
+            if not (error <= 1e-7 or error <= 1e-7 * self._magnitude()):  # nan is wrong too
                 raise ValueError(
                     f"table of {self.solver!r} from time {first.time:g} to {last.time:g}: constant {kind} ends at "
                     f"{got:.9g} instead of {want:.9g}; check the rule's entry and state weights"
@@ -113,15 +113,15 @@ class Table:
             lines.append(f"{step.node.time:10.3f} -> {step.target.time:10.3f}: {' '.join(terms)}")
         return "\n".join(lines)
 
-    def _carry_constant(self, data: float, noise: float) -> float:
-        nodes = [step.node for step in self.steps]
-        outputs = [output_of(node, self.prediction_type, data, noise) for node in nodes]
-        start = nodes[0].alpha * data + nodes[0].sigma * noise
-        return float(self.recurrence(start, outputs, [0.0] * self.nfe)[-1])
+    def _carry_constants(self) -> complex:
+        """Where constant data of 1 and constant noise of 1 end: both in one pass, the noise in the imaginary part."""
+        outputs = [output_of(step.node, self.prediction_type, 1.0, 1j) for step in self.steps]
+        first = self.steps[0].node
+        return complex(self.recurrence(complex(first.alpha, first.sigma), outputs, [0.0] * self.nfe)[-1])
 
     def _magnitude(self) -> float:
-        weights = [abs(w) for s in self.steps for w in (s.next.sample, s.next.output, *s.next.history)]
-        return max(1.0, *weights)
+        weights = [w for s in self.steps for w in (s.next.sample, s.next.output, *s.next.history)]
+        return max(1.0, *map(abs, weights))
 
 
 def output_of(node: Node, prediction_type: str, data: Any, noise: Any) -> Any:
@@ -137,11 +137,14 @@ def compile_rows(solver: str, rows: Sequence[Row], space: Space, prediction_type
     kept = _kept_entries(rows)
     steps = []
     for index, row in enumerate(rows):
-        said = _Said(row.source, prediction_type, space)
-        entry = said.combination(row.entry or LATEST) if index in kept else None
-        states = {name: said.combination(weights) for name, weights in row.states.items()}
-        data = said.data if row.source.alpha or prediction_type != "epsilon" else (0.0, 0.0)
-        steps.append(Step(row.source, row.target, said.combination(row.next), data, entry, states))
+        source = row.source
+        # where a noise prediction says nothing about the data, rows that weigh it are refused
+        asked = source.alpha or prediction_type != "epsilon" or _weighs_data(row, space)
+        data = prediction_weights(source, prediction_type, "data") if asked else (0.0, 0.0)
+        latest = data if space == "data" else prediction_weights(source, prediction_type, "noise")
+        entry = _combination(row.entry or LATEST, latest, data) if index in kept else None
+        states = {name: _combination(weights, latest, data) for name, weights in row.states.items()}
+        steps.append(Step(source, row.target, _combination(row.next, latest, data), data, entry, states))
     return Table(solver, prediction_type, tuple(steps), exact)
 
 
@@ -154,32 +157,26 @@ def _kept_entries(rows: Sequence[Row]) -> set[int]:
     kept = set[int]()
     for index, row in enumerate(rows):
         for weights in (row.next, row.entry or LATEST, *row.states.values()):
-            kept.update(index - ago for ago, weight in enumerate(weights.history) if ago and weight)
+            for ago, weight in enumerate(weights.history):
+                if ago and weight:
+                    kept.add(index - ago)
     return kept
 
 
-class _Said:
-    """What a model output at `node` says: the predictions that rows weigh, each computed when first asked for."""
+def _weighs_data(row: Row, space: Space) -> bool:
+    """Whether `row` reads the data prediction just made."""
+    weighed = (row.next, *([row.entry] if row.entry else []), *row.states.values())
+    return any(weights.data or (space == "data" and any(weights.history[:1])) for weights in weighed)
 
-    def __init__(self, node: Node, prediction_type: str, space: Space) -> None:
-        self.node, self.prediction_type, self.space = node, prediction_type, space
 
-    @cached_property
-    def data(self) -> tuple[float, float]:
-        return prediction_weights(self.node, self.prediction_type, "data")
+def _combination(weights: Weights, latest: tuple[float, float], data: tuple[float, float]) -> Combination:
+    """`weights` of predictions as weights of the sample and the raw output.
 
-    @cached_property
-    def latest(self) -> tuple[float, float]:
-        """In the space of the history."""
-        return self.data if self.space == "data" else prediction_weights(self.node, self.prediction_type, "noise")
-
-    def combination(self, weights: Weights) -> Combination:
-        """`weights` of predictions as weights of the sample and the raw output."""
-        sample, output = weights.sample, 0.0
-        if weights.history and weights.history[0]:
-            a, b = self.latest
-            sample, output = sample + weights.history[0] * a, output + weights.history[0] * b
-        if weights.data:
-            a, b = self.data
-            sample, output = sample + weights.data * a, output + weights.data * b
-        return Combination(sample, output, weights.history[1:], dict(weights.states), weights.noise)
+    `latest` and `data` say the prediction just made, in the space of the history and of data, by these two.
+    """
+    sample, output, history = weights.sample, 0.0, weights.history
+    if history:
+        sample, output = sample + history[0] * latest[0], history[0] * latest[1]
+    if weights.data:
+        sample, output = sample + weights.data * data[0], output + weights.data * data[1]
+    return Combination(sample, output, history[1:], dict(weights.states), weights.noise)
