@@ -159,7 +159,7 @@ def test_ordinary_grids_keep_their_orders(grid: str, steps: int) -> None:
     """
     scheduler = fs.create_scheduler("ddim", SD, grid=grid)
     scheduler.set_timesteps(steps)
-    nodes = scheduler._run.nodes
+    nodes = scheduler._run.grid
     for order, variable, longest in (
         (2, "lam", (math.inf,)),
         (3, "lam", (math.inf, math.inf, 2.0)),

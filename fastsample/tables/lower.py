@@ -192,12 +192,14 @@ def _terms(combination: Combination, scales: Scales, places: dict[str, int]) -> 
         terms[OUTPUT] = combination.output
     if combination.noise:
         terms[NOISE] = combination.noise
-    for age, weight in enumerate(combination.history):
-        if weight:
-            terms[STORED + age] = weight * _scale(STORED + age, scales)
-    for name, weight in combination.states.items():
-        if weight:
-            terms[places[name]] = weight * _scale(places[name], scales)
+    if combination.history:
+        for place, weight in enumerate(combination.history, start=STORED):
+            if weight:
+                terms[place] = weight * _scale(place, scales)
+    if combination.states:
+        for name, weight in combination.states.items():
+            if weight:
+                terms[places[name]] = weight * _scale(places[name], scales)
     return terms
 
 
@@ -214,6 +216,8 @@ def _shared(terms: Terms, made: list[Made]) -> Terms:
     for value, parts, scale in reversed(made):  # states first: they are made of the most
         ratios = {place: terms[place] / weight for place, weight in parts.items() if place in terms}
         factor, gone = 0.0, no_places  # the factor of the value with which the most terms go
+        if len(ratios) <= len(parts) - len(ratios):
+            continue  # what is missing is more than could go
         for ratio in ratios.values():
             near = ROUNDING * abs(ratio)
             same = [place for place, other in ratios.items() if -near <= other - ratio <= near]
