@@ -63,18 +63,13 @@ class LiveConfig(FrozenDict):  # type: ignore[misc]
     def key(self) -> Key:
         """The same object as long as nothing was assigned or changed within a value."""
         known: Key | None = self.__dict__["_key"]
-        if known is not None:
-            nested = self.__dict__["_nested"]
-            if not nested or nested == self._nested_now(known):
-                return known
-        known = Key(self)
-        self.__dict__["_key"] = known
-        self.__dict__["_nested"] = self._nested_now(known)
+        if known is not None and all(frozen(value) == was for value, was in self.__dict__["_nested"]):
+            return known
+        known = self.__dict__["_key"] = Key(self)
+        # the lists and dicts among the values, with what they held: they may be changed in place
+        nested = [value for name, value in self.items() if _is_nested(name, value)]
+        self.__dict__["_nested"] = [(value, frozen(value)) for value in nested]
         return known
-
-    def _nested_now(self, known: Key) -> tuple[Any, ...]:
-        """The lists and dicts among the values as they are now: they may be changed in place."""
-        return tuple((name, frozen(value)) for name, value in self.items() if _is_nested(name, value))
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name.startswith("_") or "_sealed" not in self.__dict__:
