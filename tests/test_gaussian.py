@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from laid_grids import FAMILIES, OWN_AND_NAMED, Grid, grid_of
 
-from fastsample.schedules import Node
+from fastsample.schedules import Node, NoiseSchedule
 from fastsample.solvers import available, build_table_on_nodes
 from fastsample.tables.gaussian import gaussian_spread
 from fastsample.tables.orders import RATIO, break_long_blocks, lower_at_long_steps, multistep_orders
@@ -27,19 +27,19 @@ SOLVERS = {solver.rule: name for name, solver in available().items()}.values()
 PUBLISHED = {("dpmpp-3m", "edm", grid, 10) for grid in (None, "karras")}
 
 
-@cache
 def off(name: str, laid: Grid) -> float:
     """How far the spread of the data that `name` makes is from theirs."""
     schedule, prediction_type, nodes = laid
-    solver = available()[name]
-    table = build_table_on_nodes(
-        name,
-        nodes,
-        schedule=schedule if solver.whole_steps else None,
-        prediction_type=prediction_type,
-        lower_final=solver.lower_final,
-    )
-    return abs(gaussian_spread(table, STD / schedule.data_scale) - STD)
+    std = STD / schedule.data_scale
+    return abs(spread(name, std, prediction_type, nodes, schedule if available()[name].whole_steps else None) - STD)
+
+
+@cache
+def spread(name: str, std: float, output: str, nodes: tuple[Node, ...], schedule: NoiseSchedule | None) -> float:
+    """Of what `name` makes: once for families and grids that are laid out alike."""
+    lower_final = available()[name].lower_final
+    table = build_table_on_nodes(name, nodes, schedule=schedule, prediction_type=output, lower_final=lower_final)
+    return gaussian_spread(table, std)
 
 
 def allowed(name: str, laid: Grid) -> float:
