@@ -12,6 +12,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -40,7 +41,7 @@ class Node:
         """Whether there is more than an 8192th of signal; below, as at zero SNR, noise-form steps lose all digits."""
         return self.alpha > self.sigma * 2.0**-13
 
-    @property
+    @cached_property
     def lam(self) -> float:
         """log(alpha / sigma): -inf at zero SNR, +inf on clean data."""
         if self.sigma == 0:
