@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.abc
 import os
 import sys
 from collections.abc import Iterator
@@ -14,10 +15,23 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"  # a worker a core
 
 import pytest
-import torch
 
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # Triton reads it where a kernel is decorated
+
+class InterpretedKernels(importlib.abc.MetaPathFinder):
+    """Where there is no GPU, Triton's interpreter runs the kernels: told when they are first imported.
+
+    Not sooner, as it takes torch to tell, which the tests of schedules, tables and solvers do without.
+    """
+
+    def find_spec(self, fullname: str, path: object, target: object = None) -> None:
+        if fullname == "fastsample_kernels":
+            import torch
+
+            if not torch.cuda.is_available():
+                os.environ["TRITON_INTERPRET"] = "1"  # Triton reads it where a kernel is decorated
+
+
+sys.meta_path.insert(0, InterpretedKernels())
 
 
 @pytest.fixture(params=["torch", "triton"])

@@ -9,62 +9,37 @@ from __future__ import annotations
 import math
 from functools import cache
 
-import diffusers
 import numpy as np
 import pytest
-import torch
-from peers import SD
+from laid_grids import FAMILIES, OWN_AND_NAMED, Grid, grid_of
 
-import fastsample as fs
-from fastsample.schedules import GRIDS, Node
+from fastsample.schedules import Node, NoiseSchedule
 from fastsample.solvers import available, build_table_on_nodes
-from fastsample.tables.gaussian import gaussian_output, gaussian_spread
+from fastsample.tables.gaussian import gaussian_spread
 from fastsample.tables.orders import RATIO, break_long_blocks, lower_at_long_steps, multistep_orders
-from fastsample.testing import gaussian_model
 
 STD = 0.5
 SLACK = 0.06 * STD
 STEPS = (10, 20, 28, 50)
-ZERO_SNR = {**SD, "rescale_betas_zero_snr": True, "prediction_type": "v_prediction", "timestep_spacing": "trailing"}
-DYNAMIC = {"use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 1.15}
-FAMILIES = {
-    "vp": SD,
-    "zero-snr": ZERO_SNR,
-    **{f"flow-{s:g}": diffusers.FlowMatchEulerDiscreteScheduler(shift=s).config for s in (1.0, 3.0, 12.0)},
-    "flow-dynamic": diffusers.FlowMatchEulerDiscreteScheduler(**DYNAMIC).config,
-    "edm": diffusers.EDMEulerScheduler().config,
-}
-# two names of one rule, or of one grid, are asked once
+# two names of one rule are asked once
 SOLVERS = {solver.rule: name for name, solver in available().items()}.values()
-OWN_AND_NAMED = [None, *{grid: name for name, grid in GRIDS.items()}.values()]
 # As published and as diffusers has it, third order overshoots on EDM's own grid when its steps are this few.
 PUBLISHED = {("dpmpp-3m", "edm", grid, 10) for grid in (None, "karras")}
-
-Grid = tuple[fs.NoiseSchedule, str, tuple[Node, ...]]
-
-
-@cache
-def grid_of(family: str, grid: str | None, steps: int) -> Grid:
-    """The schedule, prediction type and nodes that a scheduler lays out."""
-    scheduler = fs.create_scheduler("ddim", FAMILIES[family], grid=grid)
-    schedule = fs.NoiseSchedule.from_config(scheduler.config)
-    scheduler.set_timesteps(steps, **({"mu": 1.15} if family == "flow-dynamic" else {}))
-    nodes = (*(step.node for step in scheduler._run.table.steps), scheduler._run.table.steps[-1].target)
-    return schedule, schedule.output_type(scheduler.config.prediction_type), nodes
 
 
 def off(name: str, laid: Grid) -> float:
     """How far the spread of the data that `name` makes is from theirs."""
     schedule, prediction_type, nodes = laid
-    solver = available()[name]
-    table = build_table_on_nodes(
-        name,
-        nodes,
-        schedule=schedule if solver.whole_steps else None,
-        prediction_type=prediction_type,
-        lower_final=solver.lower_final,
-    )
-    return abs(gaussian_spread(table, STD / schedule.data_scale) - STD)
+    std = STD / schedule.data_scale
+    return abs(spread(name, std, prediction_type, nodes, schedule if available()[name].whole_steps else None) - STD)
+
+
+@cache
+def spread(name: str, std: float, output: str, nodes: tuple[Node, ...], schedule: NoiseSchedule | None) -> float:
+    """Of what `name` makes: once for families and grids that are laid out alike."""
+    lower_final = available()[name].lower_final
+    table = build_table_on_nodes(name, nodes, schedule=schedule, prediction_type=output, lower_final=lower_final)
+    return gaussian_spread(table, std)
 
 
 def allowed(name: str, laid: Grid) -> float:
@@ -107,44 +82,6 @@ def test_flow_euler_s_own_grid_at_every_number_of_steps(family: str, steps: int)
             assert off(name, laid) <= allowed(name, laid), name
 
 
-@pytest.mark.parametrize("family", ["vp", "zero-snr", "flow-3", "edm"])
-@pytest.mark.parametrize("name", ["dpmpp-2m", "unipc", "ghvb", "heun", "dpmpp-2m-sde"])
-def test_schedulers_make_what_is_computed(name: str, family: str) -> None:
-    """A run of the scheduler on 20000 samples: their spread is the computed one."""
-    scheduler = fs.create_scheduler(name, FAMILIES[family])
-    schedule = fs.NoiseSchedule.from_config(scheduler.config)
-    output = schedule.output_type(scheduler.config.prediction_type)
-    scheduler.set_timesteps(12)
-    table, count = scheduler._run.table, 20000
-    first = table.steps[0].node
-    z = torch.randn(count, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    start = math.hypot(first.alpha * STD / schedule.data_scale, first.sigma)
-    x, generator = start * z / z.square().mean().sqrt(), torch.Generator().manual_seed(1)
-    for step, t in zip(table.steps, scheduler.timesteps, strict=True):
-        x = scheduler.step(
-            gaussian_output(step.node, output, STD / schedule.data_scale) * x, t, x, generator=generator
-        )[0]
-    want = gaussian_spread(table, STD / schedule.data_scale)
-    error = 5 / math.sqrt(2 * count) if table.stochastic else 1e-6
-    assert float(x.square().mean().sqrt()) == pytest.approx(want, rel=error)
-
-
-@pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction", "flow_prediction"])
-def test_the_exact_model_is_the_posterior_mean(prediction_type: str) -> None:
-    """Its prediction of the data is the mean of the data given the sample, by regression over draws."""
-    schedule, count = fs.NoiseSchedule.linear_vp(), 200_000
-    data = STD * torch.randn(count, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    noise = torch.randn(count, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    for t in (0.1, 0.5, 0.9):
-        node = schedule.node(t)
-        x = node.alpha * data + node.sigma * noise
-        exact = {"epsilon": noise, "sample": data, "v_prediction": node.alpha * noise - node.sigma * data}
-        wanted = exact.get(prediction_type, noise - data)
-        slope = float((x * wanted).sum() / x.square().sum())
-        got = gaussian_model(STD, schedule, prediction_type)(x, t) / x
-        torch.testing.assert_close(got, torch.full_like(got, slope), rtol=0, atol=5 / math.sqrt(count))
-
-
 # --- the limit of orders -----------------------------------------------------------------------------------
 
 
@@ -157,9 +94,7 @@ def test_ordinary_grids_keep_their_orders(grid: str, steps: int) -> None:
 
     As it lowers third order below 15 steps; were it not, the last of 5 karras steps, 2.14 long, would be lowered.
     """
-    scheduler = fs.create_scheduler("ddim", SD, grid=grid)
-    scheduler.set_timesteps(steps)
-    nodes = scheduler._run.grid
+    _, _, nodes = grid_of("vp", grid, steps)
     for order, variable, longest in (
         (2, "lam", (math.inf,)),
         (3, "lam", (math.inf, math.inf, 2.0)),

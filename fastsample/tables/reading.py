@@ -6,10 +6,11 @@ import dataclasses
 import functools
 import json
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 Kind = TypeVar("Kind")
+Reader = Callable[[Any, str], Any]
 
 
 def read_json(kind: type[Kind], text: str) -> Kind:
@@ -22,42 +23,55 @@ def read_json(kind: type[Kind], text: str) -> Kind:
         raw = json.loads(_checked(text, str, "text"))
     except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"text is not JSON ({error}): give what to_json returned, whole") from None
-    value: Kind = _read(kind, raw, kind.__name__)
+    value: Kind = _reader(kind)(raw, kind.__name__)
     return value
 
 
-def _read(kind: Any, raw: Any, where: str) -> Any:
-    """`raw` as `kind`; `where` says what it is, for errors."""
-    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-        return kind(**_fields(kind, _checked(raw, dict, where), where))
-    if get_origin(kind) in (Union, types.UnionType):  # X | None
-        (some,) = (argument for argument in get_args(kind) if argument is not type(None))
-        return None if raw is None else _read(some, raw, where)
-    if get_origin(kind) is tuple:
-        items, wanted = _checked(raw, list, where), get_args(kind)
-        if wanted[-1] is Ellipsis:
-            wanted = (wanted[0],) * len(items)
-        if len(items) != len(wanted):
-            raise ValueError(f"{where} has {len(items)} values: give {len(wanted)}")
-        pairs = enumerate(zip(wanted, items, strict=True))
-        return tuple(_read(want, item, f"{where}[{index}]") for index, (want, item) in pairs)
-    if get_origin(kind) is Mapping:
-        items, (_, wanted) = _checked(raw, dict, where), get_args(kind)
-        return {key: _read(wanted, item, f"{where}.{key}") for key, item in items.items()}
-    return _number(raw, where) if kind is float else _checked(raw, kind, where)
-
-
-def _fields(kind: type, raw: Mapping[str, Any], where: str) -> dict[str, Any]:
-    hints = _hints(kind)
-    if raw.keys() != hints.keys():
-        missing, unknown = sorted(hints.keys() - raw.keys()), sorted(raw.keys() - hints.keys())
-        raise ValueError(f"{where}: keys missing {missing}, unknown {unknown}; give what to_json returned")
-    return {key: _read(hint, raw[key], f"{where}.{key}") for key, hint in hints.items()}
-
-
 @functools.cache
-def _hints(kind: type) -> dict[str, Any]:
-    return get_type_hints(kind)
+def _reader(kind: Any) -> Reader:
+    """What makes a value of the annotation `kind` out of a raw one; its second argument says where, for errors."""
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        return _dataclass_reader(kind)
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):  # X | None
+        (some,) = (argument for argument in arguments if argument is not type(None))
+        read_some = _reader(some)
+        return lambda raw, where: None if raw is None else read_some(raw, where)
+    if origin is tuple:
+        return _tuple_reader(arguments)
+    if origin is Mapping:
+        read_item = _reader(arguments[1])
+        return lambda raw, where: {
+            key: read_item(item, f"{where}.{key}") for key, item in _checked(raw, dict, where).items()
+        }
+    return _number if kind is float else lambda raw, where: _checked(raw, kind, where)
+
+
+def _dataclass_reader(kind: type) -> Reader:
+    readers = {key: _reader(hint) for key, hint in get_type_hints(kind).items()}
+
+    def read(raw: Any, where: str) -> Any:
+        if _checked(raw, dict, where).keys() != readers.keys():
+            missing, unknown = sorted(readers.keys() - raw.keys()), sorted(raw.keys() - readers.keys())
+            raise ValueError(f"{where}: keys missing {missing}, unknown {unknown}; give what to_json returned")
+        return kind(**{key: reader(raw[key], f"{where}.{key}") for key, reader in readers.items()})
+
+    return read
+
+
+def _tuple_reader(kinds: Sequence[Any]) -> Reader:
+    readers = [_reader(kind) for kind in kinds if kind is not Ellipsis]
+    any_length = kinds[-1] is Ellipsis
+
+    def read(raw: Any, where: str) -> Any:
+        wanted = readers * len(_checked(raw, list, where)) if any_length else readers
+        if len(raw) != len(wanted):
+            raise ValueError(f"{where} has {len(raw)} values: give {len(wanted)}")
+        return tuple(
+            [reader(item, f"{where}[{i}]") for i, (reader, item) in enumerate(zip(wanted, raw, strict=True))]
+        )
+
+    return read
 
 
 def _checked(raw: Any, kind: type, where: str) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
 
@@ -95,7 +95,7 @@ class Table:
 
     def to_json(self) -> str:
         """This table as JSON text; :meth:`from_json` gives an equal table back, to the last digit."""
-        return json.dumps(asdict(self))
+        return json.dumps(self, default=_fields)
 
     @classmethod
     def from_json(cls, text: str) -> Table:
@@ -122,6 +122,11 @@ class Table:
     def _magnitude(self) -> float:
         weights = [w for s in self.steps for w in (s.next.sample, s.next.output, *s.next.history)]
         return max(1.0, *map(abs, weights))
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    """A dataclass as JSON holds it; what it has cached is no part of it."""
+    return {field.name: getattr(value, field.name) for field in fields(value)}
 
 
 def output_of(node: Node, prediction_type: str, data: Any, noise: Any) -> Any:
