@@ -18,13 +18,13 @@ import pytest
 
 
 class InterpretedKernels(importlib.abc.MetaPathFinder):
-    """Where there is no GPU, Triton's interpreter runs the kernels: told when they are first imported.
+    """Where there is no GPU, Triton's interpreter runs the kernels: told when they, or Triton, are first imported.
 
     Not sooner, as it takes torch to tell, which the tests of schedules, tables and solvers do without.
     """
 
     def find_spec(self, fullname: str, path: object, target: object = None) -> None:
-        if fullname == "fastsample_kernels":
+        if fullname in ("triton", "fastsample_kernels"):
             import torch
 
             if not torch.cuda.is_available():

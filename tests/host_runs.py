@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -39,10 +40,13 @@ def data_prediction(x: Array, alpha: float, sigma: float) -> Array:
     return centres
 
 
-def measured_order(solver: str, schedule: NoiseSchedule, *, steps: tuple[int, ...], **options: Any) -> float:
-    """The largest slope of the error between neighbouring step counts, at samples of the mixture.
+def measured_order(
+    solver: str, schedule: NoiseSchedule, *, steps: tuple[int, ...], enough: float = math.inf, **options: Any
+) -> float:
+    """The largest slope of the error between neighbouring step counts, or the first that is `enough`.
 
-    The grid is uniform in sigma / alpha where the solver's weights assume that, else in log-SNR.
+    At samples of the mixture. The grid is uniform in sigma / alpha where the solver's weights assume that, else in
+    log-SNR.
     """
     prediction, start, end = ("flow_prediction", 0.7, 0.2) if schedule.kind == "flow" else ("epsilon", 0.5, 0.1)
     x, exact = solution(schedule, start, end)
@@ -51,12 +55,17 @@ def measured_order(solver: str, schedule: NoiseSchedule, *, steps: tuple[int, ..
         data = data_prediction(x, node.alpha, node.sigma)
         return output_of(node, prediction, data, (x - node.alpha * data) / node.sigma)
 
-    errors = []
+    slope, previous = -math.inf, math.nan
     for count in steps:
         times = smooth_grid(schedule, start, end, count, uniform_sigma=not get_solver(solver).limits)
         table = build_table(solver, schedule, times, prediction_type=prediction, **options)
-        errors.append(float(np.sqrt(np.square(run(table, model, x) - exact).mean())))
-    return float(np.log2(np.array(errors[:-1]) / np.array(errors[1:])).max())
+        error = float(np.sqrt(np.square(run(table, model, x) - exact).mean()))
+        if count != steps[0]:
+            slope = max(slope, math.log2(previous / error))
+        if slope >= enough:
+            break
+        previous = error
+    return slope
 
 
 @functools.cache

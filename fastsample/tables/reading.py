@@ -23,7 +23,8 @@ def read_json(kind: type[Kind], text: str) -> Kind:
         raw = json.loads(_checked(text, str, "text"))
     except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"text is not JSON ({error}): give what to_json returned, whole") from None
-    value: Kind = _reader(kind)(raw, kind.__name__)
+    annotation: Any = kind
+    value: Kind = _reader(annotation)(raw, kind.__name__)
     return value
 
 
