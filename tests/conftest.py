@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.abc
 import os
 import sys
 from collections.abc import Iterator
@@ -11,27 +10,12 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+if not any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")):
+    os.environ["TRITON_INTERPRET"] = "1"  # no GPU: Triton's interpreter, chosen where a kernel is decorated
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"  # a worker a core
 
 import pytest
-
-
-class InterpretedKernels(importlib.abc.MetaPathFinder):
-    """Where there is no GPU, Triton's interpreter runs the kernels: told when they, or Triton, are first imported.
-
-    Not sooner, as it takes torch to tell, which the tests of schedules, tables and solvers do without.
-    """
-
-    def find_spec(self, fullname: str, path: object, target: object = None) -> None:
-        if fullname in ("triton", "fastsample_kernels"):
-            import torch
-
-            if not torch.cuda.is_available():
-                os.environ["TRITON_INTERPRET"] = "1"  # Triton reads it where a kernel is decorated
-
-
-sys.meta_path.insert(0, InterpretedKernels())
 
 
 @pytest.fixture(params=["torch", "triton"])

@@ -96,6 +96,18 @@ def test_a_saved_pipeline_loads_in_a_new_process(make: Any, part: str, tmp_path:
     assert found.stdout.strip() == written[1]
 
 
+def test_one_scheduler_of_ours_in_use_lets_diffusers_load_any(tmp_path: Path) -> None:
+    """Its own `from_pretrained`, in a process that has asked for a class of another module."""
+    scheduler_pipeline().save_pretrained(tmp_path)
+    code = (
+        "import diffusers, fastsample as fs; fs.DDIMScheduler; "
+        f"print(type(diffusers.DiffusionPipeline.from_pretrained({str(tmp_path)!r}).scheduler).__name__)"
+    )
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    found = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "GHVBScheduler"
+
+
 def test_a_guider_saved_under_its_earlier_path_loads(tmp_path: Path) -> None:
     """A modular pipeline's index names the module of each part that is loaded from a folder."""
     blocks = diffusers.StableDiffusionXLAutoBlocks()

@@ -41,9 +41,10 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'fastsample.schedulers' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"fastsample.schedulers.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
+    # all of them at once: diffusers loads a saved scheduler only where its module has been imported
+    modules = {home: importlib.import_module(f"fastsample.schedulers.{home}") for home in _HOME.values()}
+    globals().update({known: getattr(modules[home], known) for known, home in _HOME.items()})
+    return globals()[name]
 
 
 def __dir__() -> list[str]:
