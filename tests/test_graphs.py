@@ -75,7 +75,7 @@ def test_a_guided_unet_in_the_loop() -> None:
         uncond, cond = pipe.unet(torch.cat([x, x]), t, encoder_hidden_states=text).sample.chunk(2)
         return uncond + 4.0 * (cond - uncond)
 
-    table = pipe.scheduler._build_table(pipe.scheduler._run.grid)
+    table = pipe.scheduler._run.table
     got = fs.GraphedLoop(table, guided, latents, denoiser=pipe.unet).run(latents)
     torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-4)
 

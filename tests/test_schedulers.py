@@ -249,7 +249,7 @@ def test_image_to_image_starts_inside_the_grid() -> None:
     image = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(1))
     out = pipe("a red circle", image=image, strength=0.5, num_inference_steps=8, output_type="latent").images
     assert torch.isfinite(out).all()
-    assert pipe.scheduler._run.table_start == 4  # it warms up where it starts
+    assert pipe.scheduler._run.start == 4  # it warms up where it starts
     assert pipe.scheduler._run.table.nfe == 4
 
 

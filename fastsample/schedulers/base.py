@@ -25,9 +25,7 @@ from fastsample.schedulers.readings import Readings
 from fastsample.schedulers.rows import apart, one_time, serves, step_rows
 from fastsample.schedulers.run import Run
 from fastsample.schedulers.threshold import threshold
-from fastsample.schedules.base import Node
 from fastsample.tables.step import Step
-from fastsample.tables.table import Table
 
 
 @dataclass
@@ -165,9 +163,6 @@ class TableScheduler(Readings, EDMInterface, Noising, SchedulerMixin, ConfigMixi
 
     _keeps_noise = False  # whether clipping leaves the noise prediction as it is, unless the caller says otherwise
     _pair = False  # whether a tuple also holds the data prediction, on VP models
-
-    def _build_table(self, grid: Sequence[Node]) -> Table:
-        return self._setup.table(grid)
 
     def _result(
         self, prev_sample: Tensor, data: Tensor | None, return_dict: bool

@@ -68,10 +68,6 @@ class Run:
         return self.laid.layout.grid if self.laid.layout else ()
 
     @property
-    def table_start(self) -> int:
-        return self.start
-
-    @property
     def table(self) -> Table:
         """The table in use."""
         return self.laid.compiled(self.start, self.eta).table
