@@ -5,9 +5,9 @@
       --steps 5,8,10,20,50 --guidance 1,3,5
 
 Held-out prompts at the pipeline's default text length. The error of an image is the RMS of its latents to 200 steps
-of the classical Runge-Kutta method from the same noise, relative to the spread of those. A model evaluation is a
-step; diffusers' Heun gets as many steps as its evaluations allow. Each result is written as it comes to OUT/results.jsonl,
-from which the same command goes on; OUT/results.md holds the tables.
+of the classical Runge-Kutta method from the same noise, relative to their spread. A model evaluation is a step, and
+diffusers' Heun gets as many steps as its evaluations allow. Each result is written as it comes to
+OUT/results.jsonl, from which the same command goes on; OUT/results.md holds the tables.
 """
 
 from __future__ import annotations
