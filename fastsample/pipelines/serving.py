@@ -31,7 +31,7 @@ from fastsample.pipelines.parallel.session import Session
 from fastsample.pipelines.parallel.stepping import with_sample
 
 
-class Finished(Exception):
+class Finished(Exception):  # noqa: N818  not an error
     """Ends a pipeline's call of which nothing more is asked."""
 
 
@@ -108,7 +108,7 @@ class Requests(Loop):
                 raise NotParallelError(f"{rows} rows of {items} images became {len(output)} guided outputs")
             self.exchange.answered.put(output.reshape(rows, items, *output.shape[1:])[:, :, : sample.shape[1]])
         self._enter(Phase.STEPPED)
-        return with_sample(self._result, self._sample)
+        return with_sample(self._result, sample)
 
     def _learn(self, calls: list[tuple[nn.Module, Call]], sample: Tensor) -> None:
         steps = float(self.scheduler.config.get("num_train_timesteps") or 1000)
@@ -120,7 +120,7 @@ class Requests(Loop):
 
 
 class Served:
-    """`served(samples, times)`: guided outputs for samples [R, B, ..] with row r at `times[r]`; made by :func:`serve`.
+    """`served(samples, times)`: guided outputs for samples [R, B, ..] with row r at `times[r]`; see :func:`serve`.
 
     `sample` and `output` are the pipeline's own first latents [B, ..] and the output there; `time` its timestep.
     `evaluations` counts rows times images, each guided evaluation once.
@@ -201,16 +201,22 @@ def serve(
     each evaluates its share of the rows. In other threads, this one too, `pipe` is what it was.
     Raises ValueError where the pipeline's loop does more than step, or mixes rows.
     """
-    decision = step_decision(class_beneath(pipe), call)
-    if decision:
-        raise ValueError(f"pipe = {type(pipe).__name__} cannot be asked for rows of samples: {decision}")
-    if getattr(pipe.config, "boundary_ratio", None) is not None:
-        raise ValueError(f"pipe = {type(pipe).__name__} has a second denoiser for low noise: its rows would be mixed")
+    check_servable(pipe, call)
     served = Served(pipe, scheduler, call, rows, whole=whole)
     try:
         yield served
     finally:
         served.close()
+
+
+def check_servable(pipe: Any, call: Mapping[str, Any]) -> None:
+    """Raise ValueError where the loop of `pipe(**call)` does more than step, or its denoisers keep caches."""
+    stepped_denoisers(pipe)
+    decision = step_decision(class_beneath(pipe), call)
+    if decision:
+        raise ValueError(f"pipe = {type(pipe).__name__} cannot be asked for rows of samples: {decision}")
+    if getattr(pipe.config, "boundary_ratio", None) is not None:
+        raise ValueError(f"pipe = {type(pipe).__name__} has a second denoiser for low noise: its rows would be mixed")
 
 
 def _settings() -> Settings:

@@ -16,6 +16,8 @@ from fastsample.schedules.base import NoiseSchedule
 from fastsample.tables.reading import read_json
 from fastsample.tables.table import Table, output_of
 
+BUNDLED = Path(__file__).parents[1] / "presets"
+"""Where the presets of the bundled models are."""
 FORMAT = 1
 """Of the files; another one is refused."""
 STAGES = ("untuned", "grid", "rows", "joint")
@@ -43,10 +45,12 @@ class Compared:
 class Entry:
     """A table of `evaluations` at `guidance`, and how it came about.
 
-    `solver`, `options` and `grid` are the base that was tuned, `untuned` the best that was not; `stage` is one of
-    STAGES. `least` and `most` are the guidance it is meant for. `tune`, `validation` and `final` are errors on the
-    pairs that it was fitted on, chosen on and checked on, None where it was not tuned; `upper` is the upper end of
-    the bootstrap of the final ratio. `calls` are the guided evaluations spent, `verdict` says in words what was kept.
+    `solver`, `options` and `grid` are the base of the table, `untuned` the best that is not tuned; `stage`, one of
+    STAGES, is that of the table, `tried` that of the one checked. It is meant for guidance from `least` to `most`.
+    `tune`, `validation` and `final` are errors on the pairs that it was fitted on, chosen on and checked on, None
+    where there were too few to tune; `upper` is the upper end of the bootstrap of the final ratio, `teacher_error`
+    how far trajectories of half the teacher's steps are off. `calls` are the guided evaluations spent on it alone,
+    those of the trajectories not among them; `verdict` says in words what was kept.
     """
 
     evaluations: int
@@ -58,10 +62,12 @@ class Entry:
     grid: str
     untuned: str
     stage: str
+    tried: str
     tune: Compared | None
     validation: Compared | None
     final: Compared | None
     upper: float | None
+    teacher_error: float | None
     calls: int
     verdict: str
     table: Table
@@ -136,7 +142,8 @@ class Preset:
         """Raise ValueError where this is of another noise schedule or prediction type than a network's."""
         if prediction_type != self.prediction_type:
             raise ValueError(
-                f"preset is of a network that predicts {self.prediction_type!r}, this one {prediction_type!r}: tune it"
+                f"preset is of a network that predicts {self.prediction_type!r}, this one {prediction_type!r}: tune "
+                "this one"
             )
         if schedule_digest(schedule) != self.schedule:
             raise ValueError(
@@ -162,16 +169,18 @@ class Preset:
 
 
 def read_preset(source: Preset | str | os.PathLike[str]) -> Preset:
-    """A preset, from a path or from its JSON text. Raises ValueError, in one line, where it is none."""
+    """A preset, from a path, a bundled model's name, or its JSON text. ValueError, in one line, where it is none."""
     if isinstance(source, Preset):
         return source
     if isinstance(source, str) and source.lstrip().startswith("{"):
         return Preset.from_json(source)
     if not isinstance(source, (str, os.PathLike)):
         raise ValueError(f"preset = {source!r:.60}: give a path, or what load_preset returned")
-    path = Path(source)
+    bundled = {path.stem: path for path in sorted(BUNDLED.glob("*.json"))}
+    path = bundled.get(str(source), Path(source))
     if not path.is_file():
-        raise ValueError(f"preset = {str(path)!r} is no file: give the JSON file that tune wrote")
+        names = ", ".join(bundled) or "no bundled model has one"
+        raise ValueError(f"preset = {str(path)!r} is no file: give one that tune wrote, or a bundled model ({names})")
     try:
         return Preset.from_json(path.read_text(encoding="utf-8"))
     except (ValueError, UnicodeDecodeError) as error:

@@ -1,4 +1,4 @@
-"""Which of the candidates is kept: the simplest within a standard error of the best, and nothing that may be worse."""
+"""Which candidate is kept: the simplest within a standard error of the best, and none that may be worse."""
 
 from __future__ import annotations
 

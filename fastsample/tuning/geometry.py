@@ -5,6 +5,7 @@ Each gives the inner log-SNRs of `count` evaluations, the first of which is at t
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import numpy as np
@@ -19,19 +20,19 @@ Array = NDArray[np.float64]
 def equal_rotation(teacher: Teacher, count: int) -> Array:
     """Nodes between which trajectories turn by the same angle (as TORS, arXiv:2603.00763, in all dimensions)."""
     slopes = _slopes(teacher)
-    turns = [_angle(before, after) for before, after in zip(slopes, slopes[1:], strict=False)]
+    turns = [_angle(before, after) for before, after in itertools.pairwise(slopes)]
     return _quantiles(teacher, np.array(turns), count)
 
 
 def equal_change(teacher: Teacher, count: int) -> Array:
     """Nodes between which the velocity changes by the same amount (as SharpEuler, arXiv:2605.11547)."""
     slopes = _slopes(teacher)
-    changes = [float((after - before).norm()) for before, after in zip(slopes, slopes[1:], strict=False)]
+    changes = [float((after - before).norm()) for before, after in itertools.pairwise(slopes)]
     return _quantiles(teacher, np.array(changes), count)
 
 
 def shortest_jumps(teacher: Teacher, count: int) -> Array:
-    """The nodes whose Euler jumps along the trajectory miss least in sum, by dynamic programming (GITS, 2405.11326)."""
+    """The nodes whose Euler jumps along the trajectory miss least, by dynamic programming (GITS, 2405.11326)."""
     levels = [node.sigma / (node.alpha + node.sigma) for node in teacher.nodes]
     scaled = [x / (node.alpha + node.sigma) for x, node in zip(teacher.samples, teacher.nodes, strict=True)]
     slopes, points = _slopes(teacher), len(teacher.nodes)

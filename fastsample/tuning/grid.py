@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,8 +25,13 @@ NOISIEST = -10.0
 class Base:
     """A solver with its options, as tables on any grid of a problem."""
 
-    def __init__(self, problem: Problem, solver: str, options: dict[str, object]) -> None:
+    def __init__(self, problem: Problem, solver: str, options: dict[str, Any]) -> None:
         self.problem, self.solver, self.options = problem, solver, options
+
+    @property
+    def written(self) -> str:
+        """Its options as they are typed."""
+        return ",".join(f"{key}={value}" for key, value in self.options.items())
 
     def on(self, nodes: Sequence[Node]) -> Table:
         """Its table on `nodes`, as a scheduler makes it. ValueError where there is none."""

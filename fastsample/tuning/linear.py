@@ -20,7 +20,7 @@ NEGLIGIBLE = 1e-12
 
 @dataclass(frozen=True, eq=False)
 class Linear:
-    """`x_{i+1} = (sigma_{i+1} / sigma_i) x_i + sum_{j <= i} weights[i, j] d_j` with the data predictions d_j at node j.
+    """`x_{i+1} = (sigma_{i+1} / sigma_i) x_i + sum_{j <= i} weights[i, j] d_j`, d_j the data prediction at node j.
 
     `nodes` are the N evaluations and the end, `weights` [N, N] lower triangular. A row that keeps the marginals sums
     to `alpha_{i+1} - alpha_i sigma_{i+1} / sigma_i`.
@@ -79,4 +79,3 @@ def row_sums(nodes: Sequence[Node]) -> NDArray[np.float64]:
     return np.array(
         [target.alpha - source.alpha * target.sigma / source.sigma for source, target in itertools.pairwise(nodes)]
     )
-

@@ -41,17 +41,17 @@ class Family:
 
 @dataclass(frozen=True, eq=False)
 class Best:
-    """The best parameters on the validation pairs, the table, and its loss on both kinds of pairs."""
+    """The best parameters on the validation pairs, the table, and its errors on both kinds of pairs, each [P]."""
 
     values: Array
     table: Linear
-    tune: float
-    validation: float
+    tune: Array
+    validation: Array
 
 
 def improve(
     family: Family,
-    values: Array,
+    start: Best,
     tune: Pairs,
     validation: Pairs,
     *,
@@ -59,37 +59,33 @@ def improve(
     objective: str,
     report: Callable[[str], None],
 ) -> Best:
-    """Lower the loss on `tune`, from `values`; the best on `validation` of all that were passed.
+    """Lower the loss on `tune`, from `start`; the best on `validation` of all that were passed.
 
     Ends when that stops falling, or when the purse does not hold another iteration.
     """
-    table = family.build(values)
-    now = _loss(tune, [table], objective)[0]
-    best = Best(values, table, now, _loss(validation, [table], objective)[0])
-    waited = 0
+    best, values, table = start, start.values, start.table
+    now, least, waited = float(loss(best.tune, objective)), float(loss(best.validation, objective)), 0
     for iteration in range(iterations):
         if not _affords(family, tune, validation, table.count):
             break
         steps = _steps(family, values, tune, objective)
         moved = [family.limit(values, values + step) for step in steps]
         tables = [family.build(candidate) for candidate in moved]
-        losses = _loss(tune, tables, objective)
+        errors = tune.errors(tables)
+        losses = loss(errors, objective)
         chosen = int(np.argmin(losses))
         if not losses[chosen] < now:
             break
         gain, now, values, table = 1 - losses[chosen] / now, float(losses[chosen]), moved[chosen], tables[chosen]
-        held_out = _loss(validation, [table], objective)[0]
-        report(f"iteration {iteration + 1}: {now:.4f}, validation {held_out:.4f}")
+        held_out = validation.errors([table])[0]
+        validated = float(loss(held_out, objective))
+        report(f"iteration {iteration + 1}: {now:.4f}, validation {validated:.4f}")
         waited += 1
-        if held_out < best.validation:
-            best, waited = Best(values, table, now, held_out), 0
+        if validated < least:
+            best, least, waited = Best(values, table, errors[chosen], held_out), validated, 0
         if waited == PATIENCE or gain < WORTH:
             break
     return best
-
-
-def _loss(pairs: Pairs, tables: list[Linear], objective: str) -> Array:
-    return loss(pairs.errors(tables), objective)
 
 
 def _affords(family: Family, tune: Pairs, validation: Pairs, count: int) -> bool:
@@ -108,8 +104,8 @@ def _steps(family: Family, values: Array, tune: Pairs, objective: str) -> list[A
     residuals = residuals * residuals.new_tensor(scale)[None, :, None] / np.sqrt(residuals[0].numel())
     residual = residuals[0].flatten()
     columns = (residuals[1:] - residuals[:1]).flatten(1) / residuals.new_tensor(family.difference)[:, None]
-    curvature = (columns @ columns.T).double().cpu().numpy()
-    slope = (columns @ residual).double().cpu().numpy()
+    curvature = (columns @ columns.T).cpu().double().numpy()
+    slope = (columns @ residual).cpu().double().numpy()
     ridge = family.ridge * np.trace(curvature) / size
     along = np.diag(np.diag(curvature) + 1e-9 * np.trace(curvature) / size)
     return [

@@ -18,26 +18,30 @@ OBJECTIVES = ("rms", "huber")
 
 
 class Purse:
-    """Guided evaluations that may be made, and those that were: never more."""
+    """Guided evaluations that may be made, and those that were: never more.
+
+    `limit` is how many may have been made by the end of the stages under way.
+    """
 
     def __init__(self, budget: int) -> None:
-        self.budget, self.spent = budget, 0
+        self.budget, self.limit, self.spent = budget, budget, 0
 
     @property
     def left(self) -> int:
-        """How many may still be made."""
-        return self.budget - self.spent
+        """How many may still be made before the limit."""
+        return min(self.budget, self.limit) - self.spent
 
     def spend(self, evaluations: int) -> None:
         """Count evaluations about to be made; ValueError where there are not as many left."""
-        if evaluations > self.left:
-            raise ValueError(f"budget = {self.budget}: {evaluations} evaluations are needed, {self.left} are left")
+        if evaluations > self.budget - self.spent:
+            left = self.budget - self.spent
+            raise ValueError(f"budget = {self.budget}: {evaluations} evaluations are needed, {left} are left")
         self.spent += evaluations
 
 
 @dataclass(frozen=True, eq=False)
 class Pairs:
-    """P starts of a model, and the converged ends [P, ..] of their trajectories, whose `spread` is the unit of errors.
+    """P starts of a model, and where their trajectories end once converged, [P, ..]; `spread` is the unit of errors.
 
     Every roll-out is paid for from `purse`.
     """
@@ -70,8 +74,8 @@ class Pairs:
 
     def distances(self, final: Tensor) -> NDArray[np.float64]:
         """The same of samples [R, P, ..]; inf where one is not finite."""
-        squares = (final.double() - self.reference.double()).square().flatten(2).mean(2)
-        return np.asarray((squares.sqrt() / self.spread).nan_to_num(float("inf")).cpu().numpy())
+        squares = (final - self.reference).square().flatten(2).mean(2).cpu().double()
+        return np.asarray((squares.sqrt() / self.spread).nan_to_num(float("inf")).numpy())
 
 
 def loss(errors: NDArray[np.float64], objective: str) -> NDArray[np.float64]:

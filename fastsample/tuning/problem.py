@@ -40,7 +40,8 @@ class Problem:
         """The data predictions of `output` for samples [R, P, ..], with row r at `nodes[r]`."""
         weights = [prediction_weights(node, self.prediction_type, "data") for node in nodes]
         a, b = torch.tensor(weights, dtype=x.dtype, device=x.device).T.reshape(2, -1, *[1] * (x.ndim - 1))
-        return a * x + b * output
+        predicted: Tensor = a * x + b * output
+        return predicted
 
 
 @dataclass(frozen=True)

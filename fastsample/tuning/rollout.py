@@ -55,6 +55,7 @@ def roll_out(
 
 def next_sample(tables: Sequence[Linear], index: int, x: Tensor, data: Sequence[Tensor]) -> Tensor:
     """The samples [R, P, ..] after evaluation `index`, of those before it and all data predictions so far."""
+
     def each(values: list[float]) -> Tensor:
         return torch.tensor(values, dtype=x.dtype, device=x.device).reshape(-1, *[1] * (x.ndim - 1))
 
@@ -69,4 +70,3 @@ def next_sample(tables: Sequence[Linear], index: int, x: Tensor, data: Sequence[
 def cost(count: int, begins: Sequence[int]) -> int:
     """Evaluations of one sample in :func:`roll_out`: row 0 without its first, the others from where they begin."""
     return int(sum(count - max(1, begin) for begin in [1, *begins[1:]]))
-

@@ -54,7 +54,7 @@ def fit_rows(linear: Linear, tune: Pairs, teacher: Teacher, ridge: float = RIDGE
 def _ridge(features: list[Tensor], rest: Tensor, ridge: float) -> NDArray[np.float64]:
     """The combination of `features` that is nearest to `rest`, held to 0."""
     flat = torch.stack([feature.flatten() for feature in features])
-    curvature = (flat @ flat.T).double().cpu().numpy()
-    slope = (flat @ rest.flatten()).double().cpu().numpy()
+    curvature = (flat @ flat.T).cpu().double().numpy()
+    slope = (flat @ rest.flatten()).cpu().double().numpy()
     held = ridge * np.trace(curvature) / len(features) * np.eye(len(features))
     return np.asarray(np.linalg.solve(curvature + held, slope))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,14 +13,14 @@ from numpy.typing import NDArray
 from fastsample.schedules.grids import evaluation_times
 from fastsample.tuning.geometry import GEOMETRIC
 from fastsample.tuning.grid import Base
-from fastsample.tuning.linear import Linear, linear_of
+from fastsample.tuning.linear import Linear
 from fastsample.tuning.pairs import Pairs, loss
 from fastsample.tuning.problem import Problem
 from fastsample.tuning.teacher import Teacher
 
 Array = NDArray[np.float64]
 
-SOLVERS: tuple[tuple[str, dict[str, object]], ...] = (
+SOLVERS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("dpmpp-2m", {}),
     ("unipc", {}),
     ("deis", {}),
@@ -45,8 +46,8 @@ class Cell:
     @property
     def label(self) -> str:
         """What tables call it."""
-        options = ",".join(f"{key}={value}" for key, value in self.base.options.items())
-        return f"{self.base.solver}{f'({options})' if options else ''} {self.grid}"
+        options = f"({self.base.written})" if self.base.options else ""
+        return f"{self.base.solver}{options} {self.grid}"
 
     @property
     def untuned(self) -> bool:
@@ -57,7 +58,7 @@ class Cell:
 def cells(
     problem: Problem,
     count: int,
-    solvers: tuple[tuple[str, dict[str, object]], ...] = SOLVERS,
+    solvers: tuple[tuple[str, dict[str, Any]], ...] = SOLVERS,
     grids: tuple[str, ...] = GRIDS,
     teacher: Teacher | None = None,
 ) -> list[Cell]:

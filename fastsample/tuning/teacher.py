@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from fastsample.schedules.base import Node
@@ -15,7 +14,7 @@ from fastsample.tuning.linear import linear_of
 from fastsample.tuning.problem import Model, Problem, Start
 from fastsample.tuning.rollout import roll_out
 
-SOLVER: tuple[str, dict[str, object]] = ("deis", {})
+SOLVER: tuple[str, dict[str, Any]] = ("deis", {})
 """What the teacher is made with: order 3, and near its limit with the fewest steps of ours on the bundled models."""
 
 
@@ -78,7 +77,7 @@ def teach(model: Model, problem: Problem, start: Start, last: Node, steps: int) 
 
 def spread(final: Tensor) -> float:
     """The standard deviation of the ends, the unit of errors."""
-    return float(final.double().std())
+    return float(final.cpu().double().std())
 
 
 def _level(node: Node) -> float:
