@@ -73,12 +73,14 @@ def build_table_on_nodes(
     euler_at_final: bool = False,
     dualfast: float = 0.0,
     blocks: Sequence[int] | None = None,
+    published: bool = False,
     **options: Any,
 ) -> Table:
     """As :func:`build_table`, on given marginals; `euler_at_final` makes a multistep's last update of order 1.
 
     Without a `schedule` a single-step solver takes its stages from the nodes themselves (every node but the
-    last is one evaluation, as diffusers' single-step scheduler does), with it it inserts them.
+    last is one evaluation, as diffusers' single-step scheduler does), with it it inserts them. `published` leaves the
+    orders of long steps, and how they are made, as the solver's authors have them.
     """
     solver = get_solver(name)
     check_prediction_type(prediction_type)
@@ -92,23 +94,30 @@ def build_table_on_nodes(
         _check_blocks(solver, blocks, len(nodes) - 1, schedule)
     if solver.stages and schedule is not None:
         nodes, orders = _with_stages(
-            solver, nodes, schedule, blocks or _step_orders(solver, nodes, order, lower_final)
+            solver, nodes, schedule, blocks or _step_orders(solver, nodes, order, lower_final, published)
         )
     elif solver.stages:
         orders = _grid_stages(solver, nodes, order, lower_final)
     else:
         orders = multistep_orders(len(nodes) - 1, order, lower_final)
-        orders = lower_at_long_steps(orders, nodes, solver.variable, solver.longest if solver.limits else (math.inf,))
+        if not published:
+            longest = solver.longest if solver.limits else (math.inf,)
+            orders = lower_at_long_steps(orders, nodes, solver.variable, longest)
         if solver.limits:
             orders = lower_at_limits(orders, nodes)
         if euler_at_final:
             orders[-1] = 1
-    table = _assemble(solver, nodes, orders, prediction_type, options)
+    table = _assemble(solver, nodes, orders, published, prediction_type, options)
     return apply_dualfast(table, dualfast) if dualfast else table
 
 
 def _assemble(
-    solver: Solver, nodes: Sequence[Node], orders: Sequence[int], prediction_type: str, options: dict[str, Any]
+    solver: Solver,
+    nodes: Sequence[Node],
+    orders: Sequence[int],
+    published: bool,
+    prediction_type: str,
+    options: dict[str, Any],
 ) -> Table:
     context: dict[str, Sequence[Any]] = {
         "order": orders,
@@ -116,6 +125,7 @@ def _assemble(
         "started": list(itertools.accumulate([order > 1 for order in orders], operator.or_, initial=False)),
         "block": _block_lengths(orders),
         "following": [*nodes[2:], None],
+        "published": [published] * len(orders),
     }
     asked = {name: context[name] for name in solver.context}
     known: list[Node] = []  # one list that grows, as a copy of the past for each step costs the square of the steps
@@ -148,11 +158,13 @@ def _grid_stages(solver: Solver, nodes: Sequence[Node], order: int, lower_final:
     return orders
 
 
-def _step_orders(solver: Solver, nodes: Sequence[Node], order: int, lower_final: LowerFinal) -> list[int]:
+def _step_orders(
+    solver: Solver, nodes: Sequence[Node], order: int, lower_final: LowerFinal, published: bool
+) -> list[int]:
     """The order of each whole step: 1 where it is too long, from zero SNR, and where the last is lowered."""
     steps = len(nodes) - 1
     lowers = lower_final if isinstance(lower_final, bool) else steps * order < lower_final
-    longest = solver.longest[min(solver.evaluations, len(solver.longest)) - 1]
+    longest = math.inf if published else solver.longest[min(solver.evaluations, len(solver.longest)) - 1]
     orders = [
         1 if source.has_signal and log_step(source, target) > longest else solver.evaluations
         for source, target in itertools.pairwise(nodes)

@@ -21,9 +21,10 @@ from fastsample.tables.row import Row
 Rule = Callable[..., Row]
 """`(nodes, target, *, order, **options) -> Row`: the update from `nodes[-1]`, the newest evaluation, to `target`."""
 
-CONTEXT = ("order", "previous_order", "started", "block", "following")
+CONTEXT = ("order", "previous_order", "started", "block", "following", "published")
 """What a rule may ask for by a keyword of that name: its own order and the one before it, whether any step before was
-of an order above 1, how many evaluations its single-step block has, the node after its target (None at the end)."""
+of an order above 1, how many evaluations its single-step block has, the node after its target (None at the end),
+whether long steps are to be made as published."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class Solver:
         for position in range(1, self.evaluations + 1):
             context = {
                 **{"order": position, "previous_order": position - 1, "started": False},
-                **{"block": self.evaluations, "following": nodes[-1]},
+                **{"block": self.evaluations, "following": nodes[-1], "published": False},
             }
             asked = {name: context[name] for name in self.context}
             drawn = drawn or self.rule(nodes[:position], nodes[position], **asked).next.noise != 0
