@@ -38,7 +38,7 @@ GRIDS = {
 
 
 class Denoiser:
-    """The exact data prediction of three Gaussians; x = data + sigma noise, on flow (1 - sigma) data + sigma noise."""
+    """The data prediction of three Gaussians; x = data + sigma noise, on flow (1 - sigma) data + sigma noise."""
 
     def __init__(self, flow: bool = False) -> None:
         self.flow, self.sigmas, self.extra = flow, [], []

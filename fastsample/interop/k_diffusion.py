@@ -37,9 +37,9 @@ def sampler(
     ("dpmpp-2m-sde") as in its schedulers, which lower the order on long steps.
 
     `f(model, x, sigmas, extra_args=None, callback=None, disable=None, noise_sampler=None, **options)` takes `x` at
-    `sigmas[0]` to `sigmas[-1]`, 0 or not; options given there come before these. With fewer than two sigmas it gives
-    back `x`. `callback` gets a dict of x, i, sigma, sigma_hat and denoised at each step; `disable` hides the progress bar.
-    `flow` says that the model is one of flow matching; None asks the model, which ComfyUI's answer, others are not.
+    `sigmas[0]` to `sigmas[-1]`, 0 or not; options given there come before these. Fewer than two sigmas give
+    back `x`. `callback` gets a dict of x, i, sigma, sigma_hat and denoised at each step; `disable` hides the bar.
+    `flow` says that the model is one of flow matching; None asks the model: ComfyUI's answer, others are not.
     Noise comes from `noise_sampler` where one is given, else `noise` "brownian": the increments of one path
     (:class:`fastsample.sampling.brownian.BrownianPath`), the same at any number of steps; "independent": drawn anew at
     each step; "auto": brownian where the name has "sde" in it, as in k-diffusion. Either begins from

@@ -1,8 +1,8 @@
 """Noise that is the increments of one Brownian path: any number of steps from a seed follow the same path.
 
-The path W runs in u = alpha^2 / sigma^2, the signal-to-noise ratio. There the noise that a step of the reverse SDE adds
-is an increment: x alpha / sigma^2 gains W(u_t) - W(u_s), exactly, whatever the step. So a long step draws the sum of
-what the short ones within it draw.
+The path W runs in u = alpha^2 / sigma^2, the signal-to-noise ratio. There the noise that a step of the reverse SDE
+adds is an increment: x alpha / sigma^2 gains W(u_t) - W(u_s), exactly, whatever the step. So a long step draws the
+sum of what the short ones within it draw.
 
 It is a virtual Brownian tree (Li et al., arXiv:2001.01328, sec. 4): nothing of it is kept. W at a point is a sum of
 normal numbers, one for each bridge that halves the range on the way down to that point, and each of these is a
