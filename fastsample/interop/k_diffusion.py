@@ -41,8 +41,8 @@ def sampler(
     back `x`. `callback` gets a dict of x, i, sigma, sigma_hat and denoised at each step; `disable` hides the bar.
     `flow` says that the model is one of flow matching; None asks the model: ComfyUI's answer, others are not.
     Noise comes from `noise_sampler` where one is given, else `noise` "brownian": the increments of one path
-    (:class:`fastsample.sampling.brownian.BrownianPath`), the same at any number of steps; "independent": drawn anew at
-    each step; "auto": brownian where the name has "sde" in it, as in k-diffusion. Either begins from
+    (:class:`fastsample.sampling.brownian.BrownianPath`), the same at any number of steps; "independent": drawn anew
+    at each step; "auto": brownian where the name has "sde" in it, as in k-diffusion. Either begins from
     `extra_args["seed"]` as ComfyUI hands it over, else from PyTorch's own generator. `s_noise` multiplies it.
     Raises ValueError for unknown names and options, and on a call for sigmas that do not fall, before the model runs.
     """
