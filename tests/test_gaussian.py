@@ -31,7 +31,9 @@ def off(name: str, laid: Grid) -> float:
     """How far the spread of the data that `name` makes is from theirs."""
     schedule, prediction_type, nodes = laid
     std = STD / schedule.data_scale
-    return abs(spread(name, std, prediction_type, nodes, schedule if available()[name].needs_schedule else None) - STD)
+    return abs(
+        spread(name, std, prediction_type, nodes, schedule if available()[name].needs_schedule else None) - STD
+    )
 
 
 @cache

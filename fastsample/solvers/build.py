@@ -90,7 +90,9 @@ def build_table_on_nodes(
     require_falling_noise(nodes)
     _check_marginals(solver, nodes)
     if solver.needs_schedule and schedule is None:
-        raise ValueError(f"schedule = None: solver {solver.name!r} reads the noise schedule between its nodes; give it")
+        raise ValueError(
+            f"schedule = None: solver {solver.name!r} reads the noise schedule between its nodes; give it"
+        )
     if blocks is not None:
         _check_blocks(solver, blocks, len(nodes) - 1, schedule)
     if solver.stages and schedule is not None:
@@ -120,9 +122,7 @@ def _assemble(
     context: dict[str, Callable[[], Sequence[Any]]] = {
         "order": lambda: orders,
         "previous_order": lambda: [0, *orders],
-        "started": lambda: list(
-            itertools.accumulate([order > 1 for order in orders], operator.or_, initial=False)
-        ),
+        "started": lambda: list(itertools.accumulate([order > 1 for order in orders], operator.or_, initial=False)),
         "block": lambda: _block_lengths(orders),
         "following": lambda: [*nodes[2:], None],
         "ahead": lambda: _noisy_ahead(nodes),
@@ -196,9 +196,7 @@ def _with_stages(
     steps = list(itertools.pairwise(nodes))
     blocks = [block if target.sigma > 0 else 1 for (_, target), block in zip(steps, blocks, strict=True)]
     whole = [solver.whole_steps or block == solver.evaluations for block in blocks]
-    shares = [
-        solver.stages[: block - 1] if full else _even(block) for block, full in zip(blocks, whole, strict=True)
-    ]
+    shares = [solver.stages[: block - 1] if full else _even(block) for block, full in zip(blocks, whole, strict=True)]
     place = solver.place or _stage_lam
     inner = [
         place(source, target, part, options) if source.has_signal else _stage_lam(source, target, part, options)

@@ -37,8 +37,8 @@ class Solver:
 
     `order`: the order of the method, also the default of its `order` option. `space`: whether the history holds
     predictions of data or of noise. `orders`: what the `order` option may be; empty where there is no such option.
-    `stages`: the inner points of a single-step method, as parts of a step in log-SNR, 1 its end and 2 that of the next
-    step; empty for a multistep one. `place`: where they lie, if not at those parts on the way to the step's end.
+    `stages`: the inner points of a single-step method, as parts of a step in log-SNR, 1 its end and 2 that of the
+    next step; empty for a multistep one. `place`: where they lie, if not at those parts of the way to its end.
     `limits`: whether a step onto sigma = 0 exists at order 1 only. `flow`: whether it works on flow-matching
     models. `whole_steps`: whether a scheduler's step count means steps with all their stages, not evaluations.
     `always_lowers`: whether `lower_order_final` lowers the last orders at any number of steps. `longest`: the longest

@@ -21,7 +21,7 @@ from fastsample.solvers.registry import check_choice, check_eta, log_step, solve
 from fastsample.tables.row import Row, Weights, ddim_weights
 
 Integral = Callable[[Sequence[Node], Node, float], list[float]]
-"""`(evaluated, to, eta) -> weights`: of the data predictions made at `evaluated` since a step's start, oldest first."""
+"""`(evaluated, to, eta) -> weights`: of the data predictions at `evaluated`, a step's start and its stages."""
 
 
 def constant(evaluated: Sequence[Node], to: Node, eta: float) -> list[float]:
@@ -78,7 +78,7 @@ def res_third(evaluated: Sequence[Node], to: Node, eta: float) -> list[float]:
 def stage(
     nodes: Sequence[Node], target: Node, position: int, eta: float, integrals: Sequence[Integral], block: int
 ) -> Row:
-    """The row after evaluation `position` of a step of `block` evaluations, whose i-th one reads `integrals[i - 1]`."""
+    """The row after evaluation `position` of a step of `block`, whose i-th one is followed by `integrals[i - 1]`."""
     check_eta(eta)
     source, evaluated = nodes[-1], nodes[-position:]
     if block == 1:
@@ -166,7 +166,7 @@ def res_3s(nodes: Sequence[Node], target: Node, *, order: int = 3, block: int = 
     claims=lambda order: 1,
 )
 def seeds_3(nodes: Sequence[Node], target: Node, *, order: int = 3, block: int = 3, eta: float = 1.0) -> Row:
-    """SEEDS-3: the reverse SDE by an exponential Runge-Kutta step, three model calls a step; `eta` 0 is DPM-Solver++ 3S."""
+    """SEEDS-3: the reverse SDE by an exponential Runge-Kutta step, three model calls a step; `eta` 0 is dpmpp-3s."""
     return stage(nodes, target, order, eta, [constant, second_order("heun"), seeds_third], block)
 
 
@@ -179,7 +179,7 @@ def seeds_3(nodes: Sequence[Node], target: Node, *, order: int = 3, block: int =
     longest=(math.inf, 1.8, 1.0),
 )
 def res_3m(nodes: Sequence[Node], target: Node, *, order: int = 3) -> Row:
-    """Refined exponential solver in multistep form, order 3: the last two predictions as stages, one model call a step."""
+    """Refined exponential solver, multistep, order 3: older predictions as stages, one model call a step."""
     source = nodes[-1]
     known = [source, *[node for node in nodes[-2 : -order - 1 : -1] if node.alpha > 0]]
     integral = (constant, second_order("heun"), res_third)[len(known) - 1]

@@ -33,7 +33,9 @@ class Stepper:
         low, high = schedule.first_time, schedule.noise_time
         levels = [schedule.node(low + part * (high - low)).sbar for part in WINDOW]
         self.eta = eta
-        self.noisy, self.clean = (own if given is None else given for given, own in zip((start, end), levels, strict=True))
+        self.noisy, self.clean = (
+            own if given is None else given for given, own in zip((start, end), levels, strict=True)
+        )
 
     def step(self, source: Node, target: Node) -> ExponentialStep:
         """From `source` to `target`."""
@@ -111,9 +113,7 @@ def sa_solver(
     if corrector and len(known) > 1:
         used = min(max(previous_order, 1), int(min(ahead, 4)) + 1)
         change = correction(stepper.step(known[1], source), known[1:], used, corrector)
-        history = [
-            new + step.sample * old for new, old in itertools.zip_longest(history, change, fillvalue=0.0)
-        ]
+        history = [new + step.sample * old for new, old in itertools.zip_longest(history, change, fillvalue=0.0)]
     return Row(source, target, Weights(step.sample, history=tuple(history), noise=step.noise))
 
 
@@ -162,9 +162,9 @@ def sa_solver_pece(
 
 def _predictor(known: Sequence[Node], target: Node, order: int, left: int) -> int:
     """How many predictions, made at `known`, newest first, the predictor reads: fewer before a long step."""
-    if len(known) > 1 and known[0].sbar < NOISY:
-        if log_step(known[0], target) > RATIO * log_step(known[1], known[0]):
-            return 1
+    far = len(known) > 1 and log_step(known[0], target) > RATIO * log_step(known[1], known[0])
+    if far and known[0].sbar < NOISY:
+        return 1
     most = 2 if log_step(known[0], target) > LONGEST[2] else order
     return max(1, min(order, most, left, len(known)))
 

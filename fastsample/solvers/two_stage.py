@@ -113,9 +113,7 @@ def dpm2_stage(source: Node, target: Node, part: float, options: Mapping[str, An
 
 
 @solver("dpm2", order=2, space="data", references=(EDM,), longest=(math.inf, 3.0), place=dpm2_stage, **MIDPOINT)
-def dpm2(
-    nodes: Sequence[Node], target: Node, *, order: int = 2, eta: float = 0.0, split: str = "posterior"
-) -> Row:
+def dpm2(nodes: Sequence[Node], target: Node, *, order: int = 2, eta: float = 0.0, split: str = "posterior") -> Row:
     """DPM2: the midpoint method in log(sigma / alpha), two calls a step; `eta` 1 is "DPM2 a".
 
     With `split` "rf", that of rectified flows, in sigma / (alpha + sigma).
