@@ -48,7 +48,7 @@ class FusedSteps:
             table, indices = self._on_device
             sums = combine_fused(inputs, table, indices[index], dtypes)
         held = (*sums, *stored)
-        return held[0], tuple([None if place is None else held[place] for place in self._keeps[index]])
+        return sums[0], tuple([None if place is None else held[place] for place in self._keeps[index]])
 
     @cached_property
     def _on_device(self) -> tuple[Tensor, tuple[Tensor, ...]]:
