@@ -12,9 +12,10 @@ from torch import Tensor
 from fastsample.decoding.adapters import Adapter, adapter_of
 from fastsample.decoding.cache import Caching
 from fastsample.decoding.commit import CommitRule
-from fastsample.decoding.decoder import Decoder, Stream
+from fastsample.decoding.decoder import Decoder
 from fastsample.decoding.ledger import DecodingLedger
 from fastsample.decoding.refinement import LatentRefinement
+from fastsample.decoding.rows import Stream
 from fastsample.decoding.schedule import Schedule
 from fastsample.decoding.settings import Constraints, Settings, check_prompt, constrained
 from fastsample.decoding.statistics import Sampling
