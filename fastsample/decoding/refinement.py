@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastsample.decoding.statistics import relative_entropy, nucleus
+from fastsample.decoding.statistics import nucleus, relative_entropy
 
 
 @dataclass(frozen=True)
