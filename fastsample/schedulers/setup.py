@@ -40,7 +40,7 @@ class Setup:
         return build_table_on_nodes(
             self.name,
             grid,
-            schedule=self.schedule if self.solver.whole_steps else None,
+            schedule=self.schedule if self.solver.needs_schedule else None,
             prediction_type=self.output_type,
             lower_final=config["lower_order_final"] and self.solver.lower_final,
             dualfast=config["dualfast"],
