@@ -73,13 +73,15 @@ def build_table_on_nodes(
     euler_at_final: bool = False,
     dualfast: float = 0.0,
     blocks: Sequence[int] | None = None,
+    published: bool = False,
     **options: Any,
 ) -> Table:
     """As :func:`build_table`, on given marginals; `euler_at_final` makes a multistep's last update of order 1.
 
     Without a `schedule` a single-step solver takes its stages from the nodes themselves (every node but the
     last is one evaluation, as diffusers' single-step scheduler does), with it it inserts them. Solvers of whole
-    steps, and those that ask for it (`Solver.needs_schedule`), need one: ValueError without.
+    steps, and those that ask for it (`Solver.needs_schedule`), need one: ValueError without. `published` leaves the
+    orders of long steps, and how they are made, as the solver's authors have them.
     """
     solver = get_solver(name)
     check_prediction_type(prediction_type)
@@ -96,18 +98,20 @@ def build_table_on_nodes(
     if blocks is not None:
         _check_blocks(solver, blocks, len(nodes) - 1, schedule)
     if solver.stages and schedule is not None:
-        orders = list(blocks) if blocks else _step_orders(solver, nodes, order, lower_final)
+        orders = list(blocks) if blocks else _step_orders(solver, nodes, order, lower_final, published)
         nodes, orders = _with_stages(solver, nodes, schedule, orders, {**solver.options, **options})
     elif solver.stages:
         orders = _grid_stages(solver, nodes, order, lower_final)
     else:
         orders = multistep_orders(len(nodes) - 1, order, lower_final)
-        orders = lower_at_long_steps(orders, nodes, solver.variable, solver.longest if solver.limits else (math.inf,))
+        if not published:
+            longest = solver.longest if solver.limits else (math.inf,)
+            orders = lower_at_long_steps(orders, nodes, solver.variable, longest)
         if solver.limits:
             orders = lower_at_limits(orders, nodes)
         if euler_at_final:
             orders[-1] = 1
-    table = _assemble(solver, nodes, orders, schedule, prediction_type, options)
+    table = _assemble(solver, nodes, orders, schedule, published, prediction_type, options)
     return apply_dualfast(table, dualfast, multistep=not solver.stages) if dualfast else table
 
 
@@ -116,6 +120,7 @@ def _assemble(
     nodes: Sequence[Node],
     orders: Sequence[int],
     schedule: NoiseSchedule | None,
+    published: bool,
     prediction_type: str,
     options: dict[str, Any],
 ) -> Table:
@@ -127,6 +132,7 @@ def _assemble(
         "following": lambda: [*nodes[2:], None],
         "ahead": lambda: _noisy_ahead(nodes),
         "schedule": lambda: [schedule] * len(orders),
+        "published": lambda: [published] * len(orders),
     }
     asked = {name: context[name]() for name in solver.context}
     known: list[Node] = []  # one list that grows, as a copy of the past for each step costs the square of the steps
@@ -167,11 +173,13 @@ def _grid_stages(solver: Solver, nodes: Sequence[Node], order: int, lower_final:
     return orders
 
 
-def _step_orders(solver: Solver, nodes: Sequence[Node], order: int, lower_final: LowerFinal) -> list[int]:
+def _step_orders(
+    solver: Solver, nodes: Sequence[Node], order: int, lower_final: LowerFinal, published: bool
+) -> list[int]:
     """The order of each whole step: 1 where it is too long, from zero SNR, and where the last is lowered."""
     steps = len(nodes) - 1
     lowers = lower_final if isinstance(lower_final, bool) else steps * order < lower_final
-    longest = solver.longest[min(solver.evaluations, len(solver.longest)) - 1]
+    longest = math.inf if published else solver.longest[min(solver.evaluations, len(solver.longest)) - 1]
     orders = [
         1 if source.has_signal and log_step(source, target) > longest else solver.evaluations
         for source, target in itertools.pairwise(nodes)
