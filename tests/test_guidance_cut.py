@@ -1,4 +1,4 @@
-"""Guidance in some steps alone: elsewhere the conditional branch by itself, on every guided pipeline, in windows too."""
+"""Guidance in some steps, elsewhere the conditional branch alone: on every guided pipeline, in windows too."""
 
 from __future__ import annotations
 
@@ -30,7 +30,13 @@ GUIDED: dict[str, dict[str, Any]] = {
 }
 """How pipelines of the zoo are called that are not guided there."""
 
-UNGUIDED = {"flux_inpaint", "flux_fill", "flux_control", "flux_2", "hunyuan_video_15"}  # by what the zoo calls them with
+UNGUIDED = {
+    "flux_inpaint",
+    "flux_fill",
+    "flux_control",
+    "flux_2",
+    "hunyuan_video_15",
+}  # by what the zoo calls them with
 COMBINED = {"stable_diffusion_xl_refiner"}  # of two pipelines
 LTX_2_SCALES = ("guidance_scale", "audio_guidance_scale", "modality_scale", "audio_modality_scale")
 WITHOUT: dict[str, dict[str, float]] = {"z_image": {"guidance_scale": 0.0}, "ltx_2": dict.fromkeys(LTX_2_SCALES, 1.0)}
@@ -94,7 +100,7 @@ def test_video_diffusion_raises_its_guidance_by_frames() -> None:
 
 
 def perturbed(**inputs: Any) -> tuple[Any, dict[str, Any]]:
-    """Stable Diffusion with perturbed-attention guidance of scale 3 in its middle block, and what it is called with."""
+    """Stable Diffusion with perturbed-attention guidance in its middle block, and what it is called with."""
     torch.manual_seed(0)
     pipe = assemble(
         diffusers.StableDiffusionPAGPipeline, sd_scheduler("DDIMScheduler"), vae=vae(), unet=unet(), **SD_SAFETY
@@ -141,7 +147,7 @@ def test_perturbed_attention_is_cut_with_the_rest(scale: float) -> None:
     ],
 )
 def test_the_pipelines_own_formula_is_the_identity(name: str, changed: dict[str, Any]) -> None:
-    """Whatever it does with its branches: against the same pipeline whose branches are all made the conditional one."""
+    """Against the same pipeline whose branches are all made the conditional one."""
     pipe = ZOO[name].build()
     with fs.GuidanceCut(0, 2).apply(pipe):
         found = run(name, pipe, **changed)
@@ -231,6 +237,6 @@ def test_two_cuts_of_one_pipeline_are_refused() -> None:
     before = type(pipe.unet), set(vars(pipe.unet))
     with fs.GuidanceCut(0, 3).apply(pipe):
         check_refused(lambda: fs.GuidanceCut(0, 2).apply(pipe), "cut already")
-        assert type(pipe.unet) == diffusers.UNet2DConditionModel
+        assert isinstance(pipe.unet, diffusers.UNet2DConditionModel)
     assert (type(pipe.unet), set(vars(pipe.unet))) == before
     check_refused(lambda: fs.GuidanceCut(0, 2).apply(object()), "no network")

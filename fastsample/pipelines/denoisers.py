@@ -114,10 +114,11 @@ def latents_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | list[T
     Raises ValueError where there are none.
     """
     given = (*args, *(kwargs.get(name) for name in LATENTS), *kwargs.values())
-    found = next((value for value in given if isinstance(value, Tensor) or of_tensors(value)), None)
+    found: Any = next((value for value in given if isinstance(value, Tensor) or of_tensors(value)), None)
     if found is None:
         raise ValueError(f"the denoiser was called without latents: it has {', '.join(kwargs)}")
-    return found
+    latents: Tensor | list[Tensor] = found
+    return latents
 
 
 def of_tensors(value: Any) -> bool:

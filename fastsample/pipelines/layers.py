@@ -25,7 +25,7 @@ _CHANGING = threading.Lock()  # held while a module's layers change
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """`around(beneath, *args, **kwargs)` is called in place of the module, and `forget()` when its pipeline is done."""
+    """`around(beneath, *args, **kwargs)` is called in place of the module, and `forget()` when a pipeline is done."""
 
     name: str
     around: Callable[..., Any]
@@ -40,7 +40,9 @@ def layers_of(module: nn.Module) -> tuple[Layer, ...]:
 
 def layers_on(denoiser: Denoiser) -> tuple[Layer, ...]:
     """The layers on a denoiser, those beneath torch.compile's wrapper too."""
-    return layers_of(denoiser.module) + (layers_of(denoiser.component) if denoiser.module is not denoiser.component else ())
+    return layers_of(denoiser.module) + (
+        layers_of(denoiser.component) if denoiser.module is not denoiser.component else ()
+    )
 
 
 @contextlib.contextmanager

@@ -119,7 +119,8 @@ def _found(site: Site, frame: FrameType, of_users: bool) -> Branches | None:
     if positive and any(_hold(call.conditions, frame) for call in others):
         own = site.call.branch
         return Branches((own,), calls=True, ahead=own is not Branch.POSITIVE and min(positive) < site.call.line)
-    named = {name for part in (*site.splits, *others) for rule in part.conditions for name in rule.names}
+    rules = [rule for part in (site.splits, others) for one in part for rule in one.conditions]
+    named = {name for rule in rules for name in rule.names}
     return Branches(may_come=True) if named & site.assigned else None
 
 

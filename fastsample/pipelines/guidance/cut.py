@@ -1,4 +1,4 @@
-"""Guidance in some of the steps, and the conditional branch alone in the others: fewer evaluations, nothing cached."""
+"""Guidance in some of the steps, and the conditional branch alone in the others; nothing is cached."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 
-from fastsample.pipelines.denoisers import Denoiser, denoisers, timestep_reader
+from fastsample.pipelines.denoisers import GATE_HOOK, Denoiser, denoisers, hooks_of, timestep_reader
 from fastsample.pipelines.guidance.caller import Branches, Caller
-from fastsample.pipelines.layers import Layer, layered, layers_on
 from fastsample.pipelines.guidance.perturbed import unperturbed
 from fastsample.pipelines.guidance.reading import Branch
 from fastsample.pipelines.guidance.rows import Batch, Rows, gathered
 from fastsample.pipelines.guidance.steps import Run, Runs
+from fastsample.pipelines.layers import Layer, layered, layers_on
 
 CUT = "guidance cut"
 
@@ -25,10 +25,10 @@ CUT = "guidance cut"
 class GuidanceCut:
     """Guide a pipeline in steps `start` <= step < `stop` alone: `with GuidanceCut(0, 10).apply(pipe): pipe(prompt)`.
 
-    Integers are steps, which count from 0 and are the scheduler's; floats are fractions of a run's steps, of which a
-    step counts from `int(fraction * steps)` on, as in diffusers' guiders. In the other steps the network runs the
-    conditional branch alone, as with a guidance scale of 1. For every pipeline whose guidance is copies in a batch, or
-    further calls of its network, joint attention and perturbed attention too. Raises ValueError on values out of range.
+    Integers are steps, which count from 0 and are the scheduler's; floats are fractions of a run's steps, each of
+    which is step `int(fraction * steps)`, as in diffusers' guiders. In the other steps the network runs the
+    conditional branch alone, as with a guidance scale of 1. For every pipeline whose guidance is copies in a batch,
+    or further calls of its network; joint and perturbed attention too. Raises ValueError on values out of range.
     """
 
     start: int | float = 0
@@ -64,6 +64,8 @@ class GuidanceCut:
         for denoiser in found:
             if any(layer.name == CUT for layer in layers_on(denoiser)):
                 raise ValueError(f"the guidance of pipe.{denoiser.name} is cut already: remove that handle first")
+            if GATE_HOOK in hooks_of(denoiser.module):
+                raise ValueError(f"pipe.{denoiser.name} has T-GATE, which drops guidance itself: remove() it first")
         return GuidanceCutHandle(self, pipe, found)
 
 

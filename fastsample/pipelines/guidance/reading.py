@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import itertools
 import linecache
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -193,7 +194,7 @@ def _context(path: Path) -> ast.expr | None:
 
 def _conditions(path: Path) -> tuple[Condition, ...]:
     found = []
-    for node, child in zip(path, path[1:], strict=False):
+    for node, child in itertools.pairwise(path):
         if isinstance(node, ast.If):
             found.append(Condition(_compiled(node.test), child not in node.orelse, frozenset(_names(node.test))))
     return tuple(found)

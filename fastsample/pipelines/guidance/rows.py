@@ -35,7 +35,9 @@ class Rows:
         if name in BATCH_SECOND:
             return _picked(value.transpose(0, 1), self.chosen, self.total).transpose(0, 1)
         if isinstance(value, Tensor):
-            batched = value.ndim > 0 and (len(value) == self.total or (name in LONGER and not len(value) % self.total))
+            batched = value.ndim > 0 and (
+                len(value) == self.total or (name in LONGER and not len(value) % self.total)
+            )
             return _picked(value, self.chosen, self.total) if batched else value
         if isinstance(value, dict):
             return {key: self._cut(key, part) for key, part in value.items()}
@@ -44,6 +46,7 @@ class Rows:
         if isinstance(value, (list, tuple)):
             return type(value)(self._cut("", part) for part in value)
         return value
+
 
 class Batch:
     """One call of a denoiser, whose batch is the same `each` rows in every one of its guidance branches."""
@@ -78,11 +81,11 @@ def _picked(value: Tensor, rows: Sequence[int], total: int) -> Tensor:
     if total < count and list(rows) == list(range(total)) * (count // total):
         return torch.cat([value] * (count // total))
     index = torch.as_tensor(rows, device=value.device)
-    return value.unflatten(0, (total, each))[index].flatten(0, 1)
+    return value.reshape(total, each, *value.shape[1:])[index].flatten(0, 1)
 
 
 def gathered(parts: Sequence[tuple[Rows, Any]], wanted: Sequence[int]) -> Any:
-    """The output for the rows `wanted`, in that order, from outputs for some; where several have a row, of the last."""
+    """The output for the rows `wanted`, in that order, from outputs for some; where two have a row, of the later."""
     places: dict[int, int] = {}
     before = 0
     for rows, _ in parts:

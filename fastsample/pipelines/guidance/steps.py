@@ -17,7 +17,6 @@ from fastsample.pipelines.guidance.caller import Branches, Caller
 from fastsample.pipelines.guidance.reading import Branch
 
 
-
 @dataclass(frozen=True)
 class Evaluated:
     """What a sampler that evaluates many steps at once makes of a denoiser's call: the place of each row of a
@@ -44,8 +43,8 @@ def evaluating(timesteps: Sequence[Tensor], places: Sequence[int]) -> Iterator[N
 class Run:
     """One pass over a scheduler's timesteps, in one thread.
 
-    It is known by the frame of the pipeline's `__call__` and the timesteps; in a loop of the user's own, which may lay
-    out its timesteps once, by the first of them coming again.
+    It is known by the frame of the pipeline's `__call__` and the timesteps; in a loop of the user's own, which may
+    lay out its timesteps once, by the first of them coming again.
     """
 
     scheduler: Any
@@ -60,7 +59,9 @@ class Run:
         if self.frame is not caller.frame or self.timesteps is not _timesteps(caller):
             return False
         count = self.seen.get(group, 0)
-        return self.frame is not None or not count or count < len(self.timesteps) and self.first != _number(timestep)
+        if self.frame is not None or not count:
+            return True
+        return count < len(self.timesteps) and self.first != _number(timestep)
 
     def step_of(self, index: int) -> int:
         """The step of a timestep; order-2 schedulers and PNDM's warm-up have several in one."""

@@ -146,7 +146,7 @@ class Session:
             loop = self._loop
             last: dict[str, Any] = {}
             assert loop is not None
-            settings = _settings(pipe)
+            guidance = _guidance(pipe)
             for step, latents in sorted(loop.unreported.items()):
                 shown = {**tensors, "latents": latents} if "latents" in tensors else dict(tensors)
                 versions = {name: value._version for name, value in shown.items() if isinstance(value, Tensor)}
@@ -155,8 +155,8 @@ class Session:
                     returned = last.get(name, value)
                     if returned is not value or (name in versions and value._version != versions[name]):
                         raise NotParallelError(f"the callback changes {name}")
-                if _settings(pipe) != settings:
-                    raise NotParallelError("the callback changes what the pipeline does in its later steps")
+                if _guidance(pipe) != guidance:
+                    raise NotParallelError("the callback changes the guidance")
                 if getattr(pipe, "interrupt", False):
                     last = {**last, "latents": latents} if "latents" in tensors else last
                     break
@@ -166,10 +166,9 @@ class Session:
         return callback
 
 
-def _settings(pipe: Any) -> dict[str, Any]:
-    """The plain attributes of a pipeline, its guidance scale among them; it may be interrupted at any time."""
-    held = vars(pipe).items()
-    return {name: value for name, value in held if isinstance(value, (int, float, str)) and name != "_interrupt"}
+def _guidance(pipe: Any) -> dict[str, Any]:
+    """The scales of a pipeline's guidance, which its loop reads at every step."""
+    return {name: value for name, value in vars(pipe).items() if "scale" in name and isinstance(value, (int, float))}
 
 
 class _Bar:
