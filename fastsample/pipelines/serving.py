@@ -74,7 +74,7 @@ class Requests(Loop):
             self._enter(Phase.SWEEPING)
             yield self._request.times[0].to(self.timesteps[0].device)
 
-    def call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Call, int] | None:
+    def call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
         module = inner(module)
         call, number = bind(module, args, kwargs), len(self._calls)
         self._calls.append((module, call))
@@ -89,8 +89,7 @@ class Requests(Loop):
         layout.check_rest(call)
         samples = self._request.samples
         times = self._request.times[:, None].expand(samples.shape[:2])
-        expanded = layout.expand(call, samples, times)
-        return expanded, len(expanded[layout.argument])
+        return layout.expand(call, samples, times)
 
     def step(self, output: Tensor, timestep: Any, sample: Tensor, arguments: dict[str, Any]) -> Any:
         calls, self._calls = self._calls, []

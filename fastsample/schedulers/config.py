@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from diffusers.configuration_utils import register_to_config
 
+from fastsample.sampling.noise import NOISES
 from fastsample.schedulers.grids.request import check_grid
 from fastsample.schedules.config import MODEL_CONFIG, is_flow, understood
 from fastsample.tables.preset import read_preset
@@ -41,6 +42,7 @@ COMMON_CONFIG: dict[str, Any] = {
     "dualfast": 0.0,
     "preset": None,
     "preset_guidance": None,
+    "noise": "independent",
 }
 """Config keys of every scheduler here, named and meant as in diffusers, and with its defaults.
 
@@ -52,7 +54,8 @@ any sigmas of flow-matching models anew, but for "use". `discard_next_to_last_si
 out the one before the end, as AUTOMATIC1111 does for some samplers; `dualfast`, see
 :func:`fastsample.tables.transforms.dualfast`. `preset` holds tuned tables as the JSON text of a
 :class:`fastsample.tables.preset.Preset`, `preset_guidance` says which of its guidance scales is meant: runs of as
-many evaluations as one of them has are made by it, in place of solver and grid.
+many evaluations as one of them has are made by it, in place of solver and grid. `noise` "brownian" makes the noise of a run's steps the increments of
+one path (:mod:`fastsample.sampling.brownian`): one seed follows it at any number of steps.
 """
 
 CHOICES: dict[str, tuple[Any, ...]] = {
@@ -62,6 +65,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "sigma_schedule": (None, "karras", "exponential"),
     "edm_time": (None, "log", "atan"),
     "passed_sigmas": ("auto", "use", "replace"),
+    "noise": NOISES,
 }
 SWITCHES = tuple(key for key, value in COMMON_CONFIG.items() if value is False)
 POSITIVE = ("flow_shift", "shift", "rho", "sample_max_value", "sigma_min", "sigma_max", "sigma_data")

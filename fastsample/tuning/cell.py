@@ -14,7 +14,7 @@ from fastsample.tables.table import Table
 from fastsample.tuning.budget import KEPT, SECOND_LOOK
 from fastsample.tuning.choose import simplest
 from fastsample.tuning.grid import Base, grid_family
-from fastsample.tuning.joint import changes, joint_family
+from fastsample.tuning.joint import RIDGES, changes, joint_family
 from fastsample.tuning.linear import Linear
 from fastsample.tuning.newton import Best, Family, improve
 from fastsample.tuning.pairs import Pairs, loss
@@ -146,7 +146,8 @@ class CellTuner:
 
     def _grid(self, base: Candidate) -> dict[str, Any]:
         family = grid_family(base.cell.base, self.count - 1, self.difference)
-        best = self._improved(family, base.cell.lams, base, GRID_ITERATIONS)
+        start = Best(base.cell.lams, base.linear, base.tune, base.validation)
+        best = self._improved(family, start, GRID_ITERATIONS)
         return Candidate("grid", base.cell, best.table, best.tune, best.validation).to_dict()
 
     def _rows(self, grid: Candidate) -> dict[str, Any]:
@@ -156,19 +157,21 @@ class CellTuner:
 
     def _joint(self, begun: Candidate) -> dict[str, Any]:
         lams = np.array([node.lam for node in begun.linear.nodes[1:-1]])
-        own = begun.cell.base.at(lams)
-        family = joint_family(begun.cell.base, self.count, self.difference)
-        best = self._improved(family, np.append(lams, changes(begun.linear, own)), begun, JOINT_ITERATIONS)
+        values = np.append(lams, changes(begun.linear, begun.cell.base.at(lams)))
+        best = Best(values, begun.linear, begun.tune, begun.validation)
+        for ridge in RIDGES:
+            family = joint_family(begun.cell.base, self.count, self.difference, ridge)
+            best = self._improved(family, best, JOINT_ITERATIONS)
         return Candidate("joint", begun.cell, best.table, best.tune, best.validation).to_dict()
 
     def _affords_rows(self) -> bool:
         own = [0]
         return 2 * self.tune.cost(self.count, own) + self.validation.cost(self.count, own) <= self.tune.purse.left
 
-    def _improved(self, family: Family, values: Array, begun: Candidate, iterations: int) -> Best:
+    def _improved(self, family: Family, start: Best, iterations: int) -> Best:
         return improve(
             family,
-            Best(values, begun.linear, begun.tune, begun.validation),
+            start,
             self.tune,
             self.validation,
             iterations=iterations,

@@ -10,17 +10,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fastsample.names.recommended import RECOMMENDED
 from fastsample.pipelines.configured import configured
 from fastsample.schedulers.solver import SolverScheduler
-from fastsample.tables.preset import Compared, Entry, Preset
+from fastsample.tables.preset import Compared, Entry
 from fastsample.tables.table import Table
-from fastsample.tuning.arguments import WEIGHED, Arguments
+from fastsample.tuning.arguments import TUNED, WEIGHED, Arguments
 from fastsample.tuning.budget import FEW, OPENED, TEACHER_STEPS, limit
 from fastsample.tuning.cell import Candidate, CellTuner
 from fastsample.tuning.check import LARGE, Checked, Quality, final_check
+from fastsample.tuning.grid import Base
 from fastsample.tuning.oracle import Calls, Oracle, Pair
 from fastsample.tuning.pairs import Pairs
 from fastsample.tuning.problem import Start
+from fastsample.tuning.screen import named_lams
 from fastsample.tuning.stages import Stages
 from fastsample.tuning.target import Target
 from fastsample.tuning.teacher import Teacher, spread, teach, teacher_nodes
@@ -161,7 +164,7 @@ class Guided:
         """The entry of a cell: the tuned table where the check keeps it, else the untuned one."""
         untuned, chosen = candidates
         kept = chosen if checked.kept else untuned
-        least, most = (part * self.guidance for part in WIDER) if self.guidance > 1 else (0.0, 1.0)
+        least, most = meant_for(self.guidance)
         return Entry(
             evaluations=count,
             guidance=float(self.guidance),
@@ -192,7 +195,8 @@ class Guided:
         def scores(table: Table) -> Sequence[float]:
             pairs, images = self._sets["check"], []
             self.stages.purse.spend(count * len(pairs))
-            scheduler = SolverScheduler.from_config(self.target.pipe.scheduler.config, preset=self._alone(table))
+            alone = self.target.preset([unmeasured(table, self.guidance, "")])
+            scheduler = SolverScheduler.from_config(self.target.pipe.scheduler.config, preset=alone)
             for begin in range(0, len(pairs), self.asked.batch):
                 part = pairs[begin : begin + self.asked.batch]
                 with configured(self.target.pipe, scheduler):
@@ -202,29 +206,45 @@ class Guided:
 
         return scores
 
-    def _alone(self, table: Table) -> Preset:
-        """A preset of this table alone, to sample with."""
-        entry = Entry(
-            evaluations=table.nfe,
-            guidance=float(self.guidance),
-            least=0.0,
-            most=float(self.guidance),
-            solver=table.solver,
-            options="",
-            grid="",
-            untuned="",
-            stage="untuned",
-            tried="untuned",
-            tune=None,
-            validation=None,
-            final=None,
-            upper=None,
-            teacher_error=None,
-            calls=0,
-            verdict="",
-            table=table,
-        )
-        return self.target.preset([entry])
+
+def unmeasured(table: Table, guidance: float, verdict: str) -> Entry:
+    """The entry of a table of which nothing was measured."""
+    least, most = meant_for(guidance)
+    return Entry(
+        evaluations=table.nfe,
+        guidance=float(guidance),
+        least=least,
+        most=most,
+        solver=table.solver,
+        options="",
+        grid="",
+        untuned="",
+        stage="untuned",
+        tried="untuned",
+        tune=None,
+        validation=None,
+        final=None,
+        upper=None,
+        teacher_error=None,
+        calls=0,
+        verdict=verdict,
+        table=table,
+    )
+
+
+def untouched(target: Target, count: int, guidance: float) -> Entry:
+    """The recommended sampler as it is, where too few pairs were given to tune it."""
+    setting, problem = RECOMMENDED[target.schedule.kind], target.problem(whole=False)
+    lams = named_lams(problem, setting.grid, count)
+    if lams is None:
+        raise ValueError(f"steps = {count}: the {setting.grid} grid has no {count} different times on this model")
+    table = Base(problem, setting.solver, dict(setting.options)).on(problem.nodes(lams))
+    return unmeasured(table, guidance, f"untuned: fewer than {TUNED} pairs say nothing about others")
+
+
+def meant_for(guidance: float) -> tuple[float, float]:
+    """The guidance that a table is meant for which was tuned at `guidance`."""
+    return (WIDER[0] * guidance, WIDER[1] * guidance) if guidance > 1 else (0.0, 1.0)
 
 
 def _compared(untuned: NDArray[np.float64], tuned: NDArray[np.float64]) -> Compared:

@@ -13,11 +13,12 @@ from fastsample.tuning.rows import free_weights
 Array = NDArray[np.float64]
 MOVED = 0.03
 """By how much a weight is moved to see its effect; the samples are linear in those of the last row."""
-RIDGE = 3e-2
-"""How strongly weights are held to the solver's own, relative to the mean curvature."""
+RIDGES = (3e-2, 3e-3, 3e-4)
+"""How strongly weights are held to the solver's own, relative to the mean curvature: less, as long as that helps the
+validation pairs."""
 
 
-def joint_family(base: Base, count: int, difference: float, ridge: float = RIDGE) -> Family:
+def joint_family(base: Base, count: int, difference: float, ridge: float) -> Family:
     """Tables of `count` evaluations by their inner log-SNRs, then by what their weights differ by from `base`'s."""
     grid, free = count - 1, free_weights(count)
 

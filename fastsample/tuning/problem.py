@@ -21,7 +21,8 @@ Model = Callable[[Tensor, Sequence[float]], Tensor]
 class Problem:
     """The runs of a model from `first`, where its noise is drawn, to `final`, the end of the pipeline's own runs.
 
-    `whole`: the network takes whole timesteps only, so that it is told the nearest one of a noise level.
+    `whole`: the network takes whole timesteps only, so that it is told the nearest one of a noise level. `named` lays
+    a grid out by its name and a number of evaluations, where the pipeline has its own way to (a shift).
     """
 
     schedule: NoiseSchedule
@@ -29,6 +30,7 @@ class Problem:
     first: Node
     final: Node
     whole: bool = False
+    named: Callable[[str, int], Sequence[Node]] | None = None
 
     def nodes(self, lams: ArrayLike) -> tuple[Node, ...]:
         """The grid that begins at `first`, goes on at the log-SNRs `lams`, which must rise, and ends at `final`."""

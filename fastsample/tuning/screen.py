@@ -84,13 +84,17 @@ def named_lams(problem: Problem, name: str, count: int) -> Array | None:
     """The inner log-SNRs of a grid by name; None where it does not begin at the problem's first node."""
     schedule = problem.schedule
     try:
-        times = np.asarray(evaluation_times(name, schedule, count), dtype=np.float64)
+        if problem.named is not None:
+            nodes = tuple(problem.named(name, count))[:-1]
+        else:
+            nodes = schedule.nodes_at(evaluation_times(name, schedule, count))
     except ValueError:  # made for other models or counts
         return None
-    lams = schedule.lam(times[1:])
-    begins = len(times) == count and abs(times[0] - schedule.noise_time) <= 1e-3 * schedule.noise_time
-    rises = bool(np.isfinite(lams).all() and np.all(np.diff(np.append(problem.first.lam, lams)) > 1e-6))
-    return np.asarray(lams) if begins and rises and (not len(lams) or lams[-1] < problem.final.lam) else None
+    lams = np.array([node.lam for node in nodes[1:]])
+    if len(nodes) != count or abs(nodes[0].sigma - problem.first.sigma) > 1e-3:
+        return None
+    bounds = [problem.first.lam, *lams, problem.final.lam]
+    return lams if all(before < after - 1e-6 for before, after in itertools.pairwise(bounds)) else None
 
 
 def screen(found: list[Cell], pairs: Pairs, objective: str, report: Callable[[str], None]) -> list[Cell]:

@@ -42,6 +42,7 @@ class Target:
     final: Node
     dtype: torch.dtype
     model: str  # the hash of its weights
+    config: Mapping[str, Any]  # of a scheduler of ours, with whatever shift does not depend on the resolution
 
     def preset(self, entries: Sequence[Entry]) -> Preset:
         """`entries` as a preset of this pipeline."""
@@ -58,7 +59,12 @@ class Target:
 
     def problem(self, whole: bool) -> Problem:
         """The runs that are tuned."""
-        return Problem(self.schedule, self.prediction_type, self.first, self.final, whole)
+
+
+        def named(name: str, count: int) -> Sequence[Node]:
+            return make_nodes(self.schedule, {**self.config, "timestep_grid": name}, GridRequest(count))
+
+        return Problem(self.schedule, self.prediction_type, self.first, self.final, whole, named)
 
     def takes_whole(self, pair: Pair, guidance: float, purse: Purse) -> bool:
         """Whether the network is to be told whole timesteps: as diffusers does, or as it makes no others' difference.
@@ -92,7 +98,7 @@ def target_of(pipe: Any, arguments: Mapping[str, Any]) -> Target:
     *_, last, final = make_nodes(schedule, long, GridRequest(min(LONG_RUN, schedule.train_steps or LONG_RUN)))
     first = make_nodes(schedule, {**long, "timestep_grid": "normal"}, GridRequest(2))[0]
     dtype = next(iter(denoisers(pipe)[0].module.parameters())).dtype
-    return Target(pipe, dict(arguments), *prediction_of(pipe), first, last, final, dtype, fingerprint(pipe))
+    return Target(pipe, dict(arguments), *prediction_of(pipe), first, last, final, dtype, fingerprint(pipe), long)
 
 
 def prediction_of(pipe: Any) -> tuple[NoiseSchedule, str]:

@@ -13,9 +13,9 @@ import torch
 
 from fastsample.cache import cache_folder
 from fastsample.tables.preset import Preset
-from fastsample.tuning.arguments import Arguments
+from fastsample.tuning.arguments import TUNED, Arguments
 from fastsample.tuning.budget import needed
-from fastsample.tuning.guided import Guided
+from fastsample.tuning.guided import Guided, untouched
 from fastsample.tuning.pairs import Purse
 from fastsample.tuning.stages import Stages
 from fastsample.tuning.target import Target, target_of
@@ -78,6 +78,8 @@ def tune(
             f"{least} guided evaluations; give more, or fewer prompts or steps"
         )
     say = report or (lambda text: None)
+    if asked.pairs < TUNED:
+        return target.preset([untouched(target, count, scale) for scale in asked.guidance for count in asked.steps])
     purse = Purse(asked.budget)
     home = cache_folder() / "tuning" if folder is None else Path(folder)
     stages = Stages(home / _key(asked, target), purse, say)
