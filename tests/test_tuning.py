@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pipelines import pixart, quiet, sd3, stable_diffusion
+from pipelines import pixart, pixart_inputs, quiet, sd3, sd3_inputs, stable_diffusion
 from refusal import check_refused
 from torch import Tensor
 
@@ -106,9 +106,7 @@ def test_what_lies_between_the_teachers_points() -> None:
         teacher = mixture.teacher(start)
         for lam in (-1.7, -0.3, 0.9, 2.1):
             node = mixture.problem.nodes([lam])[1]
-            exact = MIXTURE.integrate(
-                schedule, start.sample, schedule.noise_time, float(schedule.time(lam)), 1e-9
-            )
+            exact = MIXTURE.integrate(schedule, start.sample, schedule.noise_time, float(schedule.time(lam)), 1e-9)
             assert float((teacher.at(node) - exact).square().mean().sqrt()) < 2e-3
 
 
@@ -189,7 +187,11 @@ def pipe() -> Any:
 def counted(pipe: Any) -> Iterator[list[int]]:
     """The rows that the network has been given."""
     rows = [0]
-    hook = pipe.unet.register_forward_hook(lambda module, args, output: rows.__setitem__(0, rows[0] + len(args[0])))
+
+    def count(module: Any, args: Any, output: Any) -> None:
+        rows[0] += len(output[0])
+
+    hook = pipe.unet.register_forward_hook(count)
     yield rows
     hook.remove()
 
@@ -199,11 +201,12 @@ def test_a_pipeline_served_is_the_pipeline(make: Callable[[], Any]) -> None:
     """Tables run over the served denoiser end where the pipeline does with a scheduler of the same table."""
     pipe = quiet(make())
     scheduler = fs.DDIMScheduler.from_config(pipe.scheduler.config, timestep_grid="normal")
-    arguments: dict[str, Any] = {"prompt": ["a red circle", "a small circle"], "guidance_scale": 3.0}
+    arguments: dict[str, Any] = {"prompt": ["a red circle", "a small circle"]}
     if make is pixart:
-        from pipelines import pixart_inputs
-
-        arguments = {**pixart_inputs(2), "guidance_scale": 3.0}
+        arguments = pixart_inputs(2)
+    if make is sd3:
+        arguments = {name: torch.cat([value] * 2) for name, value in sd3_inputs().items() if "embeds" in name}
+    arguments["guidance_scale"] = 3.0
     arguments["generator"] = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
     arguments["output_type"] = "latent"
     table_scheduler = fs.create_scheduler("ghvb", pipe.scheduler.config, grid="trailing", order=2)
@@ -257,9 +260,7 @@ def test_tune_counts_resumes_and_leaves_the_pipeline(pipe: Any, counted: list[in
     assert counted[0] == 0  # all of it was on disk
 
 
-def test_the_smallest_budget_is_enough_and_one_less_is_refused(
-    pipe: Any, counted: list[int], tmp_path: Path
-) -> None:
+def test_the_smallest_budget_is_enough_and_one_less_is_refused(pipe: Any, counted: list[int], tmp_path: Path) -> None:
     settings: dict[str, Any] = {"steps": (3, 2), "guidance": (2.0, 1.0), "folder": tmp_path}
     with pytest.raises(ValueError, match="need at least") as caught:
         fs.tune(pipe, PROMPTS, **settings, budget=10)
@@ -289,12 +290,20 @@ def test_a_quality_that_falls_vetoes(pipe: Any, tmp_path: Path) -> None:
     assert [one.stage for one in preset.entries] == ["untuned"]
 
 
-@pytest.mark.parametrize("make", [sd3, lambda: stable_diffusion().to(torch.bfloat16)], ids=["flow", "bfloat16"])
-def test_flow_models_and_narrow_dtypes_are_tuned(make: Callable[[], Any], tmp_path: Path) -> None:
-    pipe = quiet(make())
-    preset = fs.tune(pipe, PROMPTS, steps=(3,), guidance=(2.0,), budget=3000, folder=tmp_path)
+def embedded(count: int) -> list[dict[str, Tensor]]:
+    """Prompts as embeddings, each of its own."""
+    embeds = {name: value for name, value in sd3_inputs().items() if isinstance(value, Tensor)}
+    return [{name: value * (1 + 0.1 * index) for name, value in embeds.items()} for index in range(count)]
+
+
+@pytest.mark.parametrize("kind", ["flow", "bfloat16"])
+def test_flow_models_and_narrow_dtypes_are_tuned(kind: str, tmp_path: Path) -> None:
+    pipe = quiet(sd3() if kind == "flow" else stable_diffusion().to(torch.bfloat16))
+    prompts: list[Any] = embedded(6) if kind == "flow" else PROMPTS
+    preset = fs.tune(pipe, prompts, steps=(3,), guidance=(2.0,), budget=3000, folder=tmp_path)
     pipe.scheduler = fs.DDIMScheduler.from_config(pipe.scheduler.config, preset=preset)
-    latents = pipe(PROMPTS[0], num_inference_steps=3, guidance_scale=2.0, output_type="latent").images
+    call = prompts[0] if kind == "flow" else {"prompt": prompts[0]}
+    latents = pipe(**call, num_inference_steps=3, guidance_scale=2.0, output_type="latent").images
     assert torch.isfinite(latents).all()
     assert preset.entries[0].calls > 0
 

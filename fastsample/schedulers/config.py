@@ -54,8 +54,9 @@ any sigmas of flow-matching models anew, but for "use". `discard_next_to_last_si
 out the one before the end, as AUTOMATIC1111 does for some samplers; `dualfast`, see
 :func:`fastsample.tables.transforms.dualfast`. `preset` holds tuned tables as the JSON text of a
 :class:`fastsample.tables.preset.Preset`, `preset_guidance` says which of its guidance scales is meant: runs of as
-many evaluations as one of them has are made by it, in place of solver and grid. `noise` "brownian" makes the noise of a run's steps the increments of
-one path (:mod:`fastsample.sampling.brownian`): one seed follows it at any number of steps.
+many evaluations as one of them has are made by it, in place of solver and grid. `noise` "brownian" makes the noise
+of a run's steps the increments of one path (:mod:`fastsample.sampling.brownian`): one seed follows it at any number
+of steps.
 """
 
 CHOICES: dict[str, tuple[Any, ...]] = {

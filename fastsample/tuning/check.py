@@ -10,12 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastsample.tables.table import Table
-from fastsample.tuning.choose import upper_ratio
+from fastsample.tuning.choose import LARGE, upper_ratio
 from fastsample.tuning.linear import linear_of
 from fastsample.tuning.pairs import Pairs
 
-LARGE = 1e9
-"""In place of infinity, which JSON does not have."""
 Quality = Callable[[Table], Sequence[float]]
 """Scores, the higher the better, of the images that a table makes of the pairs."""
 

@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
+LARGE = 1e9
+"""In place of infinity, which differences and JSON do not have."""
 DRAWS = 10_000
 LEVEL = 0.975
 """Of the bootstrap: one ratio in forty may lie above its upper end."""
@@ -19,7 +21,7 @@ def simplest(errors: Sequence[Array]) -> int:
     The one-standard-error rule: the first whose mean square error is above that of the best by no more than the
     standard error of their difference, pair by pair.
     """
-    squares = np.stack([np.asarray(own) ** 2 for own in errors])
+    squares = np.stack([np.minimum(own, LARGE) ** 2 for own in errors])
     best = int(np.argmin(squares.mean(1)))
     for index, own in enumerate(squares):
         differences = own - squares[best]

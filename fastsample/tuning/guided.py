@@ -18,7 +18,8 @@ from fastsample.tables.table import Table
 from fastsample.tuning.arguments import TUNED, WEIGHED, Arguments
 from fastsample.tuning.budget import FEW, OPENED, TEACHER_STEPS, limit
 from fastsample.tuning.cell import Candidate, CellTuner
-from fastsample.tuning.check import LARGE, Checked, Quality, final_check
+from fastsample.tuning.check import Checked, Quality, final_check
+from fastsample.tuning.choose import LARGE
 from fastsample.tuning.grid import Base
 from fastsample.tuning.oracle import Calls, Oracle, Pair
 from fastsample.tuning.pairs import Pairs

@@ -22,7 +22,10 @@ GUIDANCE = ("guidance_scale", "true_cfg_scale")
 """What they call their guidance."""
 
 Pair = tuple[Any, int]
-"""A prompt and a seed: the image of `pipe(prompt, generator=torch.Generator().manual_seed(seed))`."""
+"""A prompt and a seed: the image of `pipe(prompt, generator=torch.Generator().manual_seed(seed))`.
+
+A prompt is a text, a class, or a mapping of arguments of the call (prompt_embeds, ..), each for one image.
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,17 +37,18 @@ class Calls:
     arguments: Mapping[str, Any]
 
     def __post_init__(self) -> None:
-        for names in (PROMPTS, GUIDANCE):
-            self._name(names)
+        self._name(GUIDANCE)
         for name in self.arguments:
             if name in ("generator", "latents", "num_inference_steps", "output_type", self._name(GUIDANCE)):
                 raise ValueError(f"call has {name!r}, which is tune's to say: leave it out")
 
     def of(self, pairs: Sequence[Pair], **more: Any) -> dict[str, Any]:
         """The arguments of a call for `pairs`."""
+        prompts = [prompt for prompt, _ in pairs]
+        asked = _joined(prompts) if isinstance(prompts[0], Mapping) else {self._name(PROMPTS): prompts}
         return {
             **self.arguments,
-            self._name(PROMPTS): [prompt for prompt, _ in pairs],
+            **asked,
             self._name(GUIDANCE): self.guidance,
             "generator": [torch.Generator().manual_seed(seed) for _, seed in pairs],
             **more,
@@ -106,6 +110,18 @@ class Oracle:
                 served = serve(self.calls.pipe, scheduler, call, rows=rows, whole=self.whole)
                 self._served.append(self._open.enter_context(served))
         return self._served
+
+
+def _joined(prompts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The arguments of one call for the images that each of `prompts` has arguments for."""
+    return {
+        name: torch.cat([prompt[name] for prompt in prompts])
+        if isinstance(value, Tensor)
+        else [part for prompt in prompts for part in prompt[name]]
+        if isinstance(value, list)
+        else value
+        for name, value in prompts[0].items()
+    }
 
 
 def plain_scheduler(pipe: Any, **options: Any) -> DDIMScheduler:

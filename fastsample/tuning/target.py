@@ -60,7 +60,6 @@ class Target:
     def problem(self, whole: bool) -> Problem:
         """The runs that are tuned."""
 
-
         def named(name: str, count: int) -> Sequence[Node]:
             return make_nodes(self.schedule, {**self.config, "timestep_grid": name}, GridRequest(count))
 

@@ -16,6 +16,7 @@ from fastsample.tables.preset import Preset
 from fastsample.tuning.arguments import TUNED, Arguments
 from fastsample.tuning.budget import needed
 from fastsample.tuning.guided import Guided, untouched
+from fastsample.tuning.oracle import Calls
 from fastsample.tuning.pairs import Purse
 from fastsample.tuning.stages import Stages
 from fastsample.tuning.target import Target, target_of
@@ -71,6 +72,8 @@ def tune(
         quality=quality,
     )
     target = target_of(pipe, {} if call is None else call)
+    for scale in asked.guidance:
+        Calls(pipe, scale, target.arguments).of(asked.sets.tune)  # wrong arguments of the calls are refused here
     least = needed(asked.sizes, asked.steps, len(asked.guidance))
     if asked.budget < least:
         raise ValueError(
@@ -95,5 +98,13 @@ def _key(asked: Arguments, target: Target) -> str:
     """Names the folder of the stages: a hash of all that their results depend on."""
     call = sorted((name, repr(value)) for name, value in target.arguments.items())
     config = sorted((name, repr(value)) for name, value in target.pipe.scheduler.config.items())
-    known = (target.model, str(target.dtype), config, call, repr(asked), torch.__version__, __version__)
+    given = [_written(prompt) for prompt in (*asked.prompts, *(asked.check_prompts or ()))]
+    known = (target.model, str(target.dtype), config, call, given, repr(asked), torch.__version__, __version__)
     return hashlib.sha256(repr(known).encode()).hexdigest()[:20]
+
+
+def _written(prompt: Any) -> str:
+    """A prompt as text, which says what its tensors hold."""
+    if isinstance(prompt, Mapping):
+        return repr(sorted((name, _written(value)) for name, value in prompt.items()))
+    return repr(prompt.flatten().tolist()) if isinstance(prompt, torch.Tensor) else repr(prompt)
