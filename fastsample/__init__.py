@@ -48,6 +48,7 @@ _HOME = {
     "MarginScheduler": "fastsample.decoding.schedulers",
     "ProphetScheduler": "fastsample.decoding.schedulers",
     "ThresholdScheduler": "fastsample.decoding.schedulers",
+    "GuidanceCut": "fastsample.pipelines.guidance",
     "TGate": "fastsample.pipelines.tgate",
     "TGateGuider": "fastsample.caching.guider",  # saved pipelines name this module, which has to be imported
     "decode_masked": "fastsample.decoding",
@@ -118,6 +119,7 @@ if TYPE_CHECKING:
     from fastsample.demo.mixture import GaussianMixture as GaussianMixture
     from fastsample.fixed_point import integrate_parallel as integrate_parallel
     from fastsample.fixed_point import jacobi_decode as jacobi_decode
+    from fastsample.pipelines.guidance import GuidanceCut as GuidanceCut
     from fastsample.pipelines.parallel import ParallelSampler as ParallelSampler
     from fastsample.pipelines.parallel import parallelise as parallelise
     from fastsample.pipelines.swap import load_pipeline as load_pipeline
