@@ -141,4 +141,3 @@ def _cache_path(
     for tensor in (mixture.means, mixture.stds, mixture.weights, x):
         digest.update(tensor.contiguous().numpy().tobytes())
     return cache_folder() / f"mixture-{digest.hexdigest()[:24]}.npy"
-
