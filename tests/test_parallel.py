@@ -96,7 +96,9 @@ def test_random_triangular_systems(update: Any, seed: int) -> None:
     window = [None, 1, 2, 5, length, length + 3][seed % 6]
     make = lambda: RandomSystem(length, items, seed, strength=[0.3, 0.8, 1.5][seed % 3])  # noqa: E731
     for tolerance in (0.0, 0.1, 1e9):
-        states, report = solve(make(), update(), window=window, tolerance=tolerance)
+        found = solve(make(), update(), window=window, tolerance=tolerance, keep=True)
+        states, report = found.trajectory, found.report
+        assert torch.equal(found.leading, states[-1])
         starts = np.array([(0,) * items, *report.starts])
         unfinished = starts[:-1] < length
         assert (np.diff(starts, axis=0)[unfinished] >= 1).all()
@@ -153,7 +155,7 @@ def test_a_block_that_overflows_is_solved_one_by_one_and_reported() -> None:
 
 
 def test_a_window_of_one_is_sequential() -> None:
-    _, report = solve(RandomSystem(7, 3, 1, 0.8), make_update("secant"), window=1)
+    report = solve(RandomSystem(7, 3, 1, 0.8), make_update("secant"), window=1).report
     assert (report.sweeps, report.evaluations) == (7, 21)
 
 
