@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,11 +25,12 @@ class TableSystem(TableTrajectory):
     def __init__(self, table: Table, model: RowModel, x: Tensor, noise: Callable[[int], Tensor]) -> None:
         super().__init__(table, x, [table.steps[0].node, *(step.target for step in table.steps)], noise)
         self._model = model
-        self._times = torch.tensor([step.node.time for step in table.steps], dtype=torch.float64)
+        self._times = np.array([step.node.time for step in table.steps])
 
     def evaluate(self, rows: Tensor, states: Tensor) -> Tensor:
         """The model's outputs, of all rows in one call. Raises ValueError when their shape differs."""
-        times = self._times[rows].flatten().to(accumulation_dtype(states.dtype)).to(states.device)
+        times = torch.from_numpy(self._times[rows.numpy()].ravel())
+        times = times.to(accumulation_dtype(states.dtype)).to(states.device)
         flat = states.flatten(0, 1)
         outputs = self._model(flat, times)
         if outputs.shape != flat.shape:

@@ -64,7 +64,8 @@ class FixedPoint:
         self.trajectory: Tensor | None = None
         if keep:
             self.trajectory = self._held.new_zeros((system.length + 1, *self._held.shape[1:]))
-        self._slide(np.zeros_like(self._begin))
+            self.trajectory[: len(self._held)] = self._held
+        self._slide(np.zeros_like(self._begin), self._held[1:])
 
     @property
     def begin(self) -> Tensor:
@@ -103,35 +104,40 @@ class FixedPoint:
         if new is not plain:
             keep = torch.from_numpy(np.arange(size)[:, None] < final).to(new.device)
             new = torch.where(keep.reshape(*keep.shape, *[1] * (new.ndim - 2)), plain, new)
-        self._held = torch.cat([self._held[:1], new])
         self.report.sweeps += 1
         self.report.evaluations += size * len(final)
         self.report.residuals.append(float(change[valid].max()))
         self._begin = self._begin + final
+        self._slide(final, new)
         self.system.commit(self.begin)
-        self._slide(final)
         self.report.starts.append(tuple(self._begin.tolist()))
 
     @property
     def _size(self) -> int:
         return int(min(self.window, self.system.length - self._begin.min()))
 
-    def _slide(self, final: NDArray[np.int64]) -> None:
-        """Let go of the first `final` [B] states that are held, and guess those that the window has come to."""
+    def _slide(self, final: NDArray[np.int64], new: Tensor) -> None:
+        """Go on by `final` [B] states, with `new` ones after the first, and guess those that the window comes to."""
         end = np.minimum(self._begin + self.window, self.system.length)
-        first = self._begin - final  # the state that is held at place 0
+        first = self._begin - final  # the state at place 0
         place = np.minimum(self._begin + np.arange(self._size + 1)[:, None], end) - first
         guessed = place > self._reached - first
-        held = self._held
+        parts = [self._held[:1], new]
+        self._record(new, first + 1, self._reached)
         if guessed.any():
             rows = self._reached + 1 + np.arange((end - self._reached).max())[:, None]
-            known = taken(held, (self._reached - first)[None])[0]
+            at_last = self._reached - first
+            known = taken(new, np.maximum(at_last - 1, 0)[None])[0] if len(new) else self._held[0]
+            if (at_last == 0).any():
+                first_ones = torch.from_numpy(at_last == 0).reshape(-1, *[1] * (known.ndim - 1)).to(known.device)
+                known = torch.where(first_ones, self._held[0], known)
             guess = self._guess(np.minimum(rows, self.system.length), known)
             self._record(guess, self._reached + 1, end)
-            place = np.where(guessed, place + len(held) - 1 - (self._reached - first), place)
-            held = torch.cat([held, guess])
-        self._record(self._held, first, self._reached)
-        self._held = taken(held, place)
+            place = np.where(guessed, place + len(new) - at_last, place)
+            parts.append(guess)
+        if (place[0] > 0).all():  # one copy less
+            parts, place = [new[int(place.min()) - 1 :], *parts[2:]], place - place.min()
+        self._held = taken(torch.cat(parts) if len(parts) > 1 else parts[0], place)
         self._reached = np.maximum(self._reached, end)
 
     def _guess(self, rows: NDArray[np.int64], known: Tensor) -> Tensor:

@@ -82,7 +82,9 @@ class TableTrajectory(Trajectory):
         if given is None:
             return
         after = given.values[np.arange(len(begin)), begin.numpy() - given.begin]
-        self._stored = self._mixed(after[:, 1:], given)
+        if len(self._stored):
+            self._stored = self._mixed(after[:, 1:], given)
+        self._given = None
         for index in [index for index in self._noises if index < int(begin.numpy().min())]:
             del self._noises[index]
 

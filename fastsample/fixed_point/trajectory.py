@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fastsample.schedules.base import Node
@@ -25,7 +26,7 @@ class Trajectory(ABC):
     def __init__(self, x: Tensor, nodes: Sequence[Node]) -> None:
         self._x = x
         self._scales = noise_scales(nodes)
-        self._spreads = torch.tensor([math.hypot(node.alpha, node.sigma) for node in nodes], dtype=torch.float64)
+        self._spreads = np.array([math.hypot(node.alpha, node.sigma) for node in nodes])
         self._gains: dict[int, tuple[float, float]] = {}
 
     @abstractmethod
@@ -43,21 +44,22 @@ class Trajectory(ABC):
 
     def gains(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """The factors of the sample and of the output in each step, float64."""
-        for step in sorted(set(rows.flatten().tolist()) - self._gains.keys()):
+        index = rows.numpy()
+        for step in sorted(set(index.flat) - self._gains.keys()):
             self._gains[step] = self.gain(step)
-        both = torch.tensor([self._gains[step] for step in rows.flatten().tolist()], dtype=torch.float64)
-        return both[:, 0].reshape(rows.shape), both[:, 1].reshape(rows.shape)
+        both = np.array([self._gains[step] for step in index.flat]).reshape(*index.shape, 2)
+        return torch.from_numpy(both[..., 0]), torch.from_numpy(both[..., 1])
 
     def change(self, rows: Tensor, new: Tensor, old: Tensor) -> Tensor:
         """RMS of the difference over the step's noise scale, [R, B]."""
-        difference = (new - old).flatten(2)
-        moved = torch.linalg.vector_norm(difference, dim=-1, dtype=torch.promote_types(new.dtype, torch.float32))
-        return moved.cpu().double() / (self._scales[rows] * math.sqrt(difference.shape[-1]))
+        dims, dtype = tuple(range(2, new.ndim)), torch.promote_types(new.dtype, torch.float32)
+        moved = torch.linalg.vector_norm(new - old, dim=dims, dtype=dtype).cpu().numpy()
+        return torch.from_numpy(moved / (self._scales[rows.numpy()] * math.sqrt(math.prod(new.shape[2:]))))
 
     def spread_guess(self, reached: Tensor, rows: Tensor, states: Tensor) -> Tensor:
         """`states` at the noise levels of `rows`, by `sqrt(alpha^2 + sigma^2)`: on VP models a copy."""
         guess = states.expand(len(rows), *states.shape)
-        return guess * like(self._spreads[rows] / self._spreads[reached], guess)
+        return guess * like(torch.from_numpy(self._spreads[rows.numpy()] / self._spreads[reached.numpy()]), guess)
 
 
 class SteppedTrajectory(Trajectory):
@@ -133,7 +135,7 @@ class SteppedTrajectory(Trajectory):
                 kept[step] = torch.where(has, given, kept[step]) if step in kept else given.clone()
 
 
-def noise_scales(nodes: Sequence[Node]) -> Tensor:
+def noise_scales(nodes: Sequence[Node]) -> NDArray[np.float64]:
     """The noise std of a DDPM step to each node, `sigma_t sqrt(1 - exp(-2 (lam_t - lam_s)))`, float64 [len(nodes)].
 
     The step to clean data and stages at one time, where it is zero, take the scale before them, or after where
@@ -146,7 +148,7 @@ def noise_scales(nodes: Sequence[Node]) -> Tensor:
     stds = [std if np.isfinite(std) and std > 1e-12 else 0.0 for std in [0.0, *stds]]
     carried = list(accumulate(stds, _last_positive))
     first = next((std for std in carried if std), 1.0)
-    return torch.tensor([std or first for std in carried], dtype=torch.float64)
+    return np.array([std or first for std in carried], dtype=np.float64)
 
 
 def like(factors: Tensor, states: Tensor) -> Tensor:
