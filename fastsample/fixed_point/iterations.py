@@ -41,8 +41,8 @@ class FixedPoint:
 
     A sweep is: evaluate `rows` at `states`, then `sweep(outputs)`; until `done`. The states before `begin` [B] are
     final, and so is `leading` [B, ..], the one at `begin`; the window slides by the states whose inputs moved by no
-    more than `tolerance`, each batch item by its own. Only the window is held, unless all states are to be kept: then
-    `trajectory` [length + 1, B, ..] has those that are final and the window's guesses, zeros elsewhere.
+    more than `tolerance`, each batch item by its own. Only the window is held, unless with `keep`: then `trajectory`
+    [length + 1, B, ..] has the states that are final and the window's guesses, zeros elsewhere.
     """
 
     def __init__(
@@ -61,10 +61,10 @@ class FixedPoint:
         self._held = system.initial()  # the states from `begin` on, [held, B, ..]
         self._begin = np.zeros(self._held.shape[1], dtype=np.int64)
         self._reached = np.full_like(self._begin, len(self._held) - 1)  # the last state that has a value
-        self.trajectory: Tensor | None = None
+        self._kept: Tensor | None = None
         if keep:
-            self.trajectory = self._held.new_zeros((system.length + 1, *self._held.shape[1:]))
-            self.trajectory[: len(self._held)] = self._held
+            self._kept = self._held.new_zeros((system.length + 1, *self._held.shape[1:]))
+            self._kept[: len(self._held)] = self._held
         self._slide(np.zeros_like(self._begin), self._held[1:])
 
     @property
@@ -76,6 +76,13 @@ class FixedPoint:
     def done(self) -> bool:
         """Whether every state of every batch item is final."""
         return bool((self._begin == self.system.length).all())
+
+    @property
+    def trajectory(self) -> Tensor:
+        """All states, where they are kept; ValueError where they are not."""
+        if self._kept is None:
+            raise ValueError("trajectory is held by the window alone: give keep=True to have all states")
+        return self._kept
 
     @property
     def leading(self) -> Tensor:
@@ -148,11 +155,11 @@ class FixedPoint:
 
     def _record(self, values: Tensor, first: NDArray[np.int64], last: NDArray[np.int64]) -> None:
         """Where states are kept, keep `values` [n, B, ..], each item's from state `first` to `last` [B]."""
-        if self.trajectory is None:
+        if self._kept is None:
             return
         rows = first + np.arange(len(values))[:, None]
         row, item = np.nonzero(rows <= last)
-        self.trajectory[rows[row, item], item] = values[row, item]
+        self._kept[rows[row, item], item] = values[row, item]
 
 
 def solve(
