@@ -22,6 +22,7 @@ _HOME = {
     "integrate": "fastsample.sampling",
     "integrate_adaptive": "fastsample.sampling",
     "GraphedLoop": "fastsample.sampling",
+    "graphs": "fastsample.pipelines.graphs",
     "integrate_parallel": "fastsample.fixed_point",
     "ParallelSampler": "fastsample.pipelines.parallel",
     "parallelise": "fastsample.pipelines.parallel",
@@ -121,6 +122,7 @@ if TYPE_CHECKING:
     from fastsample.demo.mixture import GaussianMixture as GaussianMixture
     from fastsample.fixed_point import integrate_parallel as integrate_parallel
     from fastsample.fixed_point import jacobi_decode as jacobi_decode
+    from fastsample.pipelines.graphs import graphs as graphs
     from fastsample.pipelines.guidance import GuidanceCut as GuidanceCut
     from fastsample.pipelines.parallel import ParallelSampler as ParallelSampler
     from fastsample.pipelines.parallel import parallelise as parallelise
