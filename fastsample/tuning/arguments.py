@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from fastsample.tuning.budget import Sizes
@@ -42,7 +42,7 @@ class Arguments:
     grid_only: bool
     check_prompts: tuple[Any, ...] | None
     batch: int
-    quality: Callable[..., Any] | None
+    quality: Callable[..., Any] | None = field(repr=False)
 
     def __post_init__(self) -> None:
         if isinstance(self.prompts, str) or not self.prompts:
