@@ -100,8 +100,7 @@ def _key(asked: Arguments, target: Target) -> str:
     config = sorted((name, repr(value)) for name, value in target.pipe.scheduler.config.items())
     given = [_written(prompt) for prompt in (*asked.prompts, *(asked.check_prompts or ()))]
     quality = getattr(asked.quality, "__qualname__", type(asked.quality).__name__)
-    known = (target.model, str(target.dtype), config, call, given, repr(asked), quality)
-    known = (*known, torch.__version__, __version__)
+    known = (target.model, target.dtype, config, call, given, asked, quality, torch.__version__, __version__)
     return hashlib.sha256(repr(known).encode()).hexdigest()[:20]
 
 
