@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from numpy.typing import ArrayLike
@@ -22,6 +22,7 @@ from fastsample.tables.orders import (
 )
 from fastsample.tables.prediction import check_prediction_type
 from fastsample.tables.row import Row
+from fastsample.tables.stability import stable
 from fastsample.tables.table import Table, compile_rows
 from fastsample.tables.transforms import dualfast as apply_dualfast
 
@@ -34,6 +35,7 @@ def build_table(
     prediction_type: str = "epsilon",
     lower_final: LowerFinal = False,
     dualfast: float = 0.0,
+    stable_guidance: float | None = None,
     blocks: Sequence[int] | None = None,
     rising: bool = False,
     **options: Any,
@@ -47,9 +49,11 @@ def build_table(
 
     `lower_final` lowers the order of the last steps: never (False), always (True), or when there are fewer
     evaluations than the given int. `dualfast` in [0, 1) is the strength of DualFast's correction
-    (:func:`fastsample.tables.transforms.dualfast`; 0: none). `blocks` gives a single-step solver the order of
-    each step, as :func:`fastsample.tables.orders.fast_blocks` does. With `rising` the grid goes from clean to noisy,
-    as inversion does; from sigma = 0 on with a solver on noise predictions, "ddim" among them. `options` are the
+    (:func:`fastsample.tables.transforms.dualfast`; 0: none). `stable_guidance` is the guidance scale, of at least 1,
+    under which every step of a multistep solver shall be stable, at a lower order or one in between where it is not
+    (:mod:`fastsample.tables.stability`; None: no such limit). `blocks` gives a single-step solver the order of each
+    step, as :func:`fastsample.tables.orders.fast_blocks` does. With `rising` the grid goes from clean to noisy, as
+    inversion does; from sigma = 0 on with a solver on noise predictions, "ddim" among them. `options` are the
     solver's own (`fastsample.available_solvers()[name].options`).
     Raises ValueError for unknown names and options, values out of range, and grids whose noise does not fall.
     """
@@ -60,6 +64,7 @@ def build_table(
         prediction_type=prediction_type,
         lower_final=lower_final,
         dualfast=dualfast,
+        stable_guidance=stable_guidance,
         blocks=blocks,
         rising=rising,
         **options,
@@ -75,6 +80,7 @@ def build_table_on_nodes(
     lower_final: LowerFinal = False,
     euler_at_final: bool = False,
     dualfast: float = 0.0,
+    stable_guidance: float | None = None,
     blocks: Sequence[int] | None = None,
     published: bool = False,
     rising: bool = False,
@@ -97,6 +103,7 @@ def build_table_on_nodes(
     if rising:
         _check_rising(solver, nodes[0], options)
     _check_marginals(solver, nodes)
+    _check_stable_guidance(solver, stable_guidance)
     if solver.needs_schedule and schedule is None:
         raise ValueError(
             f"schedule = None: solver {solver.name!r} reads the noise schedule between its nodes; give it"
@@ -116,7 +123,7 @@ def build_table_on_nodes(
         orders = lower_at_limits(orders, nodes, solver.variable)
         if euler_at_final:
             orders[-1] = 1
-    table = _assemble(solver, nodes, orders, schedule, published, prediction_type, options)
+    table = _assemble(solver, nodes, orders, schedule, published, prediction_type, stable_guidance, options)
     return apply_dualfast(table, dualfast, multistep=not solver.stages) if dualfast else table
 
 
@@ -127,6 +134,7 @@ def _assemble(
     schedule: NoiseSchedule | None,
     published: bool,
     prediction_type: str,
+    stable_guidance: float | None,
     options: dict[str, Any],
 ) -> Table:
     context: dict[str, Callable[[], Sequence[Any]]] = {
@@ -145,8 +153,18 @@ def _assemble(
     for index, target in enumerate(nodes[1:]):
         known.append(nodes[index])
         given = {name: values[index] for name, values in asked.items()}
-        rows.append(solver.rule(known, target, **given, **options))
+        falling = _falling_orders(solver, known, target, given, options)
+        rows.append(next(falling) if stable_guidance is None else stable(falling, stable_guidance))
     return compile_rows(solver.name, rows, solver.space, prediction_type, all(row.exact_variance for row in rows))
+
+
+def _falling_orders(
+    solver: Solver, known: Sequence[Node], target: Node, given: dict[str, Any], options: dict[str, Any]
+) -> Iterator[Row]:
+    """The row of the order in `given`, then those of lower orders, to 2; each is made when it is asked for."""
+    yield solver.rule(known, target, **given, **options)
+    for order in range(given.get("order", 1) - 1, 1, -1):
+        yield solver.rule(known, target, **{**given, "order": order}, **options)
 
 
 def _block_lengths(orders: Sequence[int]) -> list[int]:
@@ -261,6 +279,16 @@ def _check_rising(solver: Solver, first: Node, options: Mapping[str, Any]) -> No
             f"times[0] = {first.time:g}: solver {solver.name!r} cannot begin on clean data, where sigma = 0; begin "
             "at the first time of training, or use 'ddim', 'dpm-2m' or 'adams'"
         )
+
+
+def _check_stable_guidance(solver: Solver, scale: float | None) -> None:
+    """Raise ValueError unless it is a guidance scale, or None, and the solver has orders to lower."""
+    if scale is None:
+        return
+    if isinstance(scale, (bool, str)) or not 1 <= scale < math.inf:
+        raise ValueError(f"stable_guidance = {scale!r}: give a guidance scale of at least 1, or None for no limit")
+    if solver.stages:
+        raise ValueError(f"stable_guidance = {scale!r}: {solver.name!r} is single-step: leave it out")
 
 
 def _check_marginals(solver: Solver, nodes: Sequence[Node]) -> None:
