@@ -101,7 +101,7 @@ def build_table_on_nodes(
     nodes = tuple(nodes)
     require_falling_noise(nodes, rising=rising)
     if rising:
-        _check_rising(solver, nodes[0], options)
+        _check_rising(solver, nodes[0], options, stable_guidance)
     _check_marginals(solver, nodes)
     _check_stable_guidance(solver, stable_guidance)
     if solver.needs_schedule and schedule is None:
@@ -267,8 +267,10 @@ def _stage_lam(source: Node, target: Node, part: float, options: Mapping[str, An
     return math.log((1 - level) / level)
 
 
-def _check_rising(solver: Solver, first: Node, options: Mapping[str, Any]) -> None:
+def _check_rising(solver: Solver, first: Node, options: Mapping[str, Any], stable_guidance: float | None) -> None:
     """Raise ValueError where a solver has no way back: from clean data, or with noise drawn."""
+    if stable_guidance is not None:
+        raise ValueError(f"stable_guidance = {stable_guidance!r}: where the grid rises nothing damps; leave it out")
     eta = {**solver.options, **options}.get("eta")
     if solver.stochastic if eta is None else eta:
         raise ValueError(
