@@ -22,6 +22,7 @@ _HOME = {
     "integrate": "fastsample.sampling",
     "integrate_adaptive": "fastsample.sampling",
     "GraphedLoop": "fastsample.sampling",
+    "graphs": "fastsample.pipelines.graphs",
     "integrate_parallel": "fastsample.fixed_point",
     "ParallelSampler": "fastsample.pipelines.parallel",
     "parallelise": "fastsample.pipelines.parallel",
@@ -29,6 +30,8 @@ _HOME = {
     "Ledger": "fastsample.sampling",
     "create_scheduler": "fastsample.schedulers",
     "load_pipeline": "fastsample.pipelines.swap",
+    "load_preset": "fastsample.tuning",
+    "tune": "fastsample.tuning",
     "scheduler_from_name": "fastsample.schedulers",
     "set_scheduler": "fastsample.pipelines.swap",
     "invert": "fastsample.pipelines.inversion",
@@ -123,6 +126,7 @@ if TYPE_CHECKING:
     from fastsample.demo.mixture import GaussianMixture as GaussianMixture
     from fastsample.fixed_point import integrate_parallel as integrate_parallel
     from fastsample.fixed_point import jacobi_decode as jacobi_decode
+    from fastsample.pipelines.graphs import graphs as graphs
     from fastsample.pipelines.guidance import GuidanceCut as GuidanceCut
     from fastsample.pipelines.inversion import invert as invert
     from fastsample.pipelines.parallel import ParallelSampler as ParallelSampler
@@ -155,6 +159,8 @@ if TYPE_CHECKING:
     from fastsample.tables import Table as Table
     from fastsample.tarflow import TarFlowModel as TarFlowModel
     from fastsample.tarflow import TarFlowPipeline as TarFlowPipeline
+    from fastsample.tuning import load_preset as load_preset
+    from fastsample.tuning import tune as tune
 
 
 def __getattr__(name: str) -> Any:

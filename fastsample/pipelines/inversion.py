@@ -42,6 +42,7 @@ def invert(
     if "latents" not in accepted or "output_type" not in accepted:
         raise ValueError(f"pipe = {type(pipe).__name__} takes no latents, so that nothing could start from its noise")
     options: dict[str, Any] = {"solver_name": solver, "solver_options": dict(solver_options or {})}
+    options |= {"preset": None, "preset_guidance": None}  # tuned tables have no way back
     options |= {} if grid is None else {"timestep_grid": grid}
     scheduler = SolverInverseScheduler.from_config(pipe.scheduler.config, **options)
     latents, height, width = encode(pipe, image)
