@@ -14,6 +14,7 @@ from diffusers.configuration_utils import register_to_config
 from fastsample.sampling.noise import NOISES
 from fastsample.schedulers.grids.request import check_grid
 from fastsample.schedules.config import MODEL_CONFIG, is_flow, understood
+from fastsample.tables.preset import read_preset
 
 COMMON_CONFIG: dict[str, Any] = {
     **MODEL_CONFIG,
@@ -40,6 +41,8 @@ COMMON_CONFIG: dict[str, Any] = {
     "discard_next_to_last_sigma": False,
     "dualfast": 0.0,
     "stable_guidance": "auto",
+    "preset": None,
+    "preset_guidance": None,
     "noise": "independent",
 }
 """Config keys of every scheduler here, named and meant as in diffusers, and with its defaults.
@@ -50,12 +53,14 @@ to `set_timesteps` and a grid is named too: they ("use"), the grid ("replace"), 
 pipelines of flow-matching models pass by themselves, and all others over the grid. diffusers' flags, as there, space
 any sigmas of flow-matching models anew, but for "use". `discard_next_to_last_sigma` lays out one more step and leaves
 out the one before the end, as AUTOMATIC1111 does for some samplers; `dualfast`, see
-:func:`fastsample.tables.transforms.dualfast`. `noise` "brownian" makes the noise of a run's steps the increments of
-one path (:mod:`fastsample.sampling.brownian`): one seed follows it at any number of steps. `stable_guidance` is the
-guidance scale under which the steps of a multistep solver shall be stable, where they are too long for its order at a
-lower one or one in between (:mod:`fastsample.tables.stability`); give the scale that you sample with, 1 where there
-is no guidance. "auto" is 5 on flow-matching models, which is never worse than Euler there, and no limit (None) on
-others and on configs of diffusers' own multistep classes, whose values are kept.
+:func:`fastsample.tables.transforms.dualfast`. `preset` holds tuned tables as the JSON text of a
+:class:`fastsample.tables.preset.Preset`, `preset_guidance` says which of its guidance scales is meant: runs of as
+many evaluations as one of them has are made by it, in place of solver and grid. `noise` "brownian" makes the noise
+of a run's steps the increments of one path (:mod:`fastsample.sampling.brownian`): one seed follows it at any number
+of steps. `stable_guidance` is the guidance scale under which the steps of a multistep solver shall be stable, where
+they are too long for its order at a lower one or one in between (:mod:`fastsample.tables.stability`); give the scale
+that you sample with, 1 where there is no guidance. "auto" is 5 on flow-matching models, which is never worse than
+Euler there, and no limit (None) on others and on configs of diffusers' own multistep classes, whose values are kept.
 """
 
 CHOICES: dict[str, tuple[Any, ...]] = {
@@ -87,7 +92,8 @@ def check_config(config: Mapping[str, Any], kind: str) -> None:
     for key in POSITIVE:
         _check_number(config, key, 0.0, math.inf)
     scale = config.get("stable_guidance", "auto")
-    if scale not in ("auto", None) and (not isinstance(scale, Real) or isinstance(scale, bool) or not float(scale) >= 1):
+    number = isinstance(scale, Real) and not isinstance(scale, bool)
+    if scale not in ("auto", None) and not (number and float(scale) >= 1):
         raise ValueError(f"stable_guidance = {scale!r}: give a guidance scale of at least 1, None or 'auto'")
     if config.get("shift_terminal"):  # 0 is none, as in diffusers
         _check_number(config, "shift_terminal", 0.0, 1.0)
@@ -111,7 +117,9 @@ def read_config(
     Raises ValueError for options that `cls` does not have, and for models that keep their own scheduler.
     """
     own = set(inspect.signature(cls).parameters)
-    config = dict(config)
+    config, options = dict(config), dict(options)
+    if options.get("preset") is not None:
+        options["preset"] = read_preset(options["preset"]).to_json()
     for key, value in options.items():
         if key in own or key in ("return_unused_kwargs", "torch_dtype"):
             continue

@@ -76,6 +76,8 @@ def _create(
 ) -> SolverScheduler:
     if grid is not None:
         extra["timestep_grid"] = grid
+    # a solver by name is that solver, whatever preset the scheduler had whose config this is
+    extra = {"preset": None, "preset_guidance": None, **extra}
     return SolverScheduler.from_config(  # type: ignore[no-any-return]
         config, solver_name=solver, solver_options=dict(options), **extra
     )
