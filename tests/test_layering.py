@@ -25,7 +25,7 @@ BELOW = {  # what each part may import of fastsample, in functions too
     "pipelines": {"schedules", "sampling", "fixed_point", "pipelines"},
     "caching": {"pipelines"},  # a path that saved pipelines name
     "tarflow": {"sampling", "fixed_point", "tarflow"},
-    "names": {"decoding", "names"},
+    "names": {"schedules", "solvers", "decoding", "names"},
     "demo": {"schedules", "tables", "solvers", "sampling", "tarflow", "demo"},
     "testing": {"schedules", "tables", "solvers", "sampling", "demo"},
     "bench": {
