@@ -15,8 +15,13 @@ each row stands: step, steps, and the schedule's quota. Columns may be the whole
 from fastsample.decoding.adapters import Adapter, adapter_of, mask_token_of
 from fastsample.decoding.cache import Caching
 from fastsample.decoding.commit import (
+    KLASS,
+    PUNT,
+    WINO,
     After,
+    Checked,
     CommitRule,
+    Credit,
     Entropy,
     EntropyBounded,
     Factor,
@@ -27,23 +32,32 @@ from fastsample.decoding.commit import (
     Progress,
     Prophet,
     Random,
+    Risk,
     Threshold,
     anchor,
 )
 from fastsample.decoding.decode import decode_masked
-from fastsample.decoding.decoder import Commit, Decoder
+from fastsample.decoding.decoder import Decoder
 from fastsample.decoding.ledger import DecodingLedger
+from fastsample.decoding.plan import DecodingPlan, Trial, plan_decoding
 from fastsample.decoding.refinement import LatentRefinement
+from fastsample.decoding.rows import Commit
 from fastsample.decoding.statistics import Sampling, Statistics, statistics_of
 
 __all__ = [
+    "KLASS",
+    "PUNT",
+    "WINO",
     "Adapter",
     "After",
     "Caching",
+    "Checked",
     "Commit",
     "CommitRule",
+    "Credit",
     "Decoder",
     "DecodingLedger",
+    "DecodingPlan",
     "Entropy",
     "EntropyBounded",
     "Factor",
@@ -55,12 +69,15 @@ __all__ = [
     "Progress",
     "Prophet",
     "Random",
+    "Risk",
     "Sampling",
     "Statistics",
     "Threshold",
+    "Trial",
     "adapter_of",
     "anchor",
     "decode_masked",
     "mask_token_of",
+    "plan_decoding",
     "statistics_of",
 ]

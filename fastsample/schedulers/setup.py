@@ -34,6 +34,11 @@ class Setup:
         """Evaluations of one step of the grid, as pipelines of order-2 schedulers expect."""
         return self.solver.evaluations if self.solver.whole_steps else 1
 
+    @property
+    def brownian(self) -> bool:
+        """Whether the noise of a run's steps is of one path."""
+        return bool(self.config.values["noise"] == "brownian")
+
     def table(self, grid: Sequence[Node], eta: float = 0.0) -> Table:
         """The solver's table on `grid`; `eta`, where it is not 0, takes the place of the solver's own."""
         config = self.config.values

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from numpy.typing import ArrayLike
@@ -22,6 +22,7 @@ from fastsample.tables.orders import (
 )
 from fastsample.tables.prediction import check_prediction_type
 from fastsample.tables.row import Row
+from fastsample.tables.stability import stable
 from fastsample.tables.table import Table, compile_rows
 from fastsample.tables.transforms import dualfast as apply_dualfast
 
@@ -34,6 +35,7 @@ def build_table(
     prediction_type: str = "epsilon",
     lower_final: LowerFinal = False,
     dualfast: float = 0.0,
+    stable_guidance: float | None = None,
     blocks: Sequence[int] | None = None,
     **options: Any,
 ) -> Table:
@@ -46,8 +48,10 @@ def build_table(
 
     `lower_final` lowers the order of the last steps: never (False), always (True), or when there are fewer
     evaluations than the given int. `dualfast` in [0, 1) is the strength of DualFast's correction
-    (:func:`fastsample.tables.transforms.dualfast`; 0: none). `blocks` gives a single-step solver the order of
-    each step, as :func:`fastsample.tables.orders.fast_blocks` does. `options` are the solver's own
+    (:func:`fastsample.tables.transforms.dualfast`; 0: none). `stable_guidance` is the guidance scale, of at least 1,
+    under which every step of a multistep solver shall be stable, at a lower order or one in between where it is not
+    (:mod:`fastsample.tables.stability`; None: no such limit). `blocks` gives a single-step solver the order of each
+    step, as :func:`fastsample.tables.orders.fast_blocks` does. `options` are the solver's own
     (`fastsample.available_solvers()[name].options`).
     Raises ValueError for unknown names and options, values out of range, and grids whose noise does not fall.
     """
@@ -58,6 +62,7 @@ def build_table(
         prediction_type=prediction_type,
         lower_final=lower_final,
         dualfast=dualfast,
+        stable_guidance=stable_guidance,
         blocks=blocks,
         **options,
     )
@@ -72,14 +77,17 @@ def build_table_on_nodes(
     lower_final: LowerFinal = False,
     euler_at_final: bool = False,
     dualfast: float = 0.0,
+    stable_guidance: float | None = None,
     blocks: Sequence[int] | None = None,
+    published: bool = False,
     **options: Any,
 ) -> Table:
     """As :func:`build_table`, on given marginals; `euler_at_final` makes a multistep's last update of order 1.
 
     Without a `schedule` a single-step solver takes its stages from the nodes themselves (every node but the
     last is one evaluation, as diffusers' single-step scheduler does), with it it inserts them. Solvers of whole
-    steps, and those that ask for it (`Solver.needs_schedule`), need one: ValueError without.
+    steps, and those that ask for it (`Solver.needs_schedule`), need one: ValueError without. `published` leaves the
+    orders of long steps, and how they are made, as the solver's authors have them.
     """
     solver = get_solver(name)
     check_prediction_type(prediction_type)
@@ -89,6 +97,7 @@ def build_table_on_nodes(
     nodes = tuple(nodes)
     require_falling_noise(nodes)
     _check_marginals(solver, nodes)
+    _check_stable_guidance(solver, stable_guidance)
     if solver.needs_schedule and schedule is None:
         raise ValueError(
             f"schedule = None: solver {solver.name!r} reads the noise schedule between its nodes; give it"
@@ -96,18 +105,20 @@ def build_table_on_nodes(
     if blocks is not None:
         _check_blocks(solver, blocks, len(nodes) - 1, schedule)
     if solver.stages and schedule is not None:
-        orders = list(blocks) if blocks else _step_orders(solver, nodes, order, lower_final)
+        orders = list(blocks) if blocks else _step_orders(solver, nodes, order, lower_final, published)
         nodes, orders = _with_stages(solver, nodes, schedule, orders, {**solver.options, **options})
     elif solver.stages:
         orders = _grid_stages(solver, nodes, order, lower_final)
     else:
         orders = multistep_orders(len(nodes) - 1, order, lower_final)
-        orders = lower_at_long_steps(orders, nodes, solver.variable, solver.longest if solver.limits else (math.inf,))
+        if not published:
+            longest = solver.longest if solver.limits else (math.inf,)
+            orders = lower_at_long_steps(orders, nodes, solver.variable, longest)
         if solver.limits:
             orders = lower_at_limits(orders, nodes)
         if euler_at_final:
             orders[-1] = 1
-    table = _assemble(solver, nodes, orders, schedule, prediction_type, options)
+    table = _assemble(solver, nodes, orders, schedule, published, prediction_type, stable_guidance, options)
     return apply_dualfast(table, dualfast, multistep=not solver.stages) if dualfast else table
 
 
@@ -116,7 +127,9 @@ def _assemble(
     nodes: Sequence[Node],
     orders: Sequence[int],
     schedule: NoiseSchedule | None,
+    published: bool,
     prediction_type: str,
+    stable_guidance: float | None,
     options: dict[str, Any],
 ) -> Table:
     context: dict[str, Callable[[], Sequence[Any]]] = {
@@ -127,6 +140,7 @@ def _assemble(
         "following": lambda: [*nodes[2:], None],
         "ahead": lambda: _noisy_ahead(nodes),
         "schedule": lambda: [schedule] * len(orders),
+        "published": lambda: [published] * len(orders),
     }
     asked = {name: context[name]() for name in solver.context}
     known: list[Node] = []  # one list that grows, as a copy of the past for each step costs the square of the steps
@@ -134,8 +148,18 @@ def _assemble(
     for index, target in enumerate(nodes[1:]):
         known.append(nodes[index])
         given = {name: values[index] for name, values in asked.items()}
-        rows.append(solver.rule(known, target, **given, **options))
+        falling = _falling_orders(solver, known, target, given, options)
+        rows.append(next(falling) if stable_guidance is None else stable(falling, stable_guidance))
     return compile_rows(solver.name, rows, solver.space, prediction_type, all(row.exact_variance for row in rows))
+
+
+def _falling_orders(
+    solver: Solver, known: Sequence[Node], target: Node, given: dict[str, Any], options: dict[str, Any]
+) -> Iterator[Row]:
+    """The row of the order in `given`, then those of lower orders, to 2; each is made when it is asked for."""
+    yield solver.rule(known, target, **given, **options)
+    for order in range(given.get("order", 1) - 1, 1, -1):
+        yield solver.rule(known, target, **{**given, "order": order}, **options)
 
 
 def _block_lengths(orders: Sequence[int]) -> list[int]:
@@ -167,11 +191,13 @@ def _grid_stages(solver: Solver, nodes: Sequence[Node], order: int, lower_final:
     return orders
 
 
-def _step_orders(solver: Solver, nodes: Sequence[Node], order: int, lower_final: LowerFinal) -> list[int]:
+def _step_orders(
+    solver: Solver, nodes: Sequence[Node], order: int, lower_final: LowerFinal, published: bool
+) -> list[int]:
     """The order of each whole step: 1 where it is too long, from zero SNR, and where the last is lowered."""
     steps = len(nodes) - 1
     lowers = lower_final if isinstance(lower_final, bool) else steps * order < lower_final
-    longest = solver.longest[min(solver.evaluations, len(solver.longest)) - 1]
+    longest = math.inf if published else solver.longest[min(solver.evaluations, len(solver.longest)) - 1]
     orders = [
         1 if source.has_signal and log_step(source, target) > longest else solver.evaluations
         for source, target in itertools.pairwise(nodes)
@@ -231,6 +257,16 @@ def _stage_lam(source: Node, target: Node, part: float, options: Mapping[str, An
         return source.lam + part * log_step(source, target)
     level = source.fraction + part * (target.fraction - source.fraction)
     return math.log((1 - level) / level)
+
+
+def _check_stable_guidance(solver: Solver, scale: float | None) -> None:
+    """Raise ValueError unless it is a guidance scale, or None, and the solver has orders to lower."""
+    if scale is None:
+        return
+    if isinstance(scale, (bool, str)) or not 1 <= scale < math.inf:
+        raise ValueError(f"stable_guidance = {scale!r}: give a guidance scale of at least 1, or None for no limit")
+    if solver.stages:
+        raise ValueError(f"stable_guidance = {scale!r}: {solver.name!r} is single-step: leave it out")
 
 
 def _check_marginals(solver: Solver, nodes: Sequence[Node]) -> None:

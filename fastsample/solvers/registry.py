@@ -25,10 +25,11 @@ Rule = Callable[..., Row]
 Place = Callable[[Node, Node, float, Mapping[str, Any]], float]
 """`(source, target, part, options) -> lam`: where a stage at `part` of a step lies."""
 
-CONTEXT = ("order", "previous_order", "started", "block", "following", "ahead", "schedule")
+CONTEXT = ("order", "previous_order", "started", "block", "following", "ahead", "schedule", "published")
 """What a rule may ask for by a keyword of that name: its own order and the one before it, whether any step before was
 of an order above 1, how many evaluations its single-step block has, the node after its target (None at the end), how
-many noise levels are ahead of the newest evaluation (inf where the end is not clean data), the noise schedule."""
+many noise levels are ahead of the newest evaluation (inf where the end is not clean data), the noise schedule, and
+whether long steps are to be made as published."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,7 @@ class Solver:
             context = {
                 **{"order": position, "previous_order": position - 1, "started": False},
                 **{"block": self.evaluations, "following": nodes[-1], "ahead": math.inf, "schedule": schedule},
+                "published": False,
             }
             asked = {name: context[name] for name in self.context}
             drawn = drawn or self.rule(nodes[:position], nodes[position], **asked).next.noise != 0

@@ -29,19 +29,19 @@ def to_stage(source: Node, target: Node, eta: float = 0.0) -> Row:
 
 
 @solver("heun", order=2, space="data", references=(EDM,), stages=(1.0,), whole_steps=True)
-def heun(nodes: Sequence[Node], target: Node, *, order: int = 2) -> Row:
+def heun(nodes: Sequence[Node], target: Node, *, order: int = 2, published: bool = False) -> Row:
     """Heun's method (EDM, arXiv:2206.00364, alg. 1): in sigma / alpha, on flow models in sigma; two calls a step.
 
     In sigma / alpha what the data predictions at the two ends differ by is magnified by up to half the ratio of their
     noise levels. So a step down to less than e^-1.4 of a level that still exceeds the signal is made in
     sigma / (alpha + sigma), as on flow models, where nothing is; not on models that start below a level of 32, as the
-    VP models of diffusers, whose HeunDiscreteScheduler this is at any length.
+    VP models of diffusers, whose HeunDiscreteScheduler this is at any length, nor where it is to be as `published`.
     """
     source = nodes[-1]
     if order == 1:
         return to_stage(source, target)
     base = nodes[-2]
-    long = nodes[0].sbar > 32 and base.sbar > 1 and log_step(base, target) > 1.4
+    long = not published and nodes[0].sbar > 32 and base.sbar > 1 and log_step(base, target) > 1.4
     line = Line(straight=not base.has_signal or long or is_flow(base))
     return Row(source, target, line.weights([source, base], target, [0.5, 0.5]), base=base)
 

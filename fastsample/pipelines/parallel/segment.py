@@ -84,7 +84,9 @@ class Segment:
             )
         self._trajectory = SchedulerTrajectory(stepper, self.start, end, sample, known.outputs[0], nodes)
         update = make_update(settings.iteration)
-        self.fixed = FixedPoint(self._trajectory, update, window=settings.window, tolerance=settings.tolerance)
+        self.fixed = FixedPoint(
+            self._trajectory, update, window=settings.window, tolerance=settings.tolerance, keep=True
+        )
         self._on_sweep = settings.on_sweep
         self._constant = self.fixed.window + 1 if settings.constant_rows else 0
         self._inputs: tuple[Tensor, Tensor] | None = None
@@ -94,6 +96,12 @@ class Segment:
     def latest(self) -> Any:
         """What the scheduler's step returned last."""
         return self._trajectory.latest
+
+    @property
+    def places(self) -> list[int]:
+        """The numbers of this sweep's rows, one row of images after the other."""
+        places: list[int] = self._rows.steps.flatten().tolist()
+        return places
 
     def layout(self, number: int, module: nn.Module) -> CallLayout:
         """The layout of a step's call `number`; NotParallelError when it was not a call of `module`."""
