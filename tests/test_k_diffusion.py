@@ -68,7 +68,9 @@ def smooth_noise(sigma: Tensor, following: Tensor) -> Tensor:
     return math.sqrt(2) * torch.sin(37 * places + 11 * float(sigma) ** 0.5 + 5 * float(following) ** 0.5)
 
 
-STOCHASTIC = ("euler_ancestral", "dpmpp_2m_sde", "dpmpp_sde")
+STOCHASTIC = (
+    *("euler_ancestral", "dpm_2_ancestral", "dpmpp_2s_ancestral", "dpmpp_2m_sde", "dpmpp_3m_sde", "dpmpp_sde"),
+)
 PARITY = ("euler", "heun", "lms", "dpm_2", "dpmpp_2m", *STOCHASTIC)
 
 
