@@ -39,6 +39,7 @@ BELOW = {  # what each part may import of fastsample, in functions too
 }
 ALSO = {  # single files that reach further than their part
     ("pipelines", "swap.py"): {"schedulers", "decoding"},  # the modules that saved pipelines name
+    ("pipelines", "inversion.py"): {"schedulers"},  # it makes the one that goes the other way
 }
 TORCH = {"sampling", "fixed_point", "decoding", "tarflow", "interop"}  # diffusers only inside functions
 # but for subclasses of diffusers' models and pipelines, in modules that are imported when they are asked for

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastsample.schedulers.config import check_config
+from fastsample.schedulers.grids.rising import Rise
 from fastsample.schedulers.levels import TrainingLevels
 from fastsample.schedulers.live_config import Key
 from fastsample.schedules.base import Node, NoiseSchedule
@@ -30,6 +31,7 @@ class Setup:
     output_type: str
     levels: TrainingLevels | None  # of VP models
     preset: Preset | None = None  # of one guidance
+    rise: Rise | None = None  # of schedulers that go from clean to noisy
 
     @property
     def order(self) -> int:
@@ -49,7 +51,8 @@ class Setup:
             grid,
             schedule=self.schedule if self.solver.needs_schedule else None,
             prediction_type=self.output_type,
-            lower_final=config["lower_order_final"] and self.solver.lower_final,
+            lower_final=self.rise is None and config["lower_order_final"] and self.solver.lower_final,
+            rising=self.rise is not None,
             dualfast=config["dualfast"],
             **(self.options.values | ({"eta": eta} if eta else {})),
         )
@@ -58,11 +61,11 @@ class Setup:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return setup_of, (self.name, self.options, self.config, self.leading_from_zero)
+        return setup_of, (self.name, self.options, self.config, self.leading_from_zero, self.rise)
 
 
 @functools.lru_cache(maxsize=64)
-def setup_of(name: str, options: Key, config: Key, leading_from_zero: bool) -> Setup:
+def setup_of(name: str, options: Key, config: Key, leading_from_zero: bool, rise: Rise | None = None) -> Setup:
     """What a config with this solver and its options means. Raises ValueError where that is nothing."""
     values = config.values
     schedule = NoiseSchedule.from_config(values)
@@ -71,9 +74,13 @@ def setup_of(name: str, options: Key, config: Key, leading_from_zero: bool) -> S
     levels = TrainingLevels(schedule) if schedule.kind == "vp" else None
     solver = get_solver(name)
     preset = _preset_of(values, solver, schedule, output_type)
-    setup = Setup(name, options, config, leading_from_zero, solver, schedule, output_type, levels, preset)
+    if preset is not None and rise is not None:
+        raise ValueError("preset: its tables go from noisy to clean; give an inverse scheduler preset=None")
+    setup = Setup(name, options, config, leading_from_zero, solver, schedule, output_type, levels, preset, rise)
     start, end = schedule.noise_time, schedule.clean_time
-    setup.table(schedule.nodes([end + part * (start - end) for part in (0.9, 0.6, 0.3)]))  # wrong options die here
+    parts = (0.9, 0.6, 0.3) if rise is None else (0.3, 0.6, 0.9)
+    probe = schedule.nodes([end + part * (start - end) for part in parts], rising=rise is not None)
+    setup.table(probe)  # wrong options die here
     return setup
 
 
