@@ -55,9 +55,9 @@ def scheduler_from_name(
 
     E.g. "DPM++ 2M SDE Karras", "dpmpp_2m karras", "er_sde bong_tangent", "euler beta(0.5, 0.7)". Its time grid and
     last-step rule are those of the program; where the name has no schedule, `grid`, or the program's default one.
-    Orders are as published on every model, whatever the guidance. `options` of the solver override the name's; `noise`
-    as in :func:`create_scheduler`. Raises ValueError for names that cannot be served, with the reason, and for
-    unknown ones, with the nearest.
+    Orders are as published on every model, whatever the guidance. `options` of the solver override the name's;
+    `noise` as in :func:`create_scheduler`. Raises ValueError for names that cannot be served, with the reason, and
+    for unknown ones, with the nearest.
     """
     named = parse_sampler_name(name)
     extra = {"grid_options": dict(named.grid_options)} if named.grid_options and grid is None else {}
