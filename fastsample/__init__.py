@@ -22,6 +22,7 @@ _HOME = {
     "integrate": "fastsample.sampling",
     "integrate_adaptive": "fastsample.sampling",
     "GraphedLoop": "fastsample.sampling",
+    "graphs": "fastsample.pipelines.graphs",
     "integrate_parallel": "fastsample.fixed_point",
     "ParallelSampler": "fastsample.pipelines.parallel",
     "parallelise": "fastsample.pipelines.parallel",
@@ -29,13 +30,19 @@ _HOME = {
     "Ledger": "fastsample.sampling",
     "create_scheduler": "fastsample.schedulers",
     "load_pipeline": "fastsample.pipelines.swap",
+    "load_preset": "fastsample.tuning",
+    "tune": "fastsample.tuning",
     "scheduler_from_name": "fastsample.schedulers",
     "set_scheduler": "fastsample.pipelines.swap",
+    "invert": "fastsample.pipelines.inversion",
+    "preview_callback": "fastsample.pipelines.preview",
     "AcceleratedScheduler": "fastsample.schedulers",
     "DEISScheduler": "fastsample.schedulers",
     "IPNDMScheduler": "fastsample.schedulers",
     "UniPCScheduler": "fastsample.schedulers",
+    "DDIMInverseScheduler": "fastsample.schedulers",
     "DDIMScheduler": "fastsample.schedulers",
+    "DPMSolverInverseScheduler": "fastsample.schedulers",
     "DPMSolverScheduler": "fastsample.schedulers",
     "GHVBScheduler": "fastsample.schedulers",
     "HeavyBallScheduler": "fastsample.schedulers",
@@ -119,9 +126,12 @@ if TYPE_CHECKING:
     from fastsample.demo.mixture import GaussianMixture as GaussianMixture
     from fastsample.fixed_point import integrate_parallel as integrate_parallel
     from fastsample.fixed_point import jacobi_decode as jacobi_decode
+    from fastsample.pipelines.graphs import graphs as graphs
     from fastsample.pipelines.guidance import GuidanceCut as GuidanceCut
+    from fastsample.pipelines.inversion import invert as invert
     from fastsample.pipelines.parallel import ParallelSampler as ParallelSampler
     from fastsample.pipelines.parallel import parallelise as parallelise
+    from fastsample.pipelines.preview import preview_callback as preview_callback
     from fastsample.pipelines.swap import load_pipeline as load_pipeline
     from fastsample.pipelines.swap import set_scheduler as set_scheduler
     from fastsample.pipelines.tgate import TGate as TGate
@@ -131,8 +141,10 @@ if TYPE_CHECKING:
     from fastsample.sampling import integrate as integrate
     from fastsample.sampling import integrate_adaptive as integrate_adaptive
     from fastsample.schedulers import AcceleratedScheduler as AcceleratedScheduler
+    from fastsample.schedulers import DDIMInverseScheduler as DDIMInverseScheduler
     from fastsample.schedulers import DDIMScheduler as DDIMScheduler
     from fastsample.schedulers import DEISScheduler as DEISScheduler
+    from fastsample.schedulers import DPMSolverInverseScheduler as DPMSolverInverseScheduler
     from fastsample.schedulers import DPMSolverScheduler as DPMSolverScheduler
     from fastsample.schedulers import GHVBScheduler as GHVBScheduler
     from fastsample.schedulers import HeavyBallScheduler as HeavyBallScheduler
@@ -147,6 +159,8 @@ if TYPE_CHECKING:
     from fastsample.tables import Table as Table
     from fastsample.tarflow import TarFlowModel as TarFlowModel
     from fastsample.tarflow import TarFlowPipeline as TarFlowPipeline
+    from fastsample.tuning import load_preset as load_preset
+    from fastsample.tuning import tune as tune
 
 
 def __getattr__(name: str) -> Any:
