@@ -37,11 +37,15 @@ _HOME = {
     "speed_up": "fastsample.pipelines.recommend",
     "scheduler_from_name": "fastsample.schedulers",
     "set_scheduler": "fastsample.pipelines.swap",
+    "invert": "fastsample.pipelines.inversion",
+    "preview_callback": "fastsample.pipelines.preview",
     "AcceleratedScheduler": "fastsample.schedulers",
     "DEISScheduler": "fastsample.schedulers",
     "IPNDMScheduler": "fastsample.schedulers",
     "UniPCScheduler": "fastsample.schedulers",
+    "DDIMInverseScheduler": "fastsample.schedulers",
     "DDIMScheduler": "fastsample.schedulers",
+    "DPMSolverInverseScheduler": "fastsample.schedulers",
     "DPMSolverScheduler": "fastsample.schedulers",
     "GHVBScheduler": "fastsample.schedulers",
     "HeavyBallScheduler": "fastsample.schedulers",
@@ -127,11 +131,16 @@ if TYPE_CHECKING:
     from fastsample.fixed_point import jacobi_decode as jacobi_decode
     from fastsample.pipelines.graphs import graphs as graphs
     from fastsample.pipelines.guidance import GuidanceCut as GuidanceCut
+    from fastsample.pipelines.inversion import invert as invert
     from fastsample.pipelines.parallel import ParallelSampler as ParallelSampler
     from fastsample.pipelines.parallel import parallelise as parallelise
+<<<<<<< HEAD
     from fastsample.pipelines.recipe import Recipe as Recipe
     from fastsample.pipelines.recommend import recommend as recommend
     from fastsample.pipelines.recommend import speed_up as speed_up
+=======
+    from fastsample.pipelines.preview import preview_callback as preview_callback
+>>>>>>> main
     from fastsample.pipelines.swap import load_pipeline as load_pipeline
     from fastsample.pipelines.swap import set_scheduler as set_scheduler
     from fastsample.pipelines.tgate import TGate as TGate
@@ -141,8 +150,10 @@ if TYPE_CHECKING:
     from fastsample.sampling import integrate as integrate
     from fastsample.sampling import integrate_adaptive as integrate_adaptive
     from fastsample.schedulers import AcceleratedScheduler as AcceleratedScheduler
+    from fastsample.schedulers import DDIMInverseScheduler as DDIMInverseScheduler
     from fastsample.schedulers import DDIMScheduler as DDIMScheduler
     from fastsample.schedulers import DEISScheduler as DEISScheduler
+    from fastsample.schedulers import DPMSolverInverseScheduler as DPMSolverInverseScheduler
     from fastsample.schedulers import DPMSolverScheduler as DPMSolverScheduler
     from fastsample.schedulers import GHVBScheduler as GHVBScheduler
     from fastsample.schedulers import HeavyBallScheduler as HeavyBallScheduler

@@ -28,7 +28,7 @@ BELOW = {  # what each part may import of fastsample, in functions too
     },
     "caching": {"pipelines"},  # a path that saved pipelines name
     "tarflow": {"sampling", "fixed_point", "tarflow"},
-    "names": {"decoding", "names"},
+    "names": {"schedules", "solvers", "decoding", "names"},
     "demo": {"schedules", "tables", "solvers", "sampling", "tarflow", "cache", "demo"},
     "interop": {"schedules", "tables", "solvers", "sampling", "names", "interop"},
     "testing": {"schedules", "tables", "solvers", "sampling", "demo"},
@@ -41,6 +41,7 @@ ALSO = {  # single files that reach further than their part
     ("pipelines", "swap.py"): {"schedulers", "decoding"},  # the modules that saved pipelines name
     ("pipelines", "recommend.py"): {"names", "tables"},
     ("pipelines", "recipe.py"): {"schedulers", "tables"},  # where a scheduler is part of what is put on a pipeline
+    ("pipelines", "inversion.py"): {"schedulers"},  # it makes the one that goes the other way
 }
 TORCH = {"sampling", "fixed_point", "decoding", "tarflow", "interop"}  # diffusers only inside functions
 # but for subclasses of diffusers' models and pipelines, in modules that are imported when they are asked for

@@ -14,6 +14,7 @@ from torch import Tensor
 from fastsample.schedulers.grid import GridRequest, make_nodes, training_grid, whole_timesteps
 from fastsample.schedulers.grids.defaults import is_pipeline_default
 from fastsample.schedulers.grids.request import final_node
+from fastsample.schedulers.grids.rising import rising_nodes
 from fastsample.schedulers.setup import Setup
 from fastsample.schedules.base import Node
 from fastsample.schedules.edm import EDMSchedule
@@ -106,7 +107,8 @@ def lay_out(setup: Setup, request: Request, kinds: tuple[type, ...]) -> Layout:
         return _laid_by(setup, table, (*[step.node for step in table.steps], table.steps[-1].target), tuned=True)
     times, sigmas = (None if given is None else list(given) for given in (request.timesteps, request.sigmas))
     asked = GridRequest(request.steps, times, sigmas, request.mu, setup.leading_from_zero)
-    return layout_of(setup, make_nodes(setup.schedule, setup.config.values, asked))
+    nodes = make_nodes(setup.schedule, setup.config.values, asked)
+    return layout_of(setup, rising_nodes(setup.schedule, nodes, setup.rise) if setup.rise else nodes)
 
 
 def _entry_for(setup: Setup, request: Request) -> Entry | None:
@@ -215,6 +217,7 @@ def at_times(laid: Laid, timesteps: Any) -> Laid:
     Raises ValueError where noise does not fall along them, or where they cannot be the evaluations of the solver.
     """
     setup = laid.setup
+    _refuse_rising(setup, "timesteps")
     told = timesteps if isinstance(timesteps, Tensor) else torch.as_tensor(np.asarray(timesteps), device="cpu")
     values = [float(value) for value in told.flatten().tolist()]
     if not values:
@@ -256,6 +259,7 @@ def at_levels(laid: Laid, sigmas: Any) -> Laid:
     Raises ValueError where they do not fall, or cannot be the evaluations of the solver.
     """
     setup = laid.setup
+    _refuse_rising(setup, "sigmas")
     given = sigmas if isinstance(sigmas, Tensor) else torch.as_tensor(np.asarray(sigmas, dtype=np.float64))
     values = [float(value) for value in given.flatten().tolist()]
     if len(values) < 2 or not np.all(np.isfinite(values)):
@@ -274,6 +278,7 @@ def at_levels(laid: Laid, sigmas: Any) -> Laid:
 def from_time(laid: Laid, time: float, end: float | None = None) -> Laid:
     """The run laid anew to start at `time`, which need not be one of its grid, and (with `end`) to go there next."""
     assert laid.layout is not None
+    _refuse_rising(laid.setup, f"timestep = {time:g}")
     setup, first = laid.setup, _point_told(laid, time, 0.0)
     rest = laid.layout.grid
     if end is not None:
@@ -288,6 +293,14 @@ def from_time(laid: Laid, time: float, end: float | None = None) -> Laid:
         )
     layout = layout_of(setup, [first, *later])
     return Laid(setup, layout, layout.timesteps.to(laid.timesteps.device), layout.sigmas)
+
+
+def _refuse_rising(setup: Setup, what: str) -> None:
+    """Raise ValueError for a scheduler that goes from clean to noisy."""
+    if setup.rise:
+        raise ValueError(
+            f"{what}: an inverse scheduler steps along the grid of set_timesteps alone; step at its timesteps"
+        )
 
 
 def node_told(setup: Setup, time: float) -> Node:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastsample.schedulers.config import check_config
+from fastsample.schedulers.grids.flow import is_multistep
+from fastsample.schedulers.grids.rising import Rise
 from fastsample.schedulers.levels import TrainingLevels
 from fastsample.schedulers.live_config import Key
 from fastsample.schedules.base import Node, NoiseSchedule
@@ -15,6 +17,9 @@ from fastsample.solvers import build_table_on_nodes, get_solver
 from fastsample.solvers.registry import Solver
 from fastsample.tables.preset import Preset, read_preset
 from fastsample.tables.table import Table
+
+GUIDANCE = 5.0
+"""The scale under which steps are stable on flow-matching models, unless the config says: most are guided by less."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +35,7 @@ class Setup:
     output_type: str
     levels: TrainingLevels | None  # of VP models
     preset: Preset | None = None  # of one guidance
+    rise: Rise | None = None  # of schedulers that go from clean to noisy
 
     @property
     def order(self) -> int:
@@ -41,6 +47,15 @@ class Setup:
         """Whether the noise of a run's steps is of one path."""
         return bool(self.config.values["noise"] == "brownian")
 
+    @property
+    def stable_guidance(self) -> float | None:
+        """The guidance scale under which steps shall be stable; None where orders are as published."""
+        value = self.config.values["stable_guidance"]
+        if value != "auto":
+            return None if value is None else float(value)
+        flow = self.schedule.kind == "flow" and not is_multistep(self.config.values)
+        return GUIDANCE if flow and not self.solver.stages and self.rise is None else None
+
     def table(self, grid: Sequence[Node], eta: float = 0.0) -> Table:
         """The solver's table on `grid`; `eta`, where it is not 0, takes the place of the solver's own."""
         config = self.config.values
@@ -49,8 +64,10 @@ class Setup:
             grid,
             schedule=self.schedule if self.solver.needs_schedule else None,
             prediction_type=self.output_type,
-            lower_final=config["lower_order_final"] and self.solver.lower_final,
+            lower_final=self.rise is None and config["lower_order_final"] and self.solver.lower_final,
+            rising=self.rise is not None,
             dualfast=config["dualfast"],
+            stable_guidance=self.stable_guidance,
             **(self.options.values | ({"eta": eta} if eta else {})),
         )
 
@@ -58,11 +75,11 @@ class Setup:
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return setup_of, (self.name, self.options, self.config, self.leading_from_zero)
+        return setup_of, (self.name, self.options, self.config, self.leading_from_zero, self.rise)
 
 
 @functools.lru_cache(maxsize=64)
-def setup_of(name: str, options: Key, config: Key, leading_from_zero: bool) -> Setup:
+def setup_of(name: str, options: Key, config: Key, leading_from_zero: bool, rise: Rise | None = None) -> Setup:
     """What a config with this solver and its options means. Raises ValueError where that is nothing."""
     values = config.values
     schedule = NoiseSchedule.from_config(values)
@@ -71,9 +88,13 @@ def setup_of(name: str, options: Key, config: Key, leading_from_zero: bool) -> S
     levels = TrainingLevels(schedule) if schedule.kind == "vp" else None
     solver = get_solver(name)
     preset = _preset_of(values, solver, schedule, output_type)
-    setup = Setup(name, options, config, leading_from_zero, solver, schedule, output_type, levels, preset)
+    if preset is not None and rise is not None:
+        raise ValueError("preset: its tables go from noisy to clean; give an inverse scheduler preset=None")
+    setup = Setup(name, options, config, leading_from_zero, solver, schedule, output_type, levels, preset, rise)
     start, end = schedule.noise_time, schedule.clean_time
-    setup.table(schedule.nodes([end + part * (start - end) for part in (0.9, 0.6, 0.3)]))  # wrong options die here
+    parts = (0.9, 0.6, 0.3) if rise is None else (0.3, 0.6, 0.9)
+    probe = schedule.nodes([end + part * (start - end) for part in parts], rising=rise is not None)
+    setup.table(probe)  # wrong options die here
     return setup
 
 
