@@ -110,3 +110,8 @@ def _built(plan: Plan, schedule: NoiseSchedule, nodes: Sequence[Node]) -> Table:
         published=plan.published,
         **dict(plan.options),
     )
+
+
+def is_flow(sampling: Any) -> bool:
+    """Whether ComfyUI's `sampling` is of a model whose x is a mean of data and noise, which it calls CONST."""
+    return any(kind.__name__ == "CONST" for kind in type(sampling).__mro__)
