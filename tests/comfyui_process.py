@@ -25,10 +25,29 @@ import fastsample.interop.comfyui as pack
 
 FOLDER = Path(sys.argv[1])
 MODELS = {"eps": "EPS", "v": "V_PREDICTION", "flow": "FLOW", "flux": "FLUX", "edm": "EDM"}
-DETERMINISTIC = ("euler", "heun", "dpm_2", "lms", "dpmpp_2m", "res_multistep", "ipndm", "gradient_estimation", "heunpp2")
+DETERMINISTIC = (
+    "euler",
+    "heun",
+    "dpm_2",
+    "lms",
+    "dpmpp_2m",
+    "res_multistep",
+    "ipndm",
+    "gradient_estimation",
+    "heunpp2",
+)
 STOCHASTIC = (
     *("euler_ancestral", "dpm_2_ancestral", "dpmpp_2s_ancestral", "dpmpp_sde", "dpmpp_2m_sde", "dpmpp_2m_sde_heun"),
-    *("dpmpp_3m_sde", "res_multistep_ancestral", "er_sde", "seeds_2", "seeds_3", "sa_solver", "sa_solver_pece", "lcm"),
+    *(
+        "dpmpp_3m_sde",
+        "res_multistep_ancestral",
+        "er_sde",
+        "seeds_2",
+        "seeds_3",
+        "sa_solver",
+        "sa_solver_pece",
+        "lcm",
+    ),
 )
 
 
@@ -137,7 +156,12 @@ def main() -> None:
             own.extra_options = dict(options)
             want, got = sample(patcher, theirs, sigmas), sample(patcher, own, sigmas)
             found["apart"][f"{kind} {name}"] = float((want - got).abs().max() / want.abs().max())
-        for name, label in (("simple", "simple"), ("normal", "normal"), ("sgm-uniform", "sgm_uniform"), ("karras", "karras")):
+        for name, label in (
+            ("simple", "simple"),
+            ("normal", "normal"),
+            ("sgm-uniform", "sgm_uniform"),
+            ("karras", "karras"),
+        ):
             (made,) = grid.build(model=patcher, grid=name, steps=7, denoise=1.0, options="")
             want = comfy.samplers.calculate_sigmas(sampling, label, 7)
             found["grids"][f"{kind} {name}"] = float(((made - want).abs() / (want + 1e-3)).max())

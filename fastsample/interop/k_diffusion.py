@@ -64,7 +64,9 @@ def sampler(
         sampling = model_sampling(model)
         flows = flow if flow is not None else sampling is not None and is_flow(sampling)
         levels = tuple(torch.as_tensor(sigmas).tolist())
-        table, spans, starts = planned(chosen, _offset(levels, chosen, sampling, flows), flow=flows)
+        table, spans, starts = planned(
+            chosen, _offset(levels, chosen, sampling, flows), flow=flows, comfyui=sampling is not None
+        )
         extra = dict(extra_args or {})
         draw = _noise(chosen, x, extra.get("seed"), noise_sampler)
         amount = chosen.s_noise * float(getattr(sampling, "noise_scale", 1.0))  # some models of ComfyUI have one

@@ -32,7 +32,7 @@ def schedule_of(sampling: Any) -> NoiseSchedule:
 
 
 def grid_sigmas(sampling: Any, grid: str, steps: int, denoise: float, options: dict[str, Any]) -> Tensor:
-    """The sigmas of `grid` for `steps` steps down to 0: float32 [steps + 1]; of none, where nothing is to be denoised.
+    """The sigmas of `grid` for `steps` steps down to 0, float32 [steps + 1]; none where nothing is to be denoised.
 
     `denoise` below 1 leaves the last `steps` of a grid of `steps / denoise`.
     Raises ValueError for unknown grids and options, and where a grid collapses.
@@ -60,7 +60,7 @@ def preset_sigmas(sampling: Any, preset: Preset, steps: int, guidance: float) ->
 
 
 def sigmas_at(nodes: Sequence[Node]) -> Tensor:
-    """What ComfyUI calls sigma at `nodes`: on flow models sigma, else sigma / alpha. Raises ValueError if it rises."""
+    """What ComfyUI calls sigma at `nodes`: on flow models sigma, else sigma / alpha. ValueError where it rises."""
     require_falling_noise(nodes)
     flow = all(abs(node.alpha + node.sigma - 1) < 1e-9 for node in nodes)
     return torch.tensor([node.sigma if flow else node.sbar for node in nodes], dtype=torch.float32)

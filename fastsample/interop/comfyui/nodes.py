@@ -7,10 +7,10 @@ from typing import Any
 
 from fastsample.interop.comfyui.levels import grid_sigmas, preset_sigmas
 from fastsample.interop.k_diffusion import sampler
-from fastsample.interop.plans import NOISES, SLOPE_SAMPLERS
+from fastsample.interop.plans import NOISES
 from fastsample.names.options import parse_options
-from fastsample.names.samplers import COMFYUI
-from fastsample.schedules.grids import GRIDS
+from fastsample.names.samplers import COMFYUI, RES4LYF
+from fastsample.schedules.grids import grid_names
 from fastsample.solvers import available
 from fastsample.tables.preset import read_preset
 
@@ -63,7 +63,7 @@ class GridSigmas:
         return {
             "required": {
                 "model": ("MODEL",),
-                "grid": (list(GRIDS), {"default": "quadratic"}),
+                "grid": (grid_names(), {"default": "quadratic"}),
                 "steps": STEPS,
                 "denoise": ("FLOAT", {"default": 1.0, "min": 0.0, "max": 1.0, "step": 0.01}),
                 "options": OPTIONS,
@@ -117,7 +117,7 @@ NODE_DISPLAY_NAME_MAPPINGS = {
 @functools.cache
 def solver_names() -> list[str]:
     """fastsample's solvers, then ComfyUI's names for samplers, each where a sampler can be made of it."""
-    names = [*available(), *sorted({*COMFYUI, *SLOPE_SAMPLERS} - available().keys())]
+    names = [*available(), *sorted({*COMFYUI, *RES4LYF} - available().keys())]
     return [name for name in names if _makes_sampler(name)]
 
 
