@@ -10,7 +10,6 @@ import sys
 import types
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import pytest
 import torch
@@ -166,11 +165,11 @@ class KSampler:
 
 
 @pytest.fixture
-def comfy() -> Any:
-    module, samplers = types.ModuleType("comfy"), types.ModuleType("comfy.samplers")
+def comfy(monkeypatch: pytest.MonkeyPatch) -> None:
+    samplers = types.ModuleType("comfy.samplers")
     samplers.KSAMPLER = KSampler  # type: ignore[attr-defined]
-    with mock.patch.dict(sys.modules, {"comfy": module, "comfy.samplers": samplers}):
-        yield
+    monkeypatch.setitem(sys.modules, "comfy", types.ModuleType("comfy"))
+    monkeypatch.setitem(sys.modules, "comfy.samplers", samplers)
 
 
 MODELS = {
