@@ -156,7 +156,7 @@ class QuickPipeline(StableDiffusion3Pipeline):
     @classmethod
     def of(cls, pipe: StableDiffusion3Pipeline) -> QuickPipeline:
         quick = cls(**pipe.components)
-        quick.transformer = make_transformer().eval()
+        quick.transformer = make_transformer().eval().to(pipe.device)
         quick.transformer.load_state_dict(pipe.transformer.state_dict())
         attention = WeightedLastToken()
         attention.counts = torch.full((1,), float(ZEROS))

@@ -61,9 +61,9 @@ def training_images(count: int, seed: int) -> tuple[list[str], Tensor, Tensor]:
 @torch.no_grad()
 def latents_of(vae: AutoencoderKL, images: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of the scaled latents of images in [0, 1]."""
-    moments = [vae.encode(2 * part - 1).latent_dist for part in images.split(500)]
+    moments = [vae.encode(2 * part.to(vae.device) - 1).latent_dist for part in images.split(500)]
     mean, std = (
-        torch.cat(parts).contiguous() for parts in zip(*((own.mean, own.std) for own in moments), strict=True)
+        torch.cat(parts).cpu().contiguous() for parts in zip(*((own.mean, own.std) for own in moments), strict=True)
     )
     return mean * vae.config.scaling_factor, std * vae.config.scaling_factor
 
@@ -125,7 +125,7 @@ def print_fidelity(
                 ).images
                 for start in range(0, count, batch)
             ]
-            images = torch.cat(parts)
+            images = torch.cat(parts).cpu()
             score = " ".join(f"{k} {v:.3f}" for k, v in bundled.prompt_fidelity(images, prompts).items())
             print(f"guidance {guidance} {'held-out' if held_out else 'seen'} {score}", flush=True)
             if picture and held_out and guidance == 3:

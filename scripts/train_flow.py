@@ -1,13 +1,13 @@
 """Train the bundled flow-matching text-to-image model from a seed: two text encoders and a joint transformer.
 
-    python scripts/train_flow.py train --out build/flow --compile
+    python scripts/train_flow.py train --out build/flow --compile [--device cuda]
     python scripts/train_flow.py evaluate --folder build/flow/folder
 
 The VAE and the scenes are the first bundled model's. `train` writes OUT/checkpoint.pt every 250 steps, from which
-the same command continues to the same weights, and the pipeline to OUT/folder. One thread beside other work made
-2.5 steps a second with --compile, 1.2 without. `evaluate` prints prompt fidelity over guidance scales, through the
-pipeline at its defaults; `shifts` the error of Euler steps by the scheduler's shift. Both are of the bundled model
-without --folder.
+the same command continues to the same weights, and the pipeline to OUT/folder. One thread of a CPU beside other work
+made 2.5 steps a second with --compile, 1.2 without. `evaluate` prints prompt fidelity over guidance scales, through
+the pipeline at its defaults; `shifts` the error of Euler steps by the scheduler's shift. Both are of the bundled
+model without --folder, and compute in float32.
 """
 
 from __future__ import annotations
@@ -49,8 +49,6 @@ from transformers import PreTrainedTokenizerFast
 from fastsample.demo import bundled
 
 IMAGES = 24000
-EVERY = 250
-"""Steps from one checkpoint to the next."""
 RATES = (1e-2, 2e-3)
 """Learning rates of Muon and AdamW before warm-up and cosine."""
 
@@ -66,12 +64,12 @@ class Run:
     step: int = 0
 
     @classmethod
-    def start(cls, vocabulary: int, seed: int) -> Run:
+    def start(cls, vocabulary: int, seed: int, device: torch.device | str = "cpu") -> Run:
         torch.manual_seed(seed + 30)
-        model = nn.ModuleList([TextEncoders(vocabulary), make_transformer()])
+        model = nn.ModuleList([TextEncoders(vocabulary), make_transformer()]).to(device)
         model[1].set_attn_processor(WeightedLastToken())
         average = copy.deepcopy(model).eval()
-        return cls(model, average, make_optimisers(*model), torch.Generator().manual_seed(seed + 31))
+        return cls(model, average, make_optimisers(*model), torch.Generator(device).manual_seed(seed + 31))
 
     def save(self, file: Path) -> None:
         """By way of a second file, so that a run ended while writing leaves the last one whole."""
@@ -81,7 +79,7 @@ class Run:
         file.with_suffix(".part").replace(file)
 
     def load(self, file: Path) -> None:
-        saved = torch.load(file, weights_only=True)
+        saved = torch.load(file, map_location="cpu", weights_only=True)
         self.model.load_state_dict(saved["model"])
         self.average.load_state_dict(saved["average"])
         for optimiser, state in zip(self.optimisers, saved["optimisers"], strict=True):
@@ -120,15 +118,18 @@ def make_optimisers(text: TextEncoders, transformer: SD3Transformer2DModel) -> l
 
 def sigmas_of(count: int, generator: torch.Generator) -> Tensor:
     """Noise levels of a batch: logit-normal moved by SHIFT for four rows in five, else uniform; stratified."""
-    spread = ((torch.arange(count) + torch.rand(count, generator=generator)) / count).clamp(1e-4, 1 - 1e-4)
+    device = generator.device
+    within = torch.rand(count, generator=generator, device=device)
+    spread = ((torch.arange(count, device=device) + within) / count).clamp(1e-4, 1 - 1e-4)
     shifted = torch.sigmoid(torch.special.ndtri(spread) + math.log(SHIFT))
-    return torch.where(torch.rand(count, generator=generator) < 0.2, spread, shifted)
+    return torch.where(torch.rand(count, generator=generator, device=device) < 0.2, spread, shifted)
 
 
 def counts_of(count: int, generator: torch.Generator) -> Tensor:
     """Zero tokens a row: the default for three in four, else 1 to 512, so that other lengths do little harm."""
-    other = torch.exp(math.log(512) * torch.rand(count, generator=generator))
-    return torch.where(torch.rand(count, generator=generator) < 0.25, other, float(ZEROS))
+    device = generator.device
+    other = torch.exp(math.log(512) * torch.rand(count, generator=generator, device=device))
+    return torch.where(torch.rand(count, generator=generator, device=device) < 0.25, other, float(ZEROS))
 
 
 def training_data(out: Path, vae: AutoencoderKL, tokenizer: PreTrainedTokenizerFast, seed: int) -> dict[str, Tensor]:
@@ -146,51 +147,51 @@ def flow_loss(
 ) -> Tensor:
     """Mean square error of the velocity noise - x_0, asked for at (1 - sigma) x_0 + sigma noise and 1000 sigma.
 
-    A `batch` holds the ids of captions, and mean and std of latents; `predict` is the model's transformer, which
-    computes in bfloat16, perhaps compiled.
+    A `batch` holds the ids of captions, and mean and std of latents, on the device of model and generator; `predict`
+    is the model's transformer, which computes in bfloat16, perhaps compiled.
     """
-    count = len(batch["ids"])
-    x, noise = (torch.randn(batch["mean"].shape, generator=generator) for _ in range(2))
+    count, device = len(batch["ids"]), generator.device
+    x, noise = (torch.randn(batch["mean"].shape, generator=generator, device=device) for _ in range(2))
     x = batch["mean"] + batch["std"] * x
-    dropped = torch.rand(count, 1, generator=generator) < 0.1
+    dropped = torch.rand(count, 1, generator=generator, device=device) < 0.1
     text, transformer = model
     context, pooled = text(torch.where(dropped, batch["empty"], batch["ids"]))
     sigma, counts = sigmas_of(count, generator), counts_of(count, generator)
     for processor in transformer.attn_processors.values():
         processor.counts = counts
     level = sigma[:, None, None, None]
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(device.type, torch.bfloat16):
         (velocity,) = predict((1 - level) * x + level * noise, context, pooled, 1000 * sigma, return_dict=False)
     return ((velocity.float() - (noise - x)) ** 2).mean()
 
 
-def train(out: Path, seed: int, steps: int, batch: int, compiled: bool) -> None:
+def train(out: Path, seed: int, steps: int, batch: int, every: int, compiled: bool, device: torch.device) -> None:
     """From the start or the checkpoint in OUT, on one caption in ten empty, to a cosine's end at `steps`."""
     out.mkdir(parents=True, exist_ok=True)
-    vae, tokenizer = bundled.load_pipeline().vae, make_tokenizer()
-    known = training_data(out, vae, tokenizer, seed)
-    empty = tokens_of(tokenizer, [""])
-    run, checkpoint = Run.start(len(tokenizer), seed), out / "checkpoint.pt"
+    vae, tokenizer = bundled.load_pipeline(device=device).vae, make_tokenizer()
+    known = {name: values.to(device) for name, values in training_data(out, vae, tokenizer, seed).items()}
+    empty = tokens_of(tokenizer, [""]).to(device)
+    run, checkpoint = Run.start(len(tokenizer), seed, device), out / "checkpoint.pt"
     if checkpoint.exists():
         run.load(checkpoint)
     print(
         f"transformer {millions(run.model[1])}, text encoders {millions(run.model[0])}, step {run.step}", flush=True
     )
     predict = torch.compile(run.model[1]) if compiled else run.model[1]
-    began, first, total = time.perf_counter(), run.step, 0.0
+    began, first, total = time.perf_counter(), run.step, torch.zeros((), device=device)
     while run.step < steps:
-        pick = torch.randint(len(known["ids"]), (batch,), generator=run.generator)
+        pick = torch.randint(len(known["ids"]), (batch,), generator=run.generator, device=device)
         rows = {name: values[pick] for name, values in known.items()}
         loss = flow_loss(run.model, predict, rows | {"empty": empty}, run.generator)
         run.descend(loss, cosine(run.step, steps))
-        total += loss.item()
+        total += loss.detach()  # read every 50 steps, so that the host stays ahead of a GPU
         if run.step % 50 == 0:
-            speed = (run.step - first) / (time.perf_counter() - began)
-            print(f"step {run.step} loss {total / 50:.4f} {speed:.2f} steps/s", flush=True)
-            total = 0.0
-        if run.step % EVERY == 0 or run.step == steps:
+            mean, seconds = total.item() / 50, time.perf_counter() - began
+            print(f"step {run.step} loss {mean:.4f} {(run.step - first) / seconds:.2f} steps/s", flush=True)
+            total.zero_()
+        if run.step % every == 0 or run.step == steps:
             run.save(checkpoint)
-            pipe = assemble(vae, tokenizer, *run.average)
+            pipe = assemble(vae, tokenizer, *run.average).to(device)
             write_pipeline(pipe, out / "folder", ("transformer", "vae"))
             print(f"step {run.step}", end=" ")
             print_fidelity(QuickPipeline.of(pipe), (3.0,), 64, seed + 1, 20, None, kinds=(True,))
@@ -203,7 +204,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--every", type=int, default=250, help="train: steps from one checkpoint to the next")
     parser.add_argument("--compile", action="store_true", help="train: compile the transformer, minutes once")
+    parser.add_argument("--device", type=torch.device, default="cpu")
     parser.add_argument("--folder", type=Path, help="evaluate: the pipeline; default: the bundled one")
     parser.add_argument("--guidance", type=float, nargs="+", default=[1.0, 2.0, 3.0, 5.0, 7.0])
     parser.add_argument("--count", type=int, default=128, help="evaluate: prompts of each kind")
@@ -213,10 +216,19 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.stage == "train":
-        train(arguments.out, arguments.seed, arguments.steps, arguments.batch, arguments.compile)
+        train(
+            arguments.out,
+            arguments.seed,
+            arguments.steps,
+            arguments.batch,
+            arguments.every,
+            arguments.compile,
+            arguments.device,
+        )
         return
+    torch.backends.cudnn.allow_tf32 = False  # images are compared: float32 is float32
     folder = arguments.folder or bundled.model_path("flow_text_to_image")
-    pipe = StableDiffusion3Pipeline.from_pretrained(folder, local_files_only=True)
+    pipe = StableDiffusion3Pipeline.from_pretrained(folder, local_files_only=True).to(arguments.device)
     pipe.set_progress_bar_config(disable=True)
     if arguments.stage == "shifts":
         print_shifts(pipe, (1.0, 1.5, 2.0, 3.0), 16, arguments.seed + 1000)
