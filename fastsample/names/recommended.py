@@ -1,8 +1,8 @@
 """The setting that the documents recommend for each kind of model, in one place.
 
-    kind = NoiseSchedule.from_config(pipe.scheduler.config).kind
-    setting = RECOMMENDED[kind]
-    pipe.scheduler = create_scheduler(setting.solver, pipe.scheduler.config, grid=setting.grid, **setting.options)
+kind = NoiseSchedule.from_config(pipe.scheduler.config).kind
+setting = RECOMMENDED[kind]
+pipe.scheduler = create_scheduler(setting.solver, pipe.scheduler.config, grid=setting.grid, **setting.options)
 """
 
 from __future__ import annotations
