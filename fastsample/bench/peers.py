@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,18 +27,19 @@ def peer_scheduler(name: str, config: Mapping[str, Any], **options: Any) -> Any:
     """
     cls, short = peer_class(name), name.removesuffix("Scheduler")
     kind, matches_flow = NoiseSchedule.from_config(config).kind, short.startswith("FlowMatch")
+    keys = inspect.signature(cls.__init__).parameters
     if kind == "edm" and not short.startswith(("EDM", "Cosine", "Euler")):
         raise ValueError(f"peer = {name!r} is for discrete noise levels, and the model has continuous ones (EDM)")
+    if kind == "flow" and not matches_flow and "use_flow_sigmas" not in keys:
+        raise ValueError(f"peer = {name!r} is not for flow-matching models: use FlowMatchEulerDiscrete")
+    if kind != "flow" and matches_flow:
+        raise ValueError(f"peer = {name!r} is for flow-matching models: use DPMSolverMultistep")
+    said = [key for key in SHAPES if kind == "flow" and config.get(key)]
+    said += ["variance_type"] if str(config.get("variance_type")).startswith("learned") else []
+    if lost := [key for key in said if key not in keys]:
+        raise ValueError(f"peer = {name!r} knows no {', '.join(lost)}, which the model's config has")
     if kind != "flow":
-        if matches_flow:
-            raise ValueError(f"peer = {name!r} is for flow-matching models: use DPMSolverMultistep")
         return cls.from_config(config, **options)
-    keys = cls().config.keys()
     shift = config.get("flow_shift") or config.get("shift") or 1.0
     told = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": shift}
-    if not matches_flow and "use_flow_sigmas" not in keys:
-        raise ValueError(f"peer = {name!r} is not for flow-matching models: use FlowMatchEulerDiscrete")
-    lost = [key for key in SHAPES if config.get(key) and key not in keys]
-    if lost:
-        raise ValueError(f"peer = {name!r} knows no {', '.join(lost)}, which the model's config has")
     return cls.from_config(config, **{**({"shift": shift} if matches_flow else told), **options})

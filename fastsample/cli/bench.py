@@ -15,8 +15,8 @@ def bench(
     solver: Annotated[
         list[str] | None,
         typer.Option(
-            help="A solver name or name:key=value,.. (grid=quadratic for its own grid), a sampler as AUTOMATIC1111 or "
-            " ComfyUI call it, or a scheduler class of diffusers; repeat. Default: the recommended one and a few."
+            help="A solver name or name:key=value,.. (grid=quadratic for its own grid), a sampler as AUTOMATIC1111 "
+            "or ComfyUI call it, or a scheduler class of diffusers; repeat. Default: the recommended one and a few."
         ),
     ] = None,
     peer: Annotated[
@@ -42,9 +42,9 @@ def bench(
     guidance: Annotated[
         str | None,
         typer.Option(
-            help="Comma-separated guidance scales; 1 means none. Default: the pipeline's own; 2,7.5 for the bundled "
-            "text_to_image and 3 for flow_text_to_image. Where a network was distilled with guidance, its scale, or "
-            "with --negative-prompt true guidance."
+            help="Comma-separated guidance scales; 1 means none (in Z-Image 0). Default: the pipeline's own; 2,7.5 "
+            "for the bundled text_to_image, 3 for flow_text_to_image. Where a network was distilled with guidance, "
+            "its scale, or with --negative-prompt true guidance."
         ),
     ] = None,
     negative_prompt: arguments.NegativePrompt = None,
@@ -62,7 +62,7 @@ def bench(
     device: arguments.Device = None,
     offload: arguments.Offload = "none",
     out: Annotated[Path, typer.Option(help="Folder for results.jsonl and the files below.")] = Path("results/bench"),
-    as_json: Annotated[bool, typer.Option("--json", help="Also write and print results.json.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Also write results.json.")] = False,
     csv: Annotated[bool, typer.Option("--csv", help="Also write results.csv.")] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="Also write results.md.")] = False,
     plot: Annotated[
@@ -83,9 +83,9 @@ def bench(
     """Compare samplers: error to the converged solution, prompt fidelity, Frechet distance, seconds.
 
     The converged solution is 200 steps of DPM-Solver++ 3M by the same pipeline from the same noise. The error is the
-    RMS of the latents to its latents, relative to their spread: of latents as the pipeline's own decoder gets them, so
-    after it has unpacked and scaled them, all frames of a video together; of the pixels where there is no decoder.
-    In bfloat16 and float16 rounding sets a floor to it. Seconds are without decoding.
+    RMS of the latents to its latents, relative to their spread: of latents as the pipeline's own decoder gets them,
+    unpacked and scaled, all frames of a video together; of the pixels where there is no decoder. In bfloat16 and
+    float16 rounding sets a floor to it. Seconds are without decoding.
 
     With --decode, ways to decode a language model: right answers, wholly right texts, forwards, seconds.
 

@@ -34,8 +34,8 @@ def sample(
     guidance: Annotated[
         float | None,
         typer.Option(
-            help="Guidance scale, 1 means none; default: the pipeline's own (3 for the bundled models). Where a "
-            "network was distilled with guidance, its scale, or with --negative-prompt true guidance."
+            help="Guidance scale, 1 means none (in Z-Image 0); default: the pipeline's own (bundled models: 3). "
+            "Where a network was distilled with guidance, its scale, or with --negative-prompt true guidance."
         ),
     ] = None,
     negative_prompt: arguments.NegativePrompt = None,

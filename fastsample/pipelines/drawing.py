@@ -18,9 +18,8 @@ from torch import Tensor
 from fastsample.pipelines.denoisers import inner
 from fastsample.pipelines.overlay import class_beneath, overlaid
 from fastsample.pipelines.parallel.stepping import next_sample, with_sample
+from fastsample.pipelines.request import DECODERS
 from fastsample.sampling.ledger import Ledger
-
-DECODERS = ("vae", "movq", "vqvae", "vqgan")
 
 
 @dataclass(frozen=True)

@@ -77,8 +77,11 @@ def _reason(pipe: Any, error: Exception) -> str:
     """Why the call failed: a part that is missing, a picture that is, or what the pipeline says."""
     kind, said = class_beneath(pipe).__name__, " ".join(str(error).split())
     text = said if isinstance(error, ValueError) and said else f"{type(error).__name__}: {said}".rstrip(": ")
-    optional = type(pipe)._optional_components
-    missing = [name for name, part in pipe.components.items() if part is None and name not in optional]
+    if isinstance(error, NameError):
+        return f"model = {kind} needs the package {error.name}: install it"
+    absent = [name for name, part in pipe.components.items() if part is None]
+    missing = [name for name in absent if name not in pipe._optional_components]
+    missing = missing or [name for name in absent if name.startswith(("text_encoder", "tokenizer"))]
     if missing and "NoneType" in text:
         return f"model = {kind} has no {', '.join(missing)}: save it with them ({text})"
     asked = sources(pipe)

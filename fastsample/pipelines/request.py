@@ -19,8 +19,11 @@ TRUE_GUIDANCE = "true_cfg_scale"
 GUIDANCE = ("guidance_scale", "distilled_guidance_scale")
 FRAMES = ("num_frames", "frames", "video_length")
 OWN = ("prompt", "negative_prompt", "num_inference_steps", "generator", "output_type", "return_dict")
-SOURCES = ("image", "video", "mask", "condition", "audio", "hint")
-"""In the names of arguments that a picture or a sound to start from is given by."""
+SOURCES = ("image", "images", "video", "videos", "mask", "conditions", "controls", "hint")
+"""The last words of arguments that something to start from is given by."""
+
+DECODERS = ("vae", "movq", "vqvae", "vqgan")
+"""The components that decode, where there is one."""
 
 
 @dataclass(frozen=True)
@@ -116,16 +119,17 @@ def check_draws(pipe: Any) -> None:
     kind, known, parts = class_beneath(pipe).__name__, _parameters(pipe), pipe.components
     needed = [name for name, one in known.items() if one.default is one.empty and name != "prompt"]
     source = ", ".join(sources(pipe))
+    decoder = next((name for name in DECODERS if name in parts and parts[name] is None), None)
     sized = "height" in known and "width" in known
     reasons = {
-        "takes no prompt": "prompt" not in known,
+        f"takes no prompt{source and ', but '}{source}": "prompt" not in known,
         f"needs {', '.join(needed)} beside a prompt": needed,
-        f"starts from another {source}": not sized and source,
         "makes sound": not sized and any("audio" in name or "waveform" in name for name in known),
+        f"starts from {source}": not sized and source,
         "has no height and width, so that it draws no images": not sized,
         "takes no num_inference_steps": "num_inference_steps" not in known,
         "has no scheduler": parts.get("scheduler") is None,
-        "has no vae": "vae" in parts and parts["vae"] is None,
+        f"has no {decoder}": decoder,
         "has no unet or transformer": not denoisers(pipe),
     }
     for reason, holds in reasons.items():
@@ -134,9 +138,9 @@ def check_draws(pipe: Any) -> None:
 
 
 def sources(pipe: Any) -> list[str]:
-    """The arguments of `pipe` that a picture, video or sound to start from is given by."""
-    plain = [name for name in _parameters(pipe) if not any(word in name for word in ("num_", "ip_adapter", "scale"))]
-    return [name for name in plain if any(word in name.split("_") for word in (*SOURCES, "images"))]
+    """The arguments of `pipe` that a picture or video to start from is given by."""
+    found = [name for name in _parameters(pipe) if name.split("_")[-1] in SOURCES and "attention" not in name]
+    return [name for name in found if "ip_adapter" not in name]
 
 
 def _is_told_guidance(pipe: Any) -> bool:

@@ -100,17 +100,17 @@ class Arms:
             own = type(runner.pipe.scheduler).__name__.removesuffix("Scheduler")
             names = dict.fromkeys([own, *DEFAULT[runner.kind]])
             peers = [Arm(name, peer=True) for name in names if f"{name}Scheduler" in peer_names()]
-        arms = []
-        for arm in dict.fromkeys([*ours, *peers]):
+        cases = make_cases(list(dict.fromkeys([*ours, *peers])), steps, guidances, seeds)
+        left_out = set()
+        for arm, case in {case.arm: case for case in cases}.items():
             try:
-                runner.check(arm, max(steps), max(guidances))
+                runner.check(arm, case.steps, case.guidance)
             except ValueError as error:
                 if self.peers is not None or not arm.peer:
                     raise
+                left_out.add(arm)
                 print(f"left out: {arm.label}: {error}", file=sys.stderr)
-            else:
-                arms.append(arm)
-        return make_cases(arms, steps, guidances, seeds)
+        return [case for case in cases if case.arm not in left_out]
 
 
 def _accelerated(arms: Sequence[Arm], added: Sequence[dict[str, Any]]) -> list[Arm]:

@@ -140,7 +140,8 @@ def generate(sampler: Sampler, prompts: list[str], seeds: list[int], folder: Pat
             if setup.run:
                 cost |= {"rounds": setup.run.rounds - before, "fallback": setup.run.fallback}
             path = write(drawing.pixels[0], folder, f"prompt{index:03d}-seed{seed}")
-            made.append({"file": str(path), "prompt": text, "seed": seed, **sampler.description, **cost})
+            drawn = {"width": drawing.pixels.shape[-1], "height": drawing.pixels.shape[-2]}
+            made.append({"file": str(path), "prompt": text, "seed": seed, **drawn, **sampler.description, **cost})
     return made
 
 
@@ -173,7 +174,8 @@ def report(made: list[dict[str, Any]], folder: Path, as_json: bool) -> None:
     print("{sampler}, {steps} steps, guidance {guidance:g}".format(**made[0]))
     for image in made:
         rounds = f"  rounds {image['rounds']}" if "rounds" in image else ""
-        print(f"{image['file']}  NFE {image['nfe']:g}{rounds}  {image['seconds']:.2f} s  {image['prompt']}")
+        size = f"{image['width']}x{image['height']}"
+        print(f"{image['file']}  {size}  NFE {image['nfe']:g}{rounds}  {image['seconds']:.2f} s  {image['prompt']}")
     print(f"contact sheet: {sheet}")
 
 
