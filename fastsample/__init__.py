@@ -46,9 +46,16 @@ _HOME = {
     "MarginScheduler": "fastsample.decoding.schedulers",
     "ProphetScheduler": "fastsample.decoding.schedulers",
     "ThresholdScheduler": "fastsample.decoding.schedulers",
+    "GuidanceCut": "fastsample.pipelines.guidance",
     "TGate": "fastsample.pipelines.tgate",
     "TGateGuider": "fastsample.caching.guider",  # saved pipelines name this module, which has to be imported
     "decode_masked": "fastsample.decoding",
+    "WINO": "fastsample.decoding",
+    "Risk": "fastsample.decoding",
+    "PUNT": "fastsample.decoding",
+    "KLASS": "fastsample.decoding",
+    "Credit": "fastsample.decoding",
+    "Checked": "fastsample.decoding",
     "MaskedDiffusionPipeline": "fastsample.decoding.pipeline",
     "After": "fastsample.decoding",
     "Caching": "fastsample.decoding",
@@ -73,8 +80,13 @@ _HOME = {
 __all__ = ["__version__", *_HOME]
 
 if TYPE_CHECKING:
+    from fastsample.decoding import KLASS as KLASS
+    from fastsample.decoding import PUNT as PUNT
+    from fastsample.decoding import WINO as WINO
     from fastsample.decoding import After as After
     from fastsample.decoding import Caching as Caching
+    from fastsample.decoding import Checked as Checked
+    from fastsample.decoding import Credit as Credit
     from fastsample.decoding import Entropy as Entropy
     from fastsample.decoding import EntropyBounded as EntropyBounded
     from fastsample.decoding import Factor as Factor
@@ -85,6 +97,7 @@ if TYPE_CHECKING:
     from fastsample.decoding import Origin as Origin
     from fastsample.decoding import Prophet as Prophet
     from fastsample.decoding import Random as Random
+    from fastsample.decoding import Risk as Risk
     from fastsample.decoding import Threshold as Threshold
     from fastsample.decoding import anchor as anchor
     from fastsample.decoding import decode_masked as decode_masked
@@ -100,6 +113,7 @@ if TYPE_CHECKING:
     from fastsample.demo.mixture import GaussianMixture as GaussianMixture
     from fastsample.fixed_point import integrate_parallel as integrate_parallel
     from fastsample.fixed_point import jacobi_decode as jacobi_decode
+    from fastsample.pipelines.guidance import GuidanceCut as GuidanceCut
     from fastsample.pipelines.parallel import ParallelSampler as ParallelSampler
     from fastsample.pipelines.parallel import parallelise as parallelise
     from fastsample.pipelines.swap import load_pipeline as load_pipeline

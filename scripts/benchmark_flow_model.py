@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import diffusers
+import numpy as np
 import torch
 import typer
 from benchmark_flow import Make, flow_sigmas, ours
@@ -195,7 +196,7 @@ def rms_cell(parts: Sequence[Result]) -> str:
 
 def median_cell(parts: Sequence[Result]) -> str:
     errors = [math.inf if error is None else error for part in parts for error in part["errors"]]
-    low, middle, high = statistics.quantiles(errors, n=4, method="inclusive")
+    low, middle, high = np.quantile(errors, (0.25, 0.5, 0.75), method="nearest")
     return f"{middle:.4f} ({low:.4f} - {high:.4f}), {statistics.mean(part['prompts'] for part in parts):.0%}"
 
 

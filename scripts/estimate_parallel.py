@@ -3,7 +3,7 @@
     python scripts/estimate_parallel.py --results benchmarks/parallel_cpu/results.jsonl --out estimates.md
 
 Rounds come from a record of `fastsample bench --parallel`; what a call costs by its rows from `--rows`, a record of
-scripts/gpu_parallel.py, or from assumed devices that evaluate 1, 2 or 4 rows in the time of one.
+`scripts/gpu --parts rows`, or from assumed devices that evaluate 1, 2 or 4 rows in the time of one.
 """
 
 from __future__ import annotations
@@ -33,17 +33,19 @@ FREE_ROWS = (1, 2, 4)
 
 
 def measured_costs(path: Path) -> dict[str, RowCost]:
-    """The row cost of each model in a record of gpu_parallel.py."""
+    """The row cost of each model in a record of `scripts/gpu --parts rows`."""
     seconds: dict[str, dict[int, float]] = defaultdict(dict)
-    for record in json.loads(path.read_text()):
-        seconds[f"{record['model']}, {record['device']}"][record["rows"]] = record["median_us"] / 1e6
+    found = json.loads(path.read_text())
+    for record in found["records"]:
+        if "rows" in record:
+            seconds[f"{record['model']}, {found['about']['device']}"][record["rows"]] = record["ms"] / 1e3
     return {name: RowCost(by_rows) for name, by_rows in seconds.items()}
 
 
 def main(
     results: Annotated[Path, typer.Option(help="results.jsonl of fastsample bench --parallel.")],
     out: Annotated[Path, typer.Option(help="The Markdown page.")],
-    rows: Annotated[Path | None, typer.Option(help="A record of gpu_parallel.py; default: assumed devices.")] = None,
+    rows: Annotated[Path | None, typer.Option(help="benchmarks/gpu/rows.json; default: assumed devices.")] = None,
     gather: Annotated[float, typer.Option(help="Cost of gathering a sweep's outputs, in calls of one row.")] = 0.05,
 ) -> None:
     """Write the page."""

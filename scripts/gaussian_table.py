@@ -53,7 +53,7 @@ def spread(solver: str, schedule: fs.NoiseSchedule, prediction: str, nodes: tupl
         table = build_table_on_nodes(
             solver,
             nodes,
-            schedule=schedule if kind.whole_steps else None,
+            schedule=schedule if kind.needs_schedule else None,
             prediction_type=prediction,
             lower_final=kind.lower_final,
         )

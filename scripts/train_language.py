@@ -1,21 +1,24 @@
 """Train the bundled masked diffusion language model from a seed, and write it as a folder of transformers.
 
     python scripts/train_language.py train --out build/language
+    python scripts/train_language.py train --out build/soft --first 6 --model fastsample/demo/language --device cuda
     python scripts/train_language.py evaluate --model build/language/folder
 
-Training continues from OUT/checkpoint.pt where there is one. One thread of a CPU makes 1 to 2 steps a second.
+Training continues from OUT/checkpoint.pt where there is one; the second command makes the last phase alone, from the
+weights that are shipped. One thread of a CPU makes 1 to 2 steps a second.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import functools
 import itertools
 import json
 import math
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +29,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerFast
 
+from fastsample.decoding.refinement import LatentRefinement
 from fastsample.demo.language import sums
 from fastsample.demo.language.model import MaskedDiffusionConfig, MaskedDiffusionLM
 
@@ -63,36 +67,50 @@ def batch_of(problems: Iterator[sums.Sum], count: int) -> Tensor:
     return torch.tensor([row + [END] * (length - len(row)) for row in rows])
 
 
-def llada_loss(model: MaskedDiffusionLM, tokens: Tensor, generator: torch.Generator) -> Tensor:
+Predict = Callable[[Tensor, Tensor], Tensor]
+"""Logits of tokens [B, L], of which those of a mask are hidden."""
+
+
+def llada_loss(predict: Predict, tokens: Tensor, generator: torch.Generator) -> Tensor:
     """LLaDA's objective on the response: cross-entropy of masked tokens over the masking ratio (its eq. 5).
 
     One batch in four ends at a random place, as a block decoder's window does, which does not see later blocks.
     """
     if float(torch.rand((), generator=generator)) < 0.25:
         tokens = tokens[:, : int(torch.randint(sums.PROMPT_LENGTH + 4, tokens.shape[1] + 1, (), generator=generator))]
-    response = torch.arange(tokens.shape[1]) >= sums.PROMPT_LENGTH
+    response = in_response(tokens)
     # stratified ratios: less variance than independent ones
     spread = torch.rand((), generator=generator) + torch.arange(len(tokens)) / len(tokens)
-    ratio = (spread % 1).clamp(min=0.02)[:, None]
-    masked = (torch.rand(tokens.shape, generator=generator) < ratio) & response
-    logits = model(tokens.masked_fill(masked, MASK)).logits
+    ratio = (spread % 1).clamp(min=0.02)[:, None].to(tokens.device)
+    masked = (uniform(tokens, generator) < ratio) & response
+    logits = predict(tokens, masked)
     losses = F.cross_entropy(logits[masked], tokens[masked], reduction="none")
     weights = (1 / ratio).expand(tokens.shape)[masked]
     return (losses * weights).sum() / (len(tokens) * int(response.sum()))
+
+
+def in_response(tokens: Tensor) -> Tensor:
+    """bool [L]: the positions of `tokens` [B, L] behind the prompt."""
+    return torch.arange(tokens.shape[1], device=tokens.device) >= sums.PROMPT_LENGTH
+
+
+def uniform(tokens: Tensor, generator: torch.Generator) -> Tensor:
+    """Numbers from 0 to 1 for `tokens` [B, L], the same on every device."""
+    return torch.rand(tokens.shape, generator=generator).to(tokens.device)
 
 
 @torch.no_grad()
 def valid_share(model: MaskedDiffusionLM, count: int) -> tuple[float, float]:
     """Of test problems decoded one token a step, most confident first: right answers, and whole texts all right."""
     problems = list(itertools.islice(sums.problems(1, test=True), count))
-    expected = batch_of(iter(problems), count)
+    expected = batch_of(iter(problems), count).to(model.device)
     tokens = expected.clone()
     tokens[:, sums.PROMPT_LENGTH :] = MASK
     for _ in range(sums.RESPONSE_LENGTH):
         top = model(tokens).logits.softmax(-1).max(-1)
         confidence = top.values.masked_fill(tokens != MASK, -1)
         place = confidence.argmax(1)
-        rows = torch.arange(len(tokens))
+        rows = torch.arange(len(tokens), device=tokens.device)
         tokens[rows, place] = top.indices[rows, place]
     answer = slice(sums.PROMPT_LENGTH + len(encode(problems[0].response)) - 4, None)
     right = (tokens[:, answer] == expected[:, answer]).all(1)
@@ -110,26 +128,22 @@ def bounded_problems(seed: int, bounds: tuple[int, ...]) -> Iterator[sums.Sum]:
             yield problem
 
 
-def column_loss(model: MaskedDiffusionLM, tokens: Tensor, generator: torch.Generator) -> Tensor:
+def column_loss(predict: Predict, tokens: Tensor, generator: torch.Generator) -> Tensor:
     """Cross-entropy of the ones of two results of the first column, with nearly all the rest of it in sight."""
     tokens = tokens[:, : sums.PROMPT_LENGTH + COLUMN_LENGTH]
     ones = sums.PROMPT_LENGTH + torch.arange(5, COLUMN_LENGTH - 1, 5)  # 0+3=03+5=08+..
-    asked = ones[torch.randint(len(ones), (len(tokens), 2), generator=generator)]
+    asked = ones[torch.randint(len(ones), (len(tokens), 2), generator=generator)].to(tokens.device)
     masked = torch.zeros_like(tokens, dtype=torch.bool).scatter_(1, asked, True)
-    more = (torch.rand(tokens.shape, generator=generator) < 0.05) & (
-        torch.arange(tokens.shape[1]) >= sums.PROMPT_LENGTH
-    )
-    logits = model(tokens.masked_fill(masked | more, MASK)).logits
+    more = (uniform(tokens, generator) < 0.05) & in_response(tokens)
+    logits = predict(tokens, masked | more)
     return F.cross_entropy(logits[masked], tokens[masked])
 
 
-def sparse_loss(model: MaskedDiffusionLM, tokens: Tensor, generator: torch.Generator) -> Tensor:
+def sparse_loss(predict: Predict, tokens: Tensor, generator: torch.Generator) -> Tensor:
     """Cross-entropy of 2 to 40 % of the response, all of one weight: steps of the sums with what they follow from."""
-    ratio = 0.02 + 0.38 * torch.rand((len(tokens), 1), generator=generator)
-    masked = (torch.rand(tokens.shape, generator=generator) < ratio) & (
-        torch.arange(tokens.shape[1]) >= sums.PROMPT_LENGTH
-    )
-    logits = model(tokens.masked_fill(masked, MASK)).logits
+    ratio = 0.02 + 0.38 * torch.rand((len(tokens), 1), generator=generator).to(tokens.device)
+    masked = (uniform(tokens, generator) < ratio) & in_response(tokens)
+    logits = predict(tokens, masked)
     return F.cross_entropy(logits[masked], tokens[masked])
 
 
@@ -142,6 +156,9 @@ class Phase:
 
     bounds: each problem's digits are at most one of these. span: steps of the cosine by which `rate` falls; None
     keeps it. average: decay of the weights' moving average. losses: taken in turn, a step each.
+    passes: probabilities of 0, 1, .. forwards before the one of the loss, whose predictions are mixed into the masks'
+    embeddings as latent refinement does, by a `mixing` drawn between two (arXiv:2510.17206). earlier: in each of
+    these forwards up to this share of the tokens in sight is hidden too, as where a decoder committed since.
     """
 
     steps: int
@@ -152,6 +169,9 @@ class Phase:
     span: int | None
     average: float = 0.995
     losses: tuple[str, ...] = ("llada",)
+    passes: tuple[float, ...] = (1.0,)
+    mixing: tuple[float, float] = (0.0, 0.0)
+    earlier: float = 0.0
 
     def rate_at(self, step: int) -> float:
         falling = 1.0 if self.span is None else 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / self.span))
@@ -167,18 +187,60 @@ PHASES = (
     Phase(1000, 32, 1e-3, 30, (4, 9, 9, 9), 1000, losses=("sparse", "llada")),
     Phase(1400, 32, 1e-3, 30, (9,), 1400, losses=("sparse", "llada")),
     Phase(900, 48, 7e-4, 30, (9,), 900, losses=("sparse", "llada")),
-)
+    Phase(
+        1000, 64, 1.5e-4, 50, (9,), 1000, losses=("sparse", "llada"), passes=(0.35, 0.4, 0.25), mixing=(0.1, 0.3),
+        earlier=0.5,
+    ),
+)  # fmt: skip
 
 
-def train(out: Path, seed: int) -> None:
-    """AdamW by the phases; each goes on from the last one's moving average, and the last one's is written."""
+def predictions(
+    model: MaskedDiffusionLM, phase: Phase, generator: torch.Generator, tokens: Tensor, masked: Tensor
+) -> Tensor:
+    """Logits of `tokens` where those of `masked` are hidden, after the soft passes that the phase draws."""
+    if len(phase.passes) == 1:
+        logits: Tensor = model(tokens.masked_fill(masked, MASK)).logits
+        return logits
+    count = int(torch.multinomial(torch.tensor(phase.passes), 1, generator=generator))
+    low, high = phase.mixing
+    refinement = LatentRefinement(low + (high - low) * float(torch.rand((), generator=generator)))
+    embedding = model.embedding
+    seen: Tensor | None = None
+
+    def embedded(hidden: Tensor) -> Tensor:
+        """Of the tokens, or of what the last forward says where they are hidden."""
+        plain: Tensor = embedding(tokens.masked_fill(hidden, MASK))
+        if seen is None:
+            return plain
+        mixed = refinement.embed(seen, embedding.weight, embedding.weight[MASK])
+        return torch.where(hidden[..., None], mixed, plain)
+
+    for _ in range(count):
+        share = phase.earlier * torch.rand((len(tokens), 1), generator=generator).to(tokens.device)
+        hidden = masked | ((uniform(tokens, generator) < share) & in_response(tokens))
+        with torch.no_grad():
+            seen = model(inputs_embeds=embedded(hidden)).logits
+            seen[..., MASK] = -math.inf
+    found: Tensor = model(inputs_embeds=embedded(masked)).logits
+    return found
+
+
+def train(out: Path, seed: int, device: str, first: int, start: Path | None) -> None:
+    """AdamW by the phases from `first` on, each from the last one's moving average; the last of these is written.
+
+    `start` is a folder of the weights to begin with; None draws them.
+    """
     torch.manual_seed(seed)
-    model = MaskedDiffusionLM(MaskedDiffusionConfig(vocab_size=len(sums.VOCABULARY), mask_token_id=MASK))
+    if start is None:
+        model = MaskedDiffusionLM(MaskedDiffusionConfig(vocab_size=len(sums.VOCABULARY), mask_token_id=MASK))
+    else:
+        model = MaskedDiffusionLM.from_pretrained(start).train()
+    model = model.to(device)
     checkpoint = out / "checkpoint.pt"
     out.mkdir(parents=True, exist_ok=True)
-    saved = torch.load(checkpoint, weights_only=True) if checkpoint.exists() else None
+    saved = torch.load(checkpoint, weights_only=True, map_location="cpu") if checkpoint.exists() else None
     for index, phase in enumerate(PHASES):
-        if saved is not None and index < saved["phase"]:
+        if index < first or (saved is not None and index < saved["phase"]):
             continue
         resumed = saved if saved is not None and index == saved["phase"] else None
         model = train_phase(model, index, phase, out, seed, resumed)
@@ -204,7 +266,8 @@ def train_phase(
         for group in optimiser.param_groups:
             group["lr"] = phase.rate_at(step)
         loss_of = LOSSES[phase.losses[step % len(phase.losses)]]
-        loss = loss_of(model, batch_of(source, phase.batch), generator)
+        tokens = batch_of(source, phase.batch).to(model.device)
+        loss = loss_of(functools.partial(predictions, model, phase, generator), tokens, generator)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -236,13 +299,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stage", choices=["train", "evaluate"])
     parser.add_argument("--out", type=Path, default=Path("build/language"))
-    parser.add_argument("--model", type=Path, default=Path("build/language/folder"))
+    parser.add_argument("--model", type=Path, help="a folder of weights: to evaluate, or to start from")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--first", type=int, default=0, help="the phase to start with; from 1 on with --model")
     args = parser.parse_args()
     if args.stage == "train":
-        train(args.out, args.seed)
+        if not 0 <= args.first < len(PHASES) or (args.first > 0) != (args.model is not None):
+            parser.error("--first = 1 to 6 needs the weights of the phases before it: give --model too")
+        train(args.out, args.seed, args.device, args.first, args.model)
     else:
-        right, valid = valid_share(MaskedDiffusionLM.from_pretrained(args.model).eval(), 512)
+        folder = args.model or args.out / "folder"
+        right, valid = valid_share(MaskedDiffusionLM.from_pretrained(folder).eval().to(args.device), 512)
         print(f"answers {right:.4f} valid {valid:.4f}")
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
@@ -30,6 +31,11 @@ class RandomModel:
         place = (attention_mask.cumsum(-1) - 1).clamp(min=0)
         total = (self.factors[place] * (input_ids + 1) * attention_mask).sum(-1, keepdim=True)
         return SimpleNamespace(logits=self.bank[(total + self.factors[place]) % len(self.bank)])
+
+
+def kl(new: list[float], old: list[float]) -> float:
+    """Divergence of probabilities, in nats."""
+    return sum(p * (math.log(p) - (math.log(q) if q else -math.inf)) for p, q in zip(new, old, strict=True) if p)
 
 
 @dataclass
@@ -63,6 +69,12 @@ class Moment:
     steps: int
     share: float
     uniform: list[float]
+    past: list[list[Position]] = field(default_factory=list)
+    """`at` of each forward before this one."""
+    block_step: int = 0
+    """Forwards of the block before this one."""
+    tried: Callable[[dict[int, int]], list[Position]] | None = None
+    """What the model would say were these positions decided so; a forward."""
 
 
 Rule = Callable[[Moment], list[int]]
@@ -109,6 +121,58 @@ def factor(limit: float) -> Rule:
         order = most(moment, by_confidence, len(moment.eligible))
         fits = [n for n in range(1, len(order) + 1) if (n + 1) * (1 - moment.at[order[n - 1]].confidence) < limit]
         return order[: max(fits, default=1)]
+
+    return rule
+
+
+def risk(budget: float) -> Rule:
+    def rule(moment: Moment) -> list[int]:
+        order = most(moment, by_confidence, len(moment.eligible))
+        fits = [n for n in range(len(order) + 1) if sum(1 - moment.at[i].confidence for i in order[:n]) <= budget]
+        return order[: max(*fits, 1)] if len(fits) > 1 else order[:1]
+
+    return rule
+
+
+def drawn(score: Callable[[Position], float], heat: float) -> Rule:
+    """As many as the quota, by score / heat and Gumbel noise."""
+
+    def rule(moment: Moment) -> list[int]:
+        noise = [-math.log(-math.log(u)) for u in moment.uniform]
+        order = sorted(moment.eligible, key=lambda i: -(score(moment.at[i]) / heat + noise[i]))
+        return order[: moment.quota]
+
+    return rule
+
+
+def klass(sure: float, near: float, history: int) -> Rule:
+    def rule(moment: Moment) -> list[int]:
+        def stable(i: int) -> bool:
+            steps = [*moment.past, moment.at]
+            changes = [kl(new[i].probabilities, old[i].probabilities) for old, new in itertools.pairwise(steps)]
+            return len(changes) >= history and all(change < near for change in changes[-history:])
+
+        ready = [i for i in moment.eligible if moment.at[i].confidence > sure and stable(i)]
+        if moment.block_step >= history - 1 and ready:
+            return ready
+        return most(moment, by_confidence, moment.quota)
+
+    return rule
+
+
+def punt(epsilon: float) -> Rule:
+    def rule(moment: Moment) -> list[int]:
+        order = most(moment, by_confidence, len(moment.eligible))
+        number = {i: n for n, i in enumerate(order)}
+        kept = set(order)
+        for digit in reversed(range(max(len(order) - 1, 0).bit_length())):
+            low = {i for i in kept if not number[i] >> digit & 1}
+            assert moment.tried is not None
+            after = moment.tried({i: moment.at[i].token for i in low})
+            for i in kept - low:
+                if kl(after[i].probabilities, moment.at[i].probabilities) > epsilon:
+                    kept.remove(i)
+        return sorted(kept)
 
     return rule
 
@@ -186,29 +250,42 @@ def slow_decode(
     for place, token in (constraints or {}).items():
         response[place] = token
     masked = [i for i in range(gen_length) if response[i] == mask]
-    committed_at, forwards, blocks = [0] * gen_length, 0, gen_length // block_length
+    committed_at, forwards, tries, blocks = [0] * gen_length, 0, 0, math.ceil(gen_length / block_length)
+
+    def read(text: list[int]) -> list[Position]:
+        logits = logits_of(prompt + text)[len(prompt) :]
+        if guidance:
+            free = [mask if i in (constraints or {}) else token for i, token in enumerate(text)]
+            blank = logits_of([mask] * len(prompt) + free)[len(prompt) :]
+            logits = [
+                [u + (1 + guidance) * (c - u) for c, u in zip(given, free, strict=True)]
+                for given, free in zip(logits, blank, strict=True)
+            ]
+        for row in logits:
+            row[mask] = -math.inf
+        return [Position(row) for row in logits]
+
+    def tried(tokens: dict[int, int]) -> list[Position]:
+        nonlocal tries
+        tries += 1
+        return read([tokens.get(i, token) for i, token in enumerate(response)])
+
+    past: list[list[Position]] = []
     for block in range(blocks):
-        inside = range(block * block_length, (block + 1) * block_length)
+        inside = range(block * block_length, min((block + 1) * block_length, gen_length))
         total, step = sum(i in inside for i in masked), 0
         while any(i in inside for i in masked):
-            logits = logits_of(prompt + response)[len(prompt) :]
-            if guidance:
-                blank = logits_of([mask] * len(prompt) + response)[len(prompt) :]
-                logits = [
-                    [u + (1 + guidance) * (c - u) for c, u in zip(given, free, strict=True)]
-                    for given, free in zip(logits, blank, strict=True)
-                ]
-            for row in logits:
-                row[mask] = -math.inf
+            at = read(response)
             forwards += 1
             eligible = [i for i in masked if i in inside]
             a_block = steps // blocks
             share = due(schedule, total, len(eligible), step, a_block) / max(len(eligible), 1)
-            at = [Position(row) for row in logits]
             made = block * a_block + min(step, a_block - 1)
             quota = int(share * len(eligible) + 1e-9)
-            moment = Moment(at, masked, eligible, quota, made, steps, share, numbers(forwards))
-            for i in rule(moment):
+            moment = Moment(at, masked, eligible, quota, made, steps, share, numbers(forwards), past, step, tried)
+            chosen = rule(moment)
+            past.append(at)
+            for i in chosen:
                 response[i], committed_at[i] = at[i].token, forwards
                 masked = [j for j in masked if j != i]
             step += 1
@@ -218,6 +295,123 @@ def slow_decode(
                 for i in behind:
                     response[i], committed_at[i] = ends[0], 0
                 masked = []
+    return response, committed_at, forwards + tries
+
+
+@dataclass
+class Draft:
+    """A decided position of the block."""
+
+    confidence: float
+    forward: int
+    returned: int
+
+
+def slow_checked(
+    read: Callable[[list[int]], list[Position]],
+    look: Callable[[list[int], list[int]], dict[int, float]],
+    *,
+    rule: Rule,
+    looked_at: Callable[[dict[int, Draft]], list[int]],
+    taken_back: Callable[[dict[int, Draft], dict[int, float], int, int], list[int]],
+    gen_length: int,
+    block_length: int,
+    mask: int,
+) -> tuple[list[int], list[int], int]:
+    """As :func:`slow_decode`, by a rule that takes drafts back.
+
+    `read` a response; `look` gives the probability of the tokens at some of its positions, were they masked.
+    `taken_back` by the drafts, these probabilities, how many tokens are committed, and the forward.
+    """
+    response, committed_at, forwards = [mask] * gen_length, [0] * gen_length, 0
+    returned, confidence = [0] * gen_length, [0.0] * gen_length
+    for start in range(0, gen_length, block_length):
+        inside = range(start, min(start + block_length, gen_length))
+        while any(response[i] == mask for i in inside):
+            drafts = {i: Draft(confidence[i], committed_at[i], returned[i]) for i in inside if response[i] != mask}
+            looked = looked_at(drafts)
+            at, found = read(response), look(response, looked) if looked else {}
+            forwards += 1
+            masked = [i for i in range(gen_length) if response[i] == mask]
+            eligible = [i for i in masked if i in inside]
+            chosen = rule(Moment(at, masked, eligible, 1, 0, gen_length, 1.0, []))
+            back = taken_back(drafts, found, len(chosen), forwards)
+            for i in chosen:
+                response[i], committed_at[i], confidence[i] = at[i].token, forwards, at[i].confidence
+            for i in back:
+                response[i], committed_at[i] = mask, 0
+                returned[i] += 1
+    return response, committed_at, forwards
+
+
+def checked_policy(certain: float, support: float, returns: int) -> dict[str, Any]:
+    """The policy of draft and check."""
+
+    def looked_at(drafts: dict[int, Draft]) -> list[int]:
+        return [i for i, draft in drafts.items() if draft.confidence < certain and draft.returned < returns]
+
+    def taken_back(drafts: dict[int, Draft], found: dict[int, float], chosen: int, forward: int) -> list[int]:
+        return [i for i, probability in found.items() if probability < support]
+
+    return {"looked_at": looked_at, "taken_back": taken_back}
+
+
+def wino_policy(back: float) -> dict[str, Any]:
+    """The authors': fewer than the last forward committed, and only where this one commits several."""
+
+    def taken_back(drafts: dict[int, Draft], found: dict[int, float], chosen: int, forward: int) -> list[int]:
+        low = sorted((i for i, probability in found.items() if probability < back), key=lambda i: (found[i], i))
+        last = sum(draft.forward == forward - 1 for draft in drafts.values())
+        if chosen <= 1:
+            return []
+        return low[: last - 1] if len(low) >= last else low
+
+    return {"looked_at": list, "taken_back": taken_back}
+
+
+def wino(threshold: float) -> Rule:
+    def rule(moment: Moment) -> list[int]:
+        most_at_once = min(max(int(len(moment.eligible) * 0.7), 5), 20)
+        sure = [i for i in moment.eligible if moment.at[i].confidence > threshold]
+        order = sorted(sure, key=lambda i: (-moment.at[i].confidence, i))
+        return order[:most_at_once] or most(moment, by_confidence, 1)
+
+    return rule
+
+
+def slow_credit(
+    logits_of: Callable[[list[int]], list[list[float]]],
+    prompt: list[int],
+    *,
+    sure: float,
+    weight: float,
+    boost: float,
+    decay: float,
+    gen_length: int,
+    block_length: int,
+    mask: int,
+) -> tuple[list[int], list[int], int]:
+    """As :func:`slow_decode`, by dInfer's credit."""
+    response, committed_at, forwards = [mask] * gen_length, [0] * gen_length, 0
+    for start in range(0, gen_length, block_length):
+        inside = range(start, min(start + block_length, gen_length))
+        credit = {i: [0.0] * len(logits_of(prompt + response)[0]) for i in inside}
+        while any(response[i] == mask for i in inside):
+            logits = logits_of(prompt + response)[len(prompt) :]
+            forwards += 1
+            at = {}
+            for i in inside:
+                logits[i][mask] = -math.inf
+                plain = Position(logits[i])
+                credit[i] = [decay * value for value in credit[i]]
+                if response[i] == mask:
+                    credit[i][plain.token] += plain.confidence**boost
+                fused = [x + weight * math.log(1 + c) for x, c in zip(logits[i], credit[i], strict=True)]
+                at[i] = Position(fused)
+            eligible = [i for i in inside if response[i] == mask]
+            chosen = [i for i in eligible if at[i].confidence >= sure]
+            for i in chosen or [min(eligible, key=lambda i: (-at[i].confidence, i))]:
+                response[i], committed_at[i] = at[i].token, forwards
     return response, committed_at, forwards
 
 

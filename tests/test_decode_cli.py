@@ -51,7 +51,7 @@ WRONG = {
     "thresholds that rise": (["decode", "--rule", "prophet:thresholds=1/2/3"], "must not rise"),
     "no numbers": (["decode", "--rule", "prophet:thresholds=a/b/c"], "give numbers"),
     "steps": (["decode", "--rule", "margin:steps=0"], "steps = 0"),
-    "block": (["decode", "--block-length", "5"], "does not divide"),
+    "block": (["decode", "--block-length", "0"], "block_length = 0"),
     "region": (["decode", "--rule", "prophet:region=94/4"], "outside the response"),
     "prompt": (["decode", "--prompt", "2+2"], "adds 5 numbers"),
     "no file": (["decode", "--prompts", "nowhere.txt"], "nowhere.txt"),

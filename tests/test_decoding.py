@@ -26,6 +26,11 @@ RULES: dict[str, tuple[CommitRule, slow.Rule]] = {
     "factor": (fs.Factor(0.7), slow.factor(0.7)),
     "entropy-bounded": (fs.EntropyBounded(0.6), slow.entropy_bounded(0.6)),
     "hierarchy": (fs.Hierarchy(0.9, 0.5), slow.hierarchy(0.9, 0.5)),
+    "risk": (fs.Risk(0.3), slow.risk(0.3)),
+    "entropy, drawn": (fs.Entropy(alg_temp=0.4), slow.drawn(lambda p: -p.entropy, 0.4)),
+    "KLASS": (fs.KLASS(0.5, 0.4, 1), slow.klass(0.5, 0.4, 1)),
+    "KLASS, longer": (fs.KLASS(0.4, 1.5, 2), slow.klass(0.4, 1.5, 2)),
+    "PUNT": (fs.PUNT(0.5), slow.punt(0.5)),
     "prophet": (fs.Prophet((4.5, 3.0, 2.0)), slow.prophet((4.5, 3.0, 2.0), slow.low_confidence)),
     "prophet, paper": (
         fs.Prophet((4.0, 3.0, 2.0), progress="paper"),
@@ -64,7 +69,7 @@ def test_each_rule_is_that_of_a_slow_decoder(name: str, data: st.DataObject) -> 
     model = slow.RandomModel(VOCABULARY, data.draw(st.integers(2, 12)), data.draw(st.integers(0, 10**6)))
     token = st.integers(0, VOCABULARY - 2)
     prompts = data.draw(st.lists(st.lists(token, min_size=1, max_size=4), min_size=1, max_size=3))
-    block, blocks = data.draw(st.sampled_from([(12, 1), (6, 2), (4, 3)]))
+    block, blocks = data.draw(st.sampled_from([(12, 1), (6, 2), (4, 3), (5, 3), (7, 2)]))
     common: dict[str, Any] = dict(
         gen_length=12, block_length=block, steps=blocks * data.draw(st.integers(1, block)),
         constraints=data.draw(st.dictionaries(st.integers(0, 11), token, max_size=4)),
@@ -88,7 +93,9 @@ def test_each_rule_is_that_of_a_slow_decoder(name: str, data: st.DataObject) -> 
         assert ledger.committed_at[row].tolist() == committed_at
         assert ledger.row_forwards[row] == forwards
     assert ledger.rows == sum(ledger.row_forwards) * (2 if guidance else 1)
-    assert ledger.forward_calls == max(ledger.row_forwards, default=0)
+    assert ledger.forward_calls >= max(ledger.row_forwards, default=0)
+    if name != "PUNT":  # whose rows try texts out in turn
+        assert ledger.forward_calls == max(ledger.row_forwards, default=0)
     assert ledger.tokens == int((ledger.committed_at > 0).sum())
 
 

@@ -174,7 +174,7 @@ def test_code_of_others_runs_only_when_it_is_asked_for(tmp_path: Path, monkeypat
         ({"prompt": []}, "prompt = []"),
         ({"prompt": "a", "output_type": "np"}, "output_type = 'np'"),
         ({"prompt": "a", "callback_on_step_end_tensor_inputs": ["logits"]}, "['logits']"),
-        ({"prompt": "a", "block_length": 5}, "block_length = 5"),
+        ({"prompt": "a", "block_length": 0}, "block_length = 0"),
         ({"prompt": "a", "rule": fs.Prophet(region=(10, 5))}, "region = (10, 5)"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from torch import Tensor
 
 import fastsample as fs
 from fastsample.decoding import CommitRule, Progress, Sampling, Statistics, statistics_of
-from fastsample.decoding.statistics import nucleus, uniforms
+from fastsample.decoding.statistics import nucleus, probability_of, uniforms
 
 RULES: dict[str, tuple[CommitRule, slow.Rule]] = {
     "low confidence": (fs.LowConfidence(), slow.low_confidence),
@@ -28,6 +29,11 @@ RULES: dict[str, tuple[CommitRule, slow.Rule]] = {
     "entropy-bounded": (fs.EntropyBounded(1.0), slow.entropy_bounded(1.0)),
     "entropy-bounded by nothing": (fs.EntropyBounded(0.0), slow.entropy_bounded(0.0)),
     "hierarchy": (fs.Hierarchy(0.8, 0.4), slow.hierarchy(0.8, 0.4)),
+    "risk": (fs.Risk(0.8), slow.risk(0.8)),
+    "risk of nothing": (fs.Risk(0.0), slow.risk(0.0)),
+    "low confidence, drawn": (fs.LowConfidence(0.3), slow.drawn(slow.by_confidence, 0.3)),
+    "margin, drawn": (fs.Margin(alg_temp=0.5), slow.drawn(lambda p: p.margin, 0.5)),
+    "entropy, drawn": (fs.Entropy(alg_temp=0.7), slow.drawn(lambda p: -p.entropy, 0.7)),
     "prophet": (fs.Prophet((2.5, 2.0, 1.5)), slow.prophet((2.5, 2.0, 1.5), slow.low_confidence)),
     "prophet of a span": (
         fs.Prophet((3.0, 2.0, 1.0), region=(2, 3), base=fs.Entropy(), progress="paper"),
@@ -53,7 +59,7 @@ def test_each_rule_is_its_definition(name: str, data: st.DataObject) -> None:
     eligible = masked & (torch.arange(length) < 8)
     steps, step = 9, torch.randint(9, (rows,), generator=draw)
     quota = torch.randint(4, (rows,), generator=draw)
-    uniform = torch.rand(rows, length, generator=draw)
+    uniform = torch.rand(rows, length, generator=draw).clamp(min=2**-30)
     progress = Progress(step, steps, quota, quota / 4, first=0, length=length, uniform=uniform)
     statistics = statistics_of(logits)
     found = rule.commit(statistics, masked, eligible, progress)
@@ -88,6 +94,75 @@ def test_statistics_are_their_definitions() -> None:
     torch.testing.assert_close(found.margin, two[..., 0] - two[..., 1], **close)
     torch.testing.assert_close(found.entropy, -(probabilities * probabilities.log()).sum(-1), **close)
     torch.testing.assert_close(found.gap, large[..., 0] - large[..., 1], **close)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("piece", [1, 26, 70, 400])
+def test_statistics_by_pieces(piece: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a piece holds, a view of any strides is read to the same values, and left as it was."""
+    draw = torch.Generator().manual_seed(0)
+    whole = (torch.randn(3, 9, 13, dtype=torch.float64, generator=draw) * 3).to(dtype)
+    logits, seed = whole[:, 2:8], torch.arange(18).reshape(3, 6)
+    for sampling in (Sampling(), Sampling(0.7), Sampling(0.7, scaled=True), Sampling(0.7, top_p=0.8, top_k=5)):
+        options: Any = dict(seed=seed, draw=torch.tensor([3, 4, 5]), excluded=4)
+        before = whole.clone()
+        expected = statistics_of(logits.contiguous(), sampling, **options)
+        with monkeypatch.context() as patch:
+            patch.setattr("fastsample.decoding.statistics.PIECE", piece)
+            found = statistics_of(logits, sampling, **options)
+        for ours, theirs in zip(found, expected, strict=True):
+            assert torch.equal(ours, theirs)
+        assert torch.equal(whole, before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_what_is_not_needed_is_not_there(dtype: torch.dtype) -> None:
+    logits = torch.randn(2, 3, 11, generator=torch.Generator().manual_seed(0)).to(dtype)
+    every = statistics_of(logits)
+    for needs in ((), ("confidence",), ("margin",), ("entropy",), ("gap", "token"), ("margin", "gap", "entropy")):
+        found = statistics_of(logits, needs=needs)
+        for name, ours, theirs in zip(Statistics._fields, found, every, strict=True):
+            if name in needs or name in ("token", "confidence"):
+                torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=0)
+            elif name in ("margin", "entropy") or "margin" not in needs:
+                assert ours is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_an_excluded_token_is_never_predicted(dtype: torch.dtype, backend: str) -> None:
+    """As if its logit were -inf, also where it is the largest or not a number."""
+    logits = torch.randn(3, 5, 17, generator=torch.Generator().manual_seed(2)).to(dtype)
+    logits[0, :, 6], logits[1, :, 6], hidden = 50.0, torch.nan, logits.clone()
+    hidden[..., 6] = -torch.inf
+    seed = torch.arange(15).reshape(3, 5)
+    for sampling in (Sampling(), Sampling(1.3), Sampling(0.8, top_k=4, scaled=True)):
+        options: Any = dict(seed=seed, draw=torch.tensor(1))
+        found = statistics_of(logits, sampling, excluded=6, **options)
+        for ours, theirs in zip(found, statistics_of(hidden, sampling, **options), strict=True):
+            assert torch.equal(ours, theirs)
+    token = torch.randint(6, (3, 5), generator=torch.Generator().manual_seed(0))
+    wanted = hidden.double().softmax(-1).gather(-1, token[..., None])[..., 0]
+    found = probability_of(logits, token, excluded=6)
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_threshold_reads_for_little_more_than_a_softmax(dtype: torch.dtype) -> None:
+    """At most 1.5 times softmax and max of logits as large as LLaDA's, the best of runs in turn."""
+    logits = torch.randn(1, 16, 126464, generator=torch.Generator().manual_seed(0)).to(dtype)
+
+    def seconds(run: Any) -> float:
+        began = time.perf_counter()
+        run()
+        return time.perf_counter() - began
+
+    ours, plain = [], []
+    for _ in range(40):
+        plain.append(seconds(lambda: logits.float().softmax(-1).max(-1)))
+        ours.append(seconds(lambda: statistics_of(logits, needs=fs.Threshold().needs, excluded=126336)))
+        if len(ours) > 4 and min(ours) <= 1.5 * min(plain):
+            return
+    assert min(ours) <= 1.5 * min(plain)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])

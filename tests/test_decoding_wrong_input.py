@@ -49,7 +49,6 @@ CASES: list[tuple[Callable[[], object], str]] = [
     # lengths
     (decode(gen_length=0), "gen_length = 0"),
     (decode(block_length=0), "block_length = 0"),
-    (decode(block_length=3), "block_length = 3 does not divide gen_length = 8"),
     (decode(steps=0), "steps = 0"),
     (decode(block_length=2, steps=6), "steps = 6 with 4 blocks"),
     # the mask token

@@ -132,37 +132,6 @@ def test_block_sizes_are_read_once_and_checked(monkeypatch: pytest.MonkeyPatch, 
         blocks.forget()
 
 
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton")
-def test_the_gpu_script_runs_end_to_end(tmp_path: Path) -> None:
-    out, tuned = tmp_path / "records.json", tmp_path / "tuned.json"
-    out.write_text('[{"case": "before"}]')
-    code = "import runpy, sys\n" + "".join(
-        f"sys.argv = ['gpu_kernels.py', '--smoke', {option!r}, {str(path)!r}]\n"
-        "runpy.run_path('scripts/gpu_kernels.py', run_name='__main__')\n"
-        for option, path in (("--out", out), ("--tune", tuned))
-    )
-    assert "6 cases are right" in run(code, PYTHONPATH=f"{ROOT / 'kernels'}{os.pathsep}{ROOT / 'scripts'}")
-    before, *records = json.loads(out.read_text())
-    assert before == {"case": "before"}
-    assert [record["implementation"] for record in records] == ["triton", "eager", "compile"] * 6
-    known = {
-        "device",
-        "torch",
-        "triton",
-        "commit",
-        "seed",
-        "median_us",
-        "p10_us",
-        "p90_us",
-        "floor_us",
-        "ratio",
-        "launches",
-    }
-    assert all(known <= set(record) for record in records)
-    (sizes,) = json.loads(tuned.read_text()).values()
-    assert {name: set(config) for name, config in sizes.items()} == {n: set(c) for n, c in blocks.DEFAULTS.items()}
-
-
 A_GPU = """
 import json, torch
 from triton.backends.compiler import GPUTarget

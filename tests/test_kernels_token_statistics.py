@@ -226,8 +226,24 @@ def test_torch_compile_takes_it_whole() -> None:
     torch.testing.assert_close(compiled(logits), confidence(logits))
 
 
+@pytest.mark.parametrize("vocabulary", [1, 7, SPLIT])
+def test_an_excluded_token_is_left_out(vocabulary: int) -> None:
+    """At either end and in the middle of a row, the largest or NaN; in every part of a split row."""
+    for excluded in {0, vocabulary // 2, vocabulary - 1}:
+        logits = random(3, vocabulary)
+        logits[0, excluded], logits[1, excluded] = 99.0, math.nan
+        hidden = logits.clone()
+        hidden[:, excluded] = -math.inf
+        noise = gumbel(1.0, torch.arange(3))
+        found = token_statistics(logits, gumbel=noise, excluded=excluded)
+        for ours, theirs in zip(found, token_statistics(hidden, gumbel=noise), strict=True):
+            assert torch.equal(ours.nan_to_num(7.0), theirs.nan_to_num(7.0))
+        vmapped = torch.func.vmap(lambda x, e=excluded: token_statistics(x, excluded=e).token)(logits)
+        assert torch.equal(vmapped, found.token)
+
+
 def test_the_operation_is_well_formed() -> None:
-    for arguments in ((None,) * 4, (value(2.0), *gumbel())):
+    for arguments in ((None,) * 4, (None, None, None, None, 3), (value(2.0), *gumbel())):
         torch.library.opcheck(torch.ops.fastsample.token_statistics.default, (random(2, 3, 50), *arguments))
 
 
@@ -243,6 +259,8 @@ def test_the_operation_is_well_formed() -> None:
         ({"temperature": torch.ones(2, dtype=torch.int64)}, "must be floating"),
         ({"gumbel": Gumbel(torch.ones(()), torch.ones(()), torch.tensor(0))}, "seed is .* must be int64"),
         ({"temperature": torch.ones((), device="meta")}, "temperature is on meta"),
+        ({"excluded": 5}, "excluded = 5: give a token of the vocabulary of 5"),
+        ({"excluded": -1}, "excluded = -1"),
     ],
 )
 def test_what_does_not_fit_is_refused(change: dict, message: str) -> None:

@@ -26,6 +26,7 @@ BELOW = {  # what each part may import of fastsample, in functions too
     "caching": {"pipelines"},  # a path that saved pipelines name
     "tarflow": {"sampling", "fixed_point", "tarflow"},
     "names": {"decoding", "names"},
+    "interop": {"schedules", "tables", "solvers", "sampling", "names", "interop"},
     "demo": {"schedules", "tables", "solvers", "sampling", "tarflow", "demo"},
     "testing": {"schedules", "tables", "solvers", "sampling", "demo"},
     "bench": {
@@ -36,7 +37,7 @@ BELOW = {  # what each part may import of fastsample, in functions too
 ALSO = {  # single files that reach further than their part
     ("pipelines", "swap.py"): {"schedulers", "decoding"},  # the modules that saved pipelines name
 }
-TORCH = {"sampling", "fixed_point", "decoding", "tarflow"}  # diffusers only inside functions
+TORCH = {"sampling", "fixed_point", "decoding", "tarflow", "interop"}  # diffusers only inside functions
 # but for subclasses of diffusers' models and pipelines, in modules that are imported when they are asked for
 SUBCLASSES = {("tarflow", "model.py"), ("tarflow", "pipeline.py")}
 SUBCLASSES |= {("decoding", "schedulers.py"), ("decoding", "block_refinement.py"), ("decoding", "pipeline.py")}

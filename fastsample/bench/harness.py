@@ -8,6 +8,7 @@ Needs the extra: pip install 'fastsample[lm-eval]'. :class:`HarnessModel` itself
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -101,7 +102,9 @@ class HarnessModel:
             rows[:, len(prompt) :].masked_fill_(hidden, mask)
             attention = torch.ones_like(rows)
             read = Denoiser(self.pipe.model, self.pipe.adapter, attention, len(prompt), mask, 0.0)
-            logits = read(rows, 0, length).float()
+            logits = (
+                read(rows, 0, length).logits.float().index_fill(-1, torch.tensor(mask, device=rows.device), -math.inf)
+            )
             self.forwards += 1
             own = logits.log_softmax(-1).gather(-1, target.expand(len(hidden), -1)[..., None])[..., 0]
             total += float((torch.where(hidden, own, 0).sum(-1) * length / hidden.sum(-1)).sum())

@@ -70,7 +70,7 @@ class MixtureProblem:
         table = build_table_on_nodes(
             arm.name,
             self.schedule.nodes(times),
-            schedule=self.schedule if solver.whole_steps else None,
+            schedule=self.schedule if solver.needs_schedule else None,
             lower_final=solver.lower_final,  # as our schedulers and diffusers' do
             **dict(arm.options),
         )

@@ -15,8 +15,13 @@ each row stands: step, steps, and the schedule's quota. Columns may be the whole
 from fastsample.decoding.adapters import Adapter, adapter_of, mask_token_of
 from fastsample.decoding.cache import Caching
 from fastsample.decoding.commit import (
+    KLASS,
+    PUNT,
+    WINO,
     After,
+    Checked,
     CommitRule,
+    Credit,
     Entropy,
     EntropyBounded,
     Factor,
@@ -27,21 +32,28 @@ from fastsample.decoding.commit import (
     Progress,
     Prophet,
     Random,
+    Risk,
     Threshold,
     anchor,
 )
 from fastsample.decoding.decode import decode_masked
-from fastsample.decoding.decoder import Commit, Decoder
+from fastsample.decoding.decoder import Decoder
 from fastsample.decoding.ledger import DecodingLedger
 from fastsample.decoding.refinement import LatentRefinement
+from fastsample.decoding.rows import Commit
 from fastsample.decoding.statistics import Sampling, Statistics, statistics_of
 
 __all__ = [
+    "KLASS",
+    "PUNT",
+    "WINO",
     "Adapter",
     "After",
     "Caching",
+    "Checked",
     "Commit",
     "CommitRule",
+    "Credit",
     "Decoder",
     "DecodingLedger",
     "Entropy",
@@ -55,6 +67,7 @@ __all__ = [
     "Progress",
     "Prophet",
     "Random",
+    "Risk",
     "Sampling",
     "Statistics",
     "Threshold",

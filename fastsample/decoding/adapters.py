@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from fastsample.decoding.schedule import Schedule
@@ -47,6 +49,17 @@ def dream(mask: Tensor, padded: bool, window: slice) -> dict[str, Any]:
     }
 
 
+def masked(visible: Tensor, positions: Tensor) -> dict[str, Any]:
+    """A 4-D boolean mask with positions."""
+    return {"attention_mask": visible, "position_ids": positions}
+
+
+def added(visible: Tensor, positions: Tensor, *, dtype: torch.dtype) -> dict[str, Any]:
+    """As :func:`masked`, by a mask added to the scores, which every kind of attention takes."""
+    hidden = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
+    return {"attention_mask": hidden.masked_fill_(~visible, torch.finfo(dtype).min), "position_ids": positions}
+
+
 def positions_of(mask: Tensor) -> Tensor:
     """int64 [B, L]: 0 for padding and the first token after it."""
     return (mask.long().cumsum(-1) - 1).clamp(min=0)
@@ -60,6 +73,8 @@ class Adapter:
     shifted: the logits at position i predict token i + 1 (Dream).
     keeps: how the forward is told which logits are read: "logits_to_keep" (an index tensor), "num_logits_to_keep"
         (the last n), or None.
+    visible: how a forward is told who sees whom (bool [B, 1, L, L]) at which positions [B, L], where the model takes
+        both; else None.
     embeds: it takes `inputs_embeds`. caches: it takes `past_key_values` as
         :class:`fastsample.decoding.cache.WindowCache` says.
     schedule, scaled: the family's own, see :func:`quota_and_share` and :class:`Sampling`.
@@ -68,6 +83,7 @@ class Adapter:
     arguments: Arguments = plain
     shifted: bool = False
     keeps: Literal["logits_to_keep", "num_logits_to_keep"] | None = None
+    visible: Callable[[Tensor, Tensor], dict[str, Any]] | None = None
     embeds: bool = False
     caches: bool = False
     schedule: Schedule = "even"
@@ -76,7 +92,7 @@ class Adapter:
 
 LLADA = Adapter(where_padded, embeds=True)
 DREAM = Adapter(dream, shifted=True, embeds=True, schedule="dream", scaled=True)
-BUNDLED = Adapter(windowed, keeps="logits_to_keep", embeds=True, caches=True)
+BUNDLED = Adapter(windowed, keeps="logits_to_keep", visible=masked, embeds=True, caches=True)
 FAMILIES = {"llada": LLADA, "Dream": DREAM, "fastsample_masked_diffusion": BUNDLED}
 """By `config.model_type`."""
 
@@ -99,8 +115,13 @@ def adapter_of(model: Any) -> Adapter:
     own = FAMILIES.get(model.config.model_type)
     if own is not None:
         return own if own.keeps else replace(own, keeps=keeps)
-    arguments = with_positions if "position_ids" in parameters else where_padded
-    return Adapter(arguments, keeps=keeps, embeds="inputs_embeds" in parameters)
+    positions = "position_ids" in parameters
+    return Adapter(
+        with_positions if positions else where_padded,
+        keeps=keeps,
+        visible=functools.partial(added, dtype=model.dtype) if positions and not _slides(model.config) else None,
+        embeds="inputs_embeds" in parameters,
+    )
 
 
 def mask_token_of(model: Any, tokenizer: Any = None) -> int | None:
@@ -108,6 +129,12 @@ def mask_token_of(model: Any, tokenizer: Any = None) -> int | None:
     own = getattr(getattr(model, "config", None), "mask_token_id", None)
     token: int | None = getattr(tokenizer, "mask_token_id", None) if own is None else own
     return token
+
+
+def _slides(config: Any) -> bool:
+    """Whether some layers see a window alone, for which one mask for all is wrong."""
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    return kinds != {"full_attention"} or getattr(config, "sliding_window", None) is not None
 
 
 def _refuse_causal(model: Any) -> None:

@@ -31,6 +31,10 @@ class AboveThreshold(CommitRule):
 
     threshold: float
 
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"confidence"})
+
     def commit(self, statistics: Statistics, masked: Tensor, eligible: Tensor, progress: Progress) -> Tensor:
         sure = eligible & (statistics.confidence > self.threshold)
         return sure | best(statistics.confidence, eligible, progress.quota[:, None])
@@ -105,7 +109,7 @@ class CommitScheduler(BlockRefinementScheduler):  # type: ignore[misc]
         rule = self.rule(self.config.threshold if threshold is None else threshold)
         editing = self.config.editing_threshold if editing_threshold is None else editing_threshold
         multinomial = temperature > 0 and sampling_method in ("multinomial", "auto")
-        statistics = statistics_of(model_output)
+        statistics = statistics_of(model_output, needs=rule.needs)
         if multinomial:
             tokens, confidence = self._sample_from_logits(
                 model_output,

@@ -12,9 +12,10 @@ from torch import Tensor
 from fastsample.decoding.adapters import Adapter, adapter_of
 from fastsample.decoding.cache import Caching
 from fastsample.decoding.commit import CommitRule
-from fastsample.decoding.decoder import Decoder, Stream
+from fastsample.decoding.decoder import Decoder
 from fastsample.decoding.ledger import DecodingLedger
 from fastsample.decoding.refinement import LatentRefinement
+from fastsample.decoding.rows import Stream
 from fastsample.decoding.schedule import Schedule
 from fastsample.decoding.settings import Constraints, Settings, check_prompt, constrained
 from fastsample.decoding.statistics import Sampling
@@ -55,7 +56,8 @@ def decode_masked(
 
     model: a callable `model(input_ids, attention_mask=..)` with `.logits` [B, L, V]; how a model of transformers is
         called is read off its family, or given by `adapter`.
-    block_length: blocks are decoded one after the other, from the left; it divides gen_length, the default.
+    block_length: blocks are decoded one after the other, from the left, the last one maybe shorter; by default there
+        is one.
     steps: of the schedule that rules such as LowConfidence follow, shared evenly by the blocks; by default one a
         token. Rules such as Threshold ignore it.
     attention_mask: [B, P], 0 for padding, which is on the left.
@@ -77,8 +79,9 @@ def decode_masked(
     adapter = adapter_of(model) if adapter is None else adapter
     ends = (eos_token_id,) if isinstance(eos_token_id, int) else tuple(eos_token_id or ())
     length = gen_length if block_length is None else block_length
+    whole = -(-gen_length // length) * length if length > 0 else gen_length
     settings = Settings(
-        rule=rule, gen_length=gen_length, block_length=length, steps=gen_length if steps is None else steps,
+        rule=rule, gen_length=gen_length, block_length=length, steps=whole if steps is None else steps,
         mask_token_id=mask_token_id, schedule=adapter.schedule if schedule is None else schedule,
         sampling=Sampling(temperature, top_p, top_k, adapter.scaled if scaled is None else scaled),
         guidance_scale=guidance_scale, eos_token_ids=ends,

@@ -2,73 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields
-from typing import Any, NamedTuple
+import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastsample.decoding.adapters import Adapter
-from fastsample.decoding.commit import Progress
-from fastsample.decoding.denoiser import Denoiser
+from fastsample.decoding.checks import Checks
+from fastsample.decoding.commit import Checking, Probing, Progress, Remembering
+from fastsample.decoding.commit.rule import Memory
+from fastsample.decoding.denoiser import Answer, Denoiser
 from fastsample.decoding.ledger import DecodingLedger
 from fastsample.decoding.refinement import Latents
+from fastsample.decoding.rows import Commit, Rows, Stream, Window
 from fastsample.decoding.schedule import quota_and_share
 from fastsample.decoding.settings import Settings
-from fastsample.decoding.statistics import Statistics, statistics_of, uniforms
-
-
-class Commit(NamedTuple):
-    """A token that a forward decided."""
-
-    row: int
-    position: int
-    """In the response."""
-    token: int
-    forward: int
-    """From 1."""
-
-
-Stream = Callable[[list[Commit]], None]
-"""Called after each forward with what it committed."""
-
-
-@dataclass
-class _Rows:
-    """State of the rows that are not finished: tensors of the device, [A, ..]."""
-
-    tokens: Tensor
-    """int64 [A, P + G]: prompt and response."""
-    masked: Tensor
-    """bool [A, G]: what is undecided."""
-    committed_at: Tensor
-    """int64 [A, G]: forward of each commit, 0 elsewhere."""
-    block: Tensor
-    """int64 [A]: the first block with something undecided; their number where there is none."""
-    step: Tensor
-    """int64 [A]: steps made in that block."""
-    total: Tensor
-    """int64 [A]: what was undecided in it at its first step."""
-    age: Tensor
-    """int64 [A]: forwards since the key-value cache holds the whole row."""
-    seed: Tensor
-    """int64 [A, G]: of each position's random numbers."""
-
-    def take(self, rows: Tensor) -> _Rows:
-        return _Rows(*(getattr(self, field.name)[rows] for field in fields(self)))
-
-
-class _Window(NamedTuple):
-    """Response positions first .. last - 1 are read; of the sequence, `evaluated` (None: all, without a cache)."""
-
-    first: int
-    last: int
-    evaluated: slice | None
-    write: Tensor | None
-    """bool [A, evaluated]: keys and values that are replaced."""
-    readable: Tensor | None
-    """bool [A, read]: what is of this forward for the row itself."""
+from fastsample.decoding.statistics import Statistics, probability_of, statistics_of, uniforms
 
 
 class Decoder:
@@ -87,13 +37,19 @@ class Decoder:
         self._settings, self._shifted, self._stream = settings, adapter.shifted, stream
         self._prompt = prompt.shape[1]
         full = torch.nn.functional.pad(attention_mask, (0, length), value=1)
-        self._denoiser = Denoiser(model, adapter, full, self._prompt, settings.mask_token_id, settings.guidance_scale)
+        self._denoiser = Denoiser(
+            model, adapter, full, self._prompt, settings.mask_token_id, settings.guidance_scale,
+            given=response != settings.mask_token_id,
+        )  # fmt: skip
         self._stops = torch.tensor(settings.eos_token_ids, dtype=torch.int64, device=device)
         self._latents = None
         if settings.refinement is not None:
             self._latents = Latents(settings.refinement, rows, *self._denoiser.embedding_table())
+        self._checks = Checks(settings.rule, response) if isinstance(settings.rule, Checking) else None
+        self._memory: Memory | None = None
+        self._open = [0] * rows  # undecided positions of each row's block, on the host
         zeros = torch.zeros(rows, dtype=torch.int64, device=device)
-        self._rows = _Rows(
+        self._rows = Rows(
             tokens=torch.cat([prompt, response], 1), masked=response == settings.mask_token_id,
             committed_at=torch.zeros_like(response), block=zeros - 1, step=zeros, total=zeros, age=zeros, seed=seed,
         )  # fmt: skip
@@ -103,7 +59,8 @@ class Decoder:
         self.forwards = 0
         self._active = list(range(rows))
         self._advance()
-        self._settle(self._rows.block.tolist(), whole=True)
+        block, self._open = torch.stack([self._rows.block, self._rows.total]).tolist()
+        self._settle(block, whole=True)
 
     @property
     def done(self) -> bool:
@@ -118,32 +75,52 @@ class Decoder:
     @torch.no_grad()
     def step(self) -> None:
         """One forward and its commits. RuntimeError where logits are not finite."""
-        rows, read = self._rows, self._window()
-        logits = self._denoiser(self._inputs(), read.first, read.last, window=read.evaluated, write=read.write)
+        rows, read, settings = self._rows, self._window(), self._settings
+        logits, support = self._forward(read)
         self.forwards += 1
         columns = slice(read.first, read.last)
         draw = torch.full((1,), self.forwards, device=logits.device)
-        seed = rows.seed[:, columns]
-        statistics = statistics_of(logits, self._settings.sampling, seed=seed, draw=draw)
-        uniform = uniforms(seed, draw) if self._settings.rule.random else None
-        chosen = self._choose(logits, statistics, read, uniform)
-        broken = (rows.masked[:, columns] & statistics.confidence.isnan()).any(-1)
+        seed, masked = rows.seed[:, columns], rows.masked[:, columns]
+        eligible = masked & self._own()[:, columns]
+        memory: Memory = ()
+        if isinstance(settings.rule, Remembering):
+            logits, memory = self._remember(settings.rule, logits, eligible, columns)
+        statistics = statistics_of(
+            logits,
+            settings.sampling,
+            seed=seed,
+            draw=draw,
+            needs=settings.rule.needs,
+            excluded=settings.mask_token_id,
+        )
+        uniform = uniforms(seed, draw) if settings.rule.random else None
+        chosen = self._choose(logits, statistics, read, eligible, uniform, memory)
+        broken = (masked & statistics.confidence.isnan()).any(-1)
+        back = self._take_back(support, chosen, columns)
         self._write(chosen, statistics.token, columns)
+        if self._checks is not None:
+            self._checks.note(chosen, statistics.confidence, columns)
+            self._reopen(back)
         self._end()
         self._advance()
-        report = torch.stack([rows.block, broken.long(), (rows.age == 0).long()], -1)
+        look = torch.zeros_like(rows.block)
+        if self._checks is not None:
+            look = self._checks.look(rows.committed_at, self.forwards, self._own())
+        left = (rows.masked & self._own()).sum(-1)
+        report = torch.stack([rows.block, broken.long(), (rows.age == 0).long(), look, left], -1)
         if self._stream is not None:
-            report = torch.cat([report, torch.where(chosen, statistics.token, -1)], -1)
+            written = torch.where(chosen, statistics.token, -1).masked_fill(back[:, columns], settings.mask_token_id)
+            report = torch.cat([report, written], -1)
         self._report(report.tolist(), read.first)
 
     def stop(self) -> None:
         """End all rows as they are."""
         self._settle([self._settings.blocks] * len(self._active), whole=False)
 
-    def _window(self) -> _Window:
+    def _window(self) -> Window:
         """What is evaluated and read: the blocks that rows are in, or more where the rule or the cache needs it."""
         settings, prompt, width = self._settings, self._prompt, self._settings.block_length
-        first, last = min(self._blocks) * width, (max(self._blocks) + 1) * width
+        first, last = min(self._blocks) * width, min((max(self._blocks) + 1) * width, settings.gen_length)
         evaluated, write, readable = None, None, None
         if settings.caching is not None:
             total = prompt + settings.gen_length
@@ -162,39 +139,111 @@ class Decoder:
         if evaluated is not None and write is not None:
             offset = prompt - evaluated.start
             readable = write[:, offset + first : offset + last]
-        return _Window(first, last, evaluated, write, readable)
+        return Window(first, last, evaluated, write, readable)
+
+    def _forward(self, read: Window) -> tuple[Tensor, Tensor | None]:
+        """Logits [A, read, V]; and where drafts are looked at, the probability of each [A, G], inf elsewhere."""
+        rows, checks, first, last = self._rows, self._checks, read.first, read.last
+        if checks is None:
+            return self._count(
+                self._denoiser(self._inputs(), first, last, window=read.evaluated, write=read.write)
+            ).logits, None
+        mask = self._settings.mask_token_id
+        if checks.rule.form == "shadows":
+            shadows = checks.shadows(self._prompt)
+            answer = self._count(self._denoiser(rows.tokens, first, last, shadows=shadows))
+            if shadows is None or answer.shadows is None:
+                return answer.logits, None
+            drafts = rows.tokens.gather(1, shadows.at)
+            return answer.logits, checks.support_of_shadows(probability_of(answer.shadows, drafts, excluded=mask))
+        hidden = checks.hidden(rows.tokens, self._prompt, mask)
+        if hidden is None:
+            return self._count(self._denoiser(rows.tokens, first, last)).logits, None
+        index, text = hidden
+        every = torch.arange(len(rows.tokens), device=index.device)
+        both = torch.cat([rows.tokens, text])
+        logits = self._count(self._denoiser(both, first, last, rows=torch.cat([every, index]))).logits
+        drafts = rows.tokens[index, self._prompt + first : self._prompt + last]
+        probability = probability_of(logits[len(every) :], drafts, excluded=mask)
+        return logits[: len(every)], checks.support_of_rows(index, probability, first)
+
+    def _count(self, answer: Answer) -> Answer:
+        self.ledger.positions += answer.evaluated
+        self.ledger.rows += self._denoiser.branches * len(answer.logits)
+        return answer
 
     def _inputs(self) -> Tensor:
         """Tokens [A, L], or embeddings [A, L, H] with the latents of undecided ones."""
         rows = self._rows
         if self._latents is None:
             return rows.tokens
-        place = self._block_positions()
-        undecided = rows.masked.gather(1, place)
+        place, undecided = self._block_positions()
         return self._latents.embed(self._denoiser.embed(rows.tokens), self._prompt + place, undecided)
 
-    def _choose(self, logits: Tensor, statistics: Statistics, read: _Window, uniform: Tensor | None) -> Tensor:
+    def _remember(self, rule: Remembering, logits: Tensor, eligible: Tensor, columns: slice) -> tuple[Tensor, Memory]:
+        """The logits that the rule reads, and its memory of the columns."""
+        if self._memory is None:
+            self._memory = rule.begin(logits, self._settings.gen_length)
+        here = tuple(each[:, columns] for each in self._memory)
+        logits, memory = rule.remember(logits, here, eligible, self._settings.mask_token_id)
+        for kept, new in zip(here, memory, strict=True):
+            kept.copy_(new)
+        return logits, memory
+
+    def _choose(
+        self, logits: Tensor, statistics: Statistics, read: Window, eligible: Tensor, uniform: Tensor | None,
+        memory: Memory,
+    ) -> Tensor:  # fmt: skip
         """Positions to commit, bool [A, read]."""
         settings, rows = self._settings, self._rows
         masked, text = rows.masked[:, read.first : read.last], rows.tokens[:, self._prompt :]
-        column = torch.arange(read.first, read.last, device=masked.device)
-        eligible = masked & (column // settings.block_length == rows.block[:, None])
         steps = settings.steps_per_block
         quota, share = quota_and_share(settings.schedule, rows.total, eligible.sum(-1), rows.step, steps)
-        # no rule that commits one token a forward, or follows the schedule, comes so far
-        taken = rows.step >= max(steps, settings.block_length) - 1
+        taken = rows.step >= settings.longest - 1
         if self._latents is not None:
-            place = self._block_positions()
+            place, undecided = self._block_positions()
             own = (place - read.first)[..., None].expand(-1, -1, logits.shape[-1])
-            settled = self._latents.observe(logits.gather(1, own), rows.masked.gather(1, place))
+            block = logits.gather(1, own)
+            block[..., settings.mask_token_id] = -math.inf  # never predicted
+            settled = self._latents.observe(block, undecided)
             eligible = eligible & self._latents.committing[:, None]
             taken = taken | settled
         progress = Progress(
             step=rows.block * steps + rows.step.clamp(max=steps - 1), steps=settings.steps, quota=quota, share=share,
             first=read.first, length=settings.gen_length, tokens=text[:, read.first : read.last],
-            readable=read.readable, uniform=uniform,
+            readable=read.readable, uniform=uniform, block_step=rows.step, memory=memory,
+            probe=_Probe(self, logits, read) if isinstance(settings.rule, Probing) else None,
         )  # fmt: skip
         return (masked & settings.rule.commit(statistics, masked, eligible, progress)) | (eligible & taken[:, None])
+
+    def _predicted(self, logits: Tensor) -> Tensor:
+        """The logits without the mask token, which is never predicted."""
+        mask = torch.tensor([self._settings.mask_token_id]).to(logits.device, non_blocking=True)
+        return logits.to(torch.promote_types(logits.dtype, torch.float32)).index_fill(-1, mask, -math.inf)
+
+    def _probe(self, tokens: Tensor, rows: list[int], read: Window) -> Tensor:
+        """Logits [R, read, V] of a forward of the rows `rows`, were their text `tokens` [R, read]."""
+        index = self._on_device(rows)
+        text = self._rows.tokens[index]
+        text[:, self._prompt + read.first : self._prompt + read.last] = tokens
+        self.ledger.forward_calls += 1
+        for row in rows:
+            self.ledger.row_forwards[self._active[row]] += 1
+        return self._predicted(self._count(self._denoiser(text, read.first, read.last, rows=index)).logits)
+
+    def _take_back(self, support: Tensor | None, chosen: Tensor, columns: slice) -> Tensor:
+        """bool [A, G]: drafts that go back to masks."""
+        whole = torch.zeros_like(self._rows.masked)
+        if self._checks is None:
+            return whole
+        whole[:, columns] = chosen
+        return self._checks.revoked(support, whole, self._rows.committed_at, self.forwards, self._own())
+
+    def _reopen(self, back: Tensor) -> None:
+        rows = self._rows
+        rows.tokens[:, self._prompt :].masked_fill_(back, self._settings.mask_token_id)
+        rows.committed_at.masked_fill_(back, 0)
+        rows.masked |= back
 
     def _write(self, chosen: Tensor, token: Tensor, columns: slice) -> None:
         rows = self._rows
@@ -216,7 +265,9 @@ class Decoder:
     def _advance(self) -> None:
         """Move each row to its first block with something undecided."""
         rows, settings = self._rows, self._settings
-        left = rows.masked.reshape(-1, settings.blocks, settings.block_length).sum(-1)
+        short = settings.blocks * settings.block_length - settings.gen_length
+        left = torch.nn.functional.pad(rows.masked, (0, short))
+        left = left.reshape(-1, settings.blocks, settings.block_length).sum(-1)
         block = torch.where(left.any(-1), (left > 0).long().argmax(-1), settings.blocks)
         moved = block != rows.block
         made = 1 if self._latents is None else self._latents.committing.long()
@@ -233,13 +284,13 @@ class Decoder:
     def _report(self, report: list[list[int]], first: int) -> None:
         """Count the forward, stream its commits, and let finished rows go.
 
-        `report` per row: its block, whether its logits were broken, whether its cache is due, tokens (-1: none).
+        `report` per row: its block, whether its logits were broken, whether its cache is due, how many drafts are
+        looked at next, what its block has undecided, tokens (-1: none).
         """
-        ledger, branches = self.ledger, self._denoiser.branches
+        ledger = self.ledger
         ledger.forward_calls += 1
-        ledger.rows += branches * len(self._active)
         commits = []
-        for row, (_, broken, _, *tokens) in zip(self._active, report, strict=True):
+        for row, (_, broken, _, _, _, *tokens) in zip(self._active, report, strict=True):
             if broken:
                 raise RuntimeError(f"the logits of row {row} are not finite at forward {self.forwards}")
             ledger.row_forwards[row] += 1
@@ -248,6 +299,9 @@ class Decoder:
             self._stream(commits)
         blocks = [block for block, *_ in report]
         unfinished = [fresh for block, _, fresh, *_ in report if block < self._settings.blocks]
+        self._open = [left for *_, left in (line[:5] for line in report)]
+        if self._checks is not None:
+            self._checks.counts = [look for _, _, _, look, *_ in report]
         self._settle(blocks, whole=any(unfinished))
 
     def _settle(self, blocks: list[int], whole: bool) -> None:
@@ -261,17 +315,44 @@ class Decoder:
         self.ledger.committed_at.index_copy_(0, places, rows.committed_at)
         kept = [place for place, block in enumerate(blocks) if block < self._settings.blocks]
         self._active = [self._active[place] for place in kept]
+        self._open = [self._open[place] for place in kept]
         index = self._on_device(kept)
         self._rows = rows.take(index)
         self._denoiser.take(index)
         if self._latents is not None:
             self._latents.take(index)
+        if self._checks is not None:
+            self._checks.take(index, kept)
+        if self._memory is not None:
+            self._memory = tuple(each[index] for each in self._memory)
 
-    def _block_positions(self) -> Tensor:
-        """int64 [A, W]: response positions of each row's block."""
-        width = self._settings.block_length
-        return self._rows.block[:, None] * width + torch.arange(width, device=self._rows.block.device)
+    def _own(self) -> Tensor:
+        """bool [A, G]: the positions of each row's block."""
+        column = torch.arange(self._settings.gen_length, device=self._rows.block.device)
+        return column // self._settings.block_length == self._rows.block[:, None]
+
+    def _block_positions(self) -> tuple[Tensor, Tensor]:
+        """int64 and bool [A, W]: response positions of each row's block, and which of them are undecided.
+
+        A last block that is shorter repeats its last position as decided.
+        """
+        rows, width, last = self._rows, self._settings.block_length, self._settings.gen_length - 1
+        place = rows.block[:, None] * width + torch.arange(width, device=rows.block.device)
+        held = place.clamp(max=last)
+        return held, rows.masked.gather(1, held) & (place <= last)
 
     def _on_device(self, rows: list[int]) -> Tensor:
         # nothing waits for this copy
         return torch.tensor(rows, dtype=torch.int64).to(self._rows.block.device, non_blocking=True)
+
+
+class _Probe:
+    """Further forwards of a step, for rules that try texts out; the ledger counts them."""
+
+    def __init__(self, decoder: Decoder, logits: Tensor, read: Window) -> None:
+        self._decoder, self._read = decoder, read
+        self.logits = decoder._predicted(logits)
+        self.counts = list(decoder._open)
+
+    def __call__(self, tokens: Tensor, rows: list[int]) -> Tensor:
+        return self._decoder._probe(tokens, rows, self._read)

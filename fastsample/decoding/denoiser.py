@@ -2,31 +2,54 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from fastsample.decoding.adapters import Adapter
+from fastsample.decoding.adapters import Adapter, positions_of
+from fastsample.decoding.attention import with_shadows
 from fastsample.decoding.cache import WindowCache
+from fastsample.decoding.checks import Shadows
+
+
+class Answer(NamedTuple):
+    """Of one forward: logits [B, W, V] of the window that was asked for, those of its shadows, tokens evaluated."""
+
+    logits: Tensor
+    shadows: Tensor | None
+    evaluated: int
 
 
 class Denoiser:
-    """Calls `model` as its `adapter` says and gives logits at response positions.
+    """Calls `model` as its `adapter` says and gives logits at response positions, views of what the model returns.
 
-    guidance w: (1 + w) logits - w logits given the prompt masked (LLaDA, arXiv:2502.09992), both in one batch of
-    twice the rows. The mask token is never predicted: its logit is -inf.
+    guidance w: (1 + w) logits - w logits with the prompt, and what else is `given`, masked (LLaDA, arXiv:2502.09992);
+    both in one batch of twice the rows. Who reads the logits leaves out the mask token, which is never predicted.
     """
 
     def __init__(
-        self, model: Any, adapter: Adapter, attention_mask: Tensor, prompt: int, mask_token_id: int, guidance: float
+        self,
+        model: Any,
+        adapter: Adapter,
+        attention_mask: Tensor,
+        prompt: int,
+        mask_token_id: int,
+        guidance: float,
+        given: Tensor | None = None,
     ) -> None:
-        """`attention_mask` [B, L] of the whole sequences, of which the first `prompt` positions are given."""
+        """`attention_mask` [B, L] of the whole sequences, of which the first `prompt` positions are the prompt.
+
+        `given`: bool [B, L - prompt], the tokens of the response that were not the model's; by default none.
+        """
         self._model, self._adapter, self._prompt, self._guidance = model, adapter, prompt, guidance
         self._attention, self._padded = attention_mask, not bool(attention_mask.all())
         self._mask_token = torch.tensor([mask_token_id], device=attention_mask.device)
         self._cache = WindowCache()
+        self._known = torch.arange(attention_mask.shape[1], device=attention_mask.device) < prompt
+        self._known = self._known.expand_as(attention_mask)
+        if given is not None:
+            self._known = torch.cat([self._known[:, :prompt], given], 1)
 
     @property
     def branches(self) -> int:
@@ -49,50 +72,89 @@ class Denoiser:
         return table, table[self._mask_token][0]
 
     def __call__(
-        self, inputs: Tensor, first: int, last: int, *, window: slice | None = None, write: Tensor | None = None
-    ) -> Tensor:
+        self,
+        inputs: Tensor,
+        first: int,
+        last: int,
+        *,
+        window: slice | None = None,
+        write: Tensor | None = None,
+        shadows: Shadows | None = None,
+        rows: Tensor | None = None,
+    ) -> Answer:
         """Logits [B, last - first, V] at response positions first .. last - 1.
 
         inputs: tokens [B, L] or embeddings [B, L, H]. window: the positions that are evaluated, with a key-value
-        cache of which `write` (bool [B, window]) is replaced; None is all of them, without a cache.
+        cache of which `write` (bool [B, window]) is replaced; None is all of them, without a cache. shadows: further
+        mask tokens behind `inputs`, for tokens alone. rows: int64 [B], of which row each input is; None is in order.
         """
         evaluated = slice(0, inputs.shape[1]) if window is None else window
-        mask = self._attention
+        mask, known = self._attention, self._known
+        if rows is not None:
+            mask, known = mask[rows], known[rows]
+        extra = 0 if shadows is None else shadows.at.shape[1]
+        if shadows is not None:
+            inputs = torch.cat([inputs, self._mask_token.expand(len(inputs), extra)], 1)
         if self._guidance:
-            inputs, mask = self._branched(inputs), torch.cat([mask, mask])
-        call = self._adapter.arguments(mask, self._padded, evaluated)
+            inputs, mask = self._branched(inputs, known), torch.cat([mask, mask])
+        call = self._arguments(mask, evaluated, shadows)
         if write is not None:
             self._cache.open(evaluated.start, write.repeat(self.branches, 1))
             call["past_key_values"] = self._cache
         offset = self._prompt - self._adapter.shifted - evaluated.start
-        # without a prompt, shifted logits have none before the first
-        rows = torch.arange(offset + first, offset + last, device=inputs.device).clamp(min=0)
-        logits = self._logits_at(inputs[:, evaluated], rows, max(offset + first, 0), call)
+        if window is not None:
+            inputs = inputs[:, evaluated]
+        logits, behind = self._logits_at(inputs, offset + first, offset + last, extra, call)
         if self._guidance:
-            given, blank = logits.chunk(2)
-            logits = blank + (1 + self._guidance) * (given - blank)
-        return logits.index_fill(-1, self._mask_token, -math.inf)
+            logits = self._guided(logits)
+            behind = self._guided(behind)
+        return Answer(logits, behind if extra else None, inputs.shape[0] * inputs.shape[1])
 
-    def _logits_at(self, inputs: Tensor, rows: Tensor, lowest: int, call: dict[str, Any]) -> Tensor:
-        """The logits at `rows`, of which `lowest` is the first; no others are computed, if the model allows it."""
-        keeps = self._adapter.keeps
-        kept = {"logits_to_keep": rows, "num_logits_to_keep": inputs.shape[1] - lowest}
-        if keeps is not None:
-            call[keeps] = kept[keeps]
+    def _arguments(self, mask: Tensor, evaluated: slice, shadows: Shadows | None) -> dict[str, Any]:
+        if shadows is None:
+            return self._adapter.arguments(mask, self._padded, evaluated)
+        assert self._adapter.visible is not None  # Settings asks for it
+        at = shadows.at.repeat(self.branches, 1)
+        positions = positions_of(mask)
+        positions = torch.cat([positions, positions.gather(1, at)], 1)
+        visible = mask[:, None, None].bool().expand(-1, 1, mask.shape[1], -1)
+        return self._adapter.visible(with_shadows(visible, at, mutual=shadows.mutual), positions)
+
+    def _logits_at(
+        self, inputs: Tensor, first: int, last: int, extra: int, call: dict[str, Any]
+    ) -> tuple[Tensor, Tensor]:
+        """The logits from position `first` to `last`, and those of the `extra` last tokens: views.
+
+        No others are computed, if the model allows it. Without a prompt, shifted logits have none before the first,
+        which then stands for it.
+        """
+        lowest, keeps, total = max(first, 0), self._adapter.keeps, inputs.shape[1]
+        if keeps == "logits_to_keep":
+            kept = [*range(lowest, max(last, 1)), *range(total - extra, total)]
+            call[keeps] = torch.tensor(kept).to(inputs.device, non_blocking=True)
+        elif keeps == "num_logits_to_keep":
+            call[keeps] = total - lowest
         output = self._model(inputs, **call) if inputs.ndim == 2 else self._model(inputs_embeds=inputs, **call)
         logits: Tensor = output.logits
-        if keeps == "num_logits_to_keep":
-            rows = rows - lowest
-        return logits if keeps == "logits_to_keep" else logits[:, rows]
+        behind = logits[:, logits.shape[1] - extra :]
+        if not keeps:
+            logits = logits[:, lowest:]
+        logits = logits[:, : last - lowest] if first >= 0 else torch.cat([logits[:, :1], logits[:, :last]], 1)
+        return logits, behind
+
+    def _guided(self, logits: Tensor) -> Tensor:
+        given, blank = logits.chunk(2)
+        return blank + (1 + self._guidance) * (given - blank)
 
     def take(self, rows: Tensor) -> None:
         """Keep only these rows of the batch."""
         count = len(self._attention)
-        self._attention = self._attention[rows]
+        self._attention, self._known = self._attention[rows], self._known[rows]
         self._cache.take(torch.cat([rows + branch * count for branch in range(self.branches)]))
 
-    def _branched(self, inputs: Tensor) -> Tensor:
-        """The inputs, and the inputs with the prompt masked."""
-        blank = inputs.clone()
-        blank[:, : self._prompt] = self._mask_token if inputs.ndim == 2 else self.embed(self._mask_token)
-        return torch.cat([inputs, blank])
+    def _branched(self, inputs: Tensor, known: Tensor) -> Tensor:
+        """The inputs, and the inputs with what is known masked."""
+        blank = self._mask_token if inputs.ndim == 2 else self.embed(self._mask_token)
+        known = torch.nn.functional.pad(known, (0, inputs.shape[1] - known.shape[1]))
+        hidden = known if inputs.ndim == 2 else known[..., None]
+        return torch.cat([inputs, torch.where(hidden, blank, inputs)])

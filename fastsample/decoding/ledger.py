@@ -15,12 +15,14 @@ class DecodingLedger(Ledger):
     """A :class:`~fastsample.Ledger` whose images are the sequences of a batch.
 
     `committed_at` int64 [B, gen_length]: the forward, from 1, at which each token was committed; 0 for constraints
-    and for what follows the end token. `row_forwards`: forwards of each row; a guided one counts once here and twice
-    in `model_evaluations` and `tokens_per_forward`.
+    and for what follows the end token. Forwards in which a rule such as PUNT tries texts out have no number here.
+    `row_forwards`: forwards of each row; a guided one counts once here and twice in `model_evaluations` and
+    `tokens_per_forward`. `positions`: tokens that were evaluated, the prompt's, padding and shadows among them.
     """
 
     committed_at: Tensor = field(default_factory=lambda: torch.empty(0, 0, dtype=torch.int64))
     row_forwards: list[int] = field(default_factory=list)
+    positions: int = 0
 
     @property
     def tokens(self) -> int:

@@ -16,9 +16,10 @@ from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoTokeni
 from fastsample.decoding.adapters import adapter_of, mask_token_of
 from fastsample.decoding.commit import CommitRule, LowConfidence
 from fastsample.decoding.decode import decode_masked
-from fastsample.decoding.decoder import Commit, Decoder, Stream
+from fastsample.decoding.decoder import Decoder
 from fastsample.decoding.ledger import DecodingLedger
 from fastsample.decoding.prompts import Message, encode, encode_chats, texts_of
+from fastsample.decoding.rows import Commit, Stream
 from fastsample.sampling.noise import Generators
 
 StepCallback = Callable[[Any, int, int, dict[str, Tensor]], Any]

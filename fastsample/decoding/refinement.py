@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastsample.decoding.statistics import nucleus
+from fastsample.decoding.statistics import nucleus, relative_entropy
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,7 @@ class LatentRefinement:
 
 def divergence(new: Tensor, old: Tensor, masked: Tensor) -> Tensor:
     """Mean over `masked` [B, W] of KL(new || old), in nats, of logits [B, W, V]; inf where nothing is masked."""
-    log_new, log_old = new.log_softmax(-1), old.log_softmax(-1)
-    # a token that both leave out (-inf) adds nothing
-    terms = torch.where(log_new == -math.inf, 0.0, log_new.exp() * (log_new - log_old)).sum(-1)
+    terms = relative_entropy(new.log_softmax(-1), old.log_softmax(-1))
     count = masked.sum(-1)
     mean = torch.where(masked, terms, 0.0).sum(-1) / count
     return mean.clamp(min=0).masked_fill(count == 0, math.inf)  # below 0 by rounding alone

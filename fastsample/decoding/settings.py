@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastsample.decoding.adapters import Adapter
 from fastsample.decoding.cache import Caching
-from fastsample.decoding.commit import CommitRule
+from fastsample.decoding.commit import Checking, CommitRule, Probing
 from fastsample.decoding.refinement import LatentRefinement
 from fastsample.decoding.schedule import Schedule
 from fastsample.decoding.statistics import Sampling
@@ -40,10 +40,6 @@ class Settings:
         for name in ("gen_length", "block_length", "steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)}: give 1 or more")
-        if self.gen_length % self.block_length:
-            raise ValueError(
-                f"block_length = {self.block_length} does not divide gen_length = {self.gen_length}: change one"
-            )
         if self.steps % self.blocks:
             raise ValueError(f"steps = {self.steps} with {self.blocks} blocks: give a multiple of the blocks")
         if self.mask_token_id is None or self.mask_token_id < 0:
@@ -62,15 +58,29 @@ class Settings:
                 f'cache = "dual" evaluates a block alone, and {type(self.rule).__name__} reads the whole response: '
                 'use "prefix"'
             )
+        if isinstance(self.rule, Checking):
+            for name, value in (("cache", self.caching), ("refinement", self.refinement)):
+                if value is not None:
+                    raise ValueError(
+                        f"{name} = {value}: {type(self.rule).__name__} looks at drafts as plain masks, leave it out"
+                    )
+        if isinstance(self.rule, Probing) and (self.caching is not None or self.refinement is not None):
+            raise ValueError(f"rule = {type(self.rule).__name__} probes whole texts: give no cache and no refinement")
 
     @property
     def blocks(self) -> int:
-        """How many blocks the response has."""
-        return self.gen_length // self.block_length
+        """How many blocks the response has; the last one may be shorter."""
+        return -(-self.gen_length // self.block_length)
 
     @property
     def steps_per_block(self) -> int:
         return self.steps // self.blocks
+
+    @property
+    def longest(self) -> int:
+        """Forwards that a block takes at most: a rule commits a token in each, or follows the schedule."""
+        returns = self.rule.returns if isinstance(self.rule, Checking) else 0
+        return max(self.steps_per_block, self.block_length) * (1 + returns)
 
     @property
     def draws(self) -> bool:
@@ -80,6 +90,11 @@ class Settings:
     def check_model(self, model: object, adapter: Adapter) -> None:
         """Raise ValueError where the model lacks what the run needs."""
         name = type(model).__name__
+        if isinstance(self.rule, Checking) and self.rule.form == "shadows" and adapter.visible is None:
+            raise ValueError(
+                f"model = {name} takes no 4-D attention mask with position ids, which shadows need: "
+                f'give {type(self.rule).__name__} form = "rows"'
+            )
         if self.refinement is not None and not adapter.embeds:
             raise ValueError(
                 f"model = {name} takes no inputs_embeds, which latent refinement needs: decode without it"

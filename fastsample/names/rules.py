@@ -8,9 +8,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastsample.decoding import (
+    KLASS,
+    PUNT,
+    WINO,
     After,
     Caching,
+    Checked,
     CommitRule,
+    Credit,
     Entropy,
     EntropyBounded,
     Factor,
@@ -21,6 +26,7 @@ from fastsample.decoding import (
     Origin,
     Prophet,
     Random,
+    Risk,
     Threshold,
 )
 from fastsample.names.options import parse_options
@@ -35,9 +41,14 @@ RULES: dict[str, type[CommitRule]] = {
     "factor": Factor,
     "entropy-bounded": EntropyBounded,
     "hierarchy": Hierarchy,
+    "risk": Risk,
+    "klass": KLASS,
+    "credit": Credit,
+    "punt": PUNT,
+    "wino": WINO,
 }
 """What decides alone, with the options of its class."""
-ADDED = {"prophet": Prophet, "lrd": LatentRefinement, "prefix": Caching, "dual": Caching}
+ADDED = {"checked": Checked, "prophet": Prophet, "lrd": LatentRefinement, "prefix": Caching, "dual": Caching}
 """What a rule can be combined with: it stands before the rule, with a +."""
 RUN_OPTIONS = ("steps", "block")
 
@@ -75,7 +86,7 @@ def parse_method(text: str) -> Method:
     """A method from `rule` or `added+..+rule`, each `name` or `name:key=value,key=value`; several values with /.
 
     Any part takes steps= and block=. Without a rule, prophet stands on low-confidence and lrd on entropy, as in the
-    papers. Raises ValueError that names the part.
+    papers, and checked on threshold. Raises ValueError that names the part.
     """
     rule: CommitRule | None = None
     parts = [_read(part, text) for part in text.strip().split("+")]
@@ -83,16 +94,16 @@ def parse_method(text: str) -> Method:
     parts = [(name, {key: value for key, value in own.items() if key not in RUN_OPTIONS}) for name, own in parts]
     names = [name for name, _ in parts]
     if names[-1] not in RULES:
-        rule = Entropy() if "lrd" in names else LowConfidence()
+        rule = Entropy() if "lrd" in names else LowConfidence() if "prophet" in names else Checked().base
     if len(set(names)) < len(names) or any(name in RULES for name in names[:-1]):
         raise ValueError(f"rule = {text!r}: write what is added before one rule, each once, as in prophet+threshold")
     made: dict[str, Any] = {}
     for name, options in reversed(parts):
         if name in RULES:
             rule = _make(RULES[name], options, name)
-        elif name == "prophet":
+        elif name in ("prophet", "checked"):
             assert rule is not None
-            rule = _make(Prophet, {"base": rule, **options}, name)
+            rule = _make(ADDED[name], {"base": rule, **options}, name)
         elif name == "lrd":
             made["refinement"] = _make(LatentRefinement, options, name)
         else:

@@ -31,8 +31,7 @@ def count(pipe: Any, images: int) -> Iterator[Ledger]:
     def counted(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         if threading.current_thread() is not thread:
             return
-        latents = latents_of(args, kwargs)
-        given = images if latents is None else len(latents)
+        given = len(latents_of(args, kwargs))
         rows = [hook.rows for hook in hooks_of(module).values() if isinstance(hook, DroppingHook)]
         evaluated = min([given, *rows])
         ledger.forward_calls += evaluated > 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,9 @@ LATENTS = ("sample", "hidden_states")
 
 UNBATCHED = ("img_ids", "txt_ids", "image_rotary_emb")
 """Arguments without a batch dimension, whose first one may be of the batch's size by chance."""
+
+BATCH_SECOND = ("encoder_hidden_states_llama3",)
+"""Arguments whose batch is their second dimension: the first one is the text encoder's layers."""
 
 MADE_EVERY_STEP = ("residual", "controlnet", "block_samples")
 """In the names of arguments that a ControlNet makes anew in every step, row by row."""
@@ -49,6 +53,11 @@ class Denoiser:
     def is_controlnet(self) -> bool:
         """Whether what it makes is an argument of another denoiser, not a prediction."""
         return self.name.startswith("controlnet")
+
+    @property
+    def group(self) -> str:
+        """Denoisers of one group are evaluated in turn, as the two experts of Wan 2.2: what all predictions are."""
+        return "controlnet" if self.is_controlnet else "denoiser"
 
     @property
     def compiled(self) -> bool:
@@ -88,10 +97,33 @@ def timestep_argument(module: nn.Module) -> str | None:
     return next((name for name in TIMESTEPS if name in parameters), None)
 
 
-def latents_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
-    """The latents in a denoiser's call: the first tensor given by place, or the one so named; None without any."""
-    given = (*args, *(kwargs.get(name) for name in LATENTS))
-    return next((value for value in given if isinstance(value, Tensor)), None)
+def timestep_reader(module: nn.Module) -> Callable[[tuple[Any, ...], dict[str, Any]], Any]:
+    """What takes the timestep out of the arguments of a call of `module`; None where it is not given."""
+    name = timestep_argument(module) or ""
+    place = [*inspect.signature(module.forward).parameters].index(name) if name else 0
+
+    def read(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return kwargs.get(name, args[place] if name and len(args) > place else None)
+
+    return read
+
+
+def latents_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | list[Tensor]:
+    """The latents in a denoiser's call, a tensor or a list of one for each row: what comes first, or is so named.
+
+    Raises ValueError where there are none.
+    """
+    given = (*args, *(kwargs.get(name) for name in LATENTS), *kwargs.values())
+    found: Any = next((value for value in given if isinstance(value, Tensor) or of_tensors(value)), None)
+    if found is None:
+        raise ValueError(f"the denoiser was called without latents: it has {', '.join(kwargs)}")
+    latents: Tensor | list[Tensor] = found
+    return latents
+
+
+def of_tensors(value: Any) -> bool:
+    """Whether it is a list of tensors alone."""
+    return isinstance(value, list) and bool(value) and all(isinstance(part, Tensor) for part in value)
 
 
 def hooks_of(module: nn.Module) -> dict[str, ModelHook]:

@@ -121,22 +121,31 @@ def _layers(target: Any) -> tuple[type, tuple[_Layer, ...]]:
 
 def _put_on(target: Any, base: type, layers: tuple[_Layer, ...]) -> None:
     """Give `target` the class `base` under `layers`."""
-    make = _Covers if type(base) is type else type("_Covers", (_Covers, type(base)), {})
     kind = base
     for index, layer in enumerate(layers, 1):
-        names = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
         held = {"_fastsample_layers": (base, layers[:index]), "__reduce_ex__": _reduced}
-        kind = make(base.__name__, (kind,), names | held | layer.over(kind))
+        kind = cover(base, kind, held | layer.over(kind))
     target.__class__ = kind
 
 
-def _reduced(target: Any, protocol: Any) -> Any:
-    """How to copy or pickle `target`: as one of its own class."""
-    base: Any = class_beneath(target)
+def cover(base: type, over: type, members: dict[str, Any]) -> type:
+    """A class over class `over` with `members`, which is equal to `base` and looks like it."""
+    make = _Covers if type(base) is type else type("_Covers", (_Covers, type(base)), {})
+    names = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
+    kind: type = make(base.__name__, (over,), names | members)
+    return kind
+
+
+def reduced(target: Any, base: Any, protocol: Any) -> Any:
+    """How to copy or pickle `target`: as one of class `base`, its own."""
     make, arguments, *rest = base.__reduce_ex__(target, protocol)
     # pickle takes `copyreg.__newobj__` for the class that the object has now, and no other
     make = _new if make is copyreg.__newobj__ else make  # type: ignore[attr-defined]
     return make, tuple(base if part is type(target) else part for part in arguments), *rest
+
+
+def _reduced(target: Any, protocol: Any) -> Any:
+    return reduced(target, class_beneath(target), protocol)
 
 
 def _new(kind: type, *arguments: Any) -> Any:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from fastsample_kernels import WeightedStep as WeightedStep
 from fastsample_kernels import choose_backend, linear_step
 from fastsample_kernels import forced_backend as forced_backend
 from torch import Tensor

@@ -10,9 +10,12 @@ import torch
 from torch import Tensor
 
 from fastsample.sampling.backend import Stored, accumulation_dtype, add_up, forced_backend, fuses
+from fastsample.sampling.brownian import BrownianPath
 from fastsample.sampling.fused import FusedSteps, fits
-from fastsample.sampling.noise import Generators, draw_noise
+from fastsample.sampling.noise import NOISES, Generators, draw_noise
+from fastsample.solvers.registry import check_choice
 from fastsample.tables.lower import SAMPLE, LoweredStep
+from fastsample.tables.spans import noise_spans
 from fastsample.tables.table import Table
 
 Model = Callable[[Tensor, float], Tensor]
@@ -118,18 +121,29 @@ def _run_blocks(
 
 
 def integrate(
-    table: Table, model: Model, x: Tensor, *, generator: Generators = None, progress: bool = False
+    table: Table,
+    model: Model,
+    x: Tensor,
+    *,
+    generator: Generators = None,
+    noise: str = "independent",
+    progress: bool = False,
 ) -> Tensor:
     """Run `table` over `model` from `x`, the sample at the table's first time; the sample at its last time.
 
     `x` has any shape, its first dimension the batch, and keeps its dtype; `model(x, t)` returns outputs of
     `table.prediction_type` shaped as `x`. Noise of stochastic tables comes from `generator` (a list: one an
-    image). Raises ValueError when an output's shape differs from the sample's.
+    image): drawn anew at each step, or, with `noise` "brownian", the increments of one path, to which the generator
+    gives a seed, so that any number of steps follows the same path.
+    Raises ValueError when an output's shape differs from the sample's.
     """
     from tqdm.auto import tqdm  # notebook widgets, which a step of a pipeline does without
 
+    check_choice("noise", noise, NOISES)
     runner = Runner(table)
     runner.prepare(x)
+    path = BrownianPath.drawn(len(x), generator) if table.stochastic and noise == "brownian" else None
+    spans = noise_spans(table) if path else ()
     for index, step in enumerate(tqdm(table.steps, disable=not progress, desc=table.solver)):
         output = model(x, step.node.time)
         if output.shape != x.shape:
@@ -137,6 +151,8 @@ def integrate(
                 f"model output has shape {tuple(output.shape)} for a sample of shape {tuple(x.shape)} at time "
                 f"{step.node.time:g}: they must be equal"
             )
-        noise = draw_noise(x, generator) if step.next.noise else None
-        x = runner.step(index, x, output, noise)
+        drawn = None
+        if runner.lowered.steps[index].noisy:
+            drawn = path.noise(x, *spans[index]) if path else draw_noise(x, generator)
+        x = runner.step(index, x, output, drawn)
     return x

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
 import torch
 from torch import Tensor
 
-from fastsample.sampling.backend import MOST_INPUTS, MOST_OUTPUTS, Stored, combine_fused
-from fastsample.tables.lower import Lowered
+from fastsample.sampling.backend import MOST_INPUTS, MOST_OUTPUTS, Stored, WeightedStep, combine_fused
+from fastsample.tables.lower import Lowered, LoweredStep
 
 
 def fits(lowered: Lowered) -> bool:
@@ -15,37 +20,59 @@ def fits(lowered: Lowered) -> bool:
 
 
 class FusedSteps:
-    """The steps of `lowered` with their coefficients on `device`, uploaded at once, for sums in `dtype`.
+    """The steps of `lowered` on `device`, for sums in `dtype`.
 
     One kernel serves all: a slot that holds nothing has weight 0, which the kernel does not read, so any tensor of
-    the right kind stands in for it.
+    the right kind stands in for it. Weights go with each launch; what has to be launched by `linear_step` finds them
+    in a table on the device.
     """
 
     def __init__(self, lowered: Lowered, device: torch.device, dtype: torch.dtype) -> None:
         self.device, self.dtype = device, dtype
-        self._steps, self._inputs, self._history = lowered.steps, lowered.inputs, lowered.history
-        self._made = [dtype] * len(lowered.targets)
-        self._table = torch.from_numpy(lowered.dense()).to(dtype).to(device)
-        # 16 bytes apart: Triton compiles a kernel anew for pointers of another alignment
-        places = torch.arange(len(lowered.steps)).repeat_interleave(2).to(device)
-        self._indices = places.view(-1, 2)[:, :1].unbind()
+        self._inputs, self._made = lowered.inputs, [dtype] * len(lowered.targets)
+        self._keeps = [_kept(lowered, step) for step in lowered.steps]
+        self._dense = lowered.dense()
+        narrow = self._dense.reshape(len(lowered.steps), -1).astype(np.float32)
+        self._weights = [tuple(row) for row in narrow.tolist()]
+        self._launch = WeightedStep()
 
     def run(
         self, index: int, sample: Tensor, output: Tensor, stored: Stored, noise: Tensor | None
     ) -> tuple[Tensor, Stored]:
         """Step `index`: the next sample, in `sample`'s dtype, and what is stored then."""
-        values = [sample, output, None if noise is None else noise.to(self.dtype), *stored]
-        inputs = [values[place] for place in self._inputs]
+        values = (sample, output, None if noise is None else noise.to(self.dtype), *stored)
+        inputs = self._filled([values[place] for place in self._inputs])
         dtypes = [sample.dtype, *self._made]
-        new, *made = combine_fused(self._filled(inputs), self._table, self._indices[index], dtypes)
-        kept: list[Tensor | None] = [*made[:1], *stored[: self._history - 1], *made[1:]] if self._history else [*made]
-        keeps = self._steps[index].keeps
-        return new, tuple([None if place is None else value for place, value in zip(keeps, kept, strict=True)])
+        sums: Sequence[Tensor] | None = self._launch(inputs, self._weights[index], dtypes)
+        if sums is None:
+            table, indices = self._on_device
+            sums = combine_fused(inputs, table, indices[index], dtypes)
+        held = (*sums, *stored)
+        return sums[0], tuple([None if place is None else held[place] for place in self._keeps[index]])
 
-    def _filled(self, inputs: list[Tensor | None]) -> list[Tensor]:
+    @cached_property
+    def _on_device(self) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The table, and the number of each step."""
+        table = torch.from_numpy(self._dense).to(self.dtype).to(self.device)
+        # 16 bytes apart: Triton compiles a kernel anew for pointers of another alignment
+        places = torch.arange(len(self._weights)).repeat_interleave(2).to(self.device)
+        return table, places.view(-1, 2)[:, :1].unbind()
+
+    def _filled(self, inputs: list[Any]) -> list[Tensor]:
         """`inputs` with one tensor in every slot that holds nothing."""
-        held = [value for value in inputs if value is not None]
-        if len(held) == len(inputs):
-            return held
-        nothing = torch.empty_like(held[0], dtype=self.dtype)
-        return [nothing if value is None else value for value in inputs]
+        for value in inputs:
+            if value is None:
+                nothing = torch.empty_like(inputs[0], dtype=self.dtype)
+                return [nothing if value is None else value for value in inputs]
+        return inputs
+
+
+def _kept(lowered: Lowered, step: LoweredStep) -> list[int | None]:
+    """Where what `step` keeps is among its sums, the next sample's first, and after them what was stored before it.
+
+    A new entry goes to the front of the history, and moves the others one place on; states are made anew.
+    """
+    made, history = 1 + len(lowered.targets), lowered.history
+    places = [1, *range(made, made + history - 1)] if history else []
+    places += range(1 + bool(history), made)
+    return [None if kept is None else place for kept, place in zip(step.keeps, places, strict=True)]

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 Generators = torch.Generator | list[torch.Generator] | None
+NOISES = ("independent", "brownian")
+"""Where the noise of a step comes from: drawn anew, or from a path (:mod:`fastsample.sampling.brownian`)."""
 
 
 def draw_noise(like: Tensor, generator: Generators = None) -> Tensor:
@@ -28,10 +30,13 @@ def draw(kind: Callable[..., Tensor], like: Tensor, generator: Generators = None
     Raises ValueError when a list's length is not the batch size.
     """
     if isinstance(generator, list):
-        if len(generator) != like.shape[0]:
-            raise ValueError(
-                f"generator has {len(generator)} entries for a batch of {like.shape[0]}: give one a batch item"
-            )
+        check_one_each(generator, like.shape[0])
         return torch.cat([draw(kind, like[i : i + 1], own) for i, own in enumerate(generator)])
     device = like.device if generator is None else generator.device
     return kind(like.shape, generator=generator, device=device).to(like.device)
+
+
+def check_one_each(generators: list[torch.Generator], rows: int) -> None:
+    """Raise ValueError unless there is a generator for each of `rows` images."""
+    if len(generators) != rows:
+        raise ValueError(f"generator has {len(generators)} entries for a batch of {rows}: give one a batch item")

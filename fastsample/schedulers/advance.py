@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastsample.sampling.brownian import BrownianPath
 from fastsample.sampling.executor import Runner
+from fastsample.sampling.noise import Generators, draw_noise
 from fastsample.schedulers.layout import from_time
 from fastsample.schedulers.locate import lane_for
 from fastsample.schedulers.rows import RowHistory, serves
-from fastsample.schedulers.run import Lane, Run
+from fastsample.schedulers.run import Evaluation, Lane, Run
 from fastsample.schedulers.setup import Setup
 from fastsample.tables.step import Step
 
@@ -96,17 +98,34 @@ def refuse_with_rows(run: Run, **given: Any) -> None:
             raise ValueError(f"{name} cannot be given with a timestep a row or token: leave it out")
 
 
-def after_rows(run: Run, rows: RowHistory, *, counted: bool) -> Run:
+def drawn(run: Run, lane: Lane, sample: Tensor, generator: Generators) -> tuple[BrownianPath | None, Tensor]:
+    """The path of noise that a trajectory follows from here on, None without, and the noise of its coming step."""
+    if not run.laid.setup.brownian:
+        return None, draw_noise(sample, generator)
+    path = lane.path or BrownianPath.drawn(len(sample), generator)
+    span = run.laid.compiled(run.start, run.eta).spans[(run.step_index or 0) - run.start]
+    return path, path.noise(sample, *span)
+
+
+def after_rows(run: Run, rows: RowHistory, last: Evaluation, *, counted: bool) -> Run:
     """The run after a step of rows or tokens at times of their own; `counted` where one of all rows was asked for."""
     index = (run.step_index or 0) + 1 if counted else run.step_index
-    return Run(run.laid, index, run.begin_index, run.start, rows=rows)
+    return Run(run.laid, index, run.begin_index, run.start, last=last, rows=rows)
 
 
-def stepped(run: Run, lane: Lane, runner: Runner, sample: Tensor, made: Tensor, rows: Tensor | None = None) -> Run:
-    """The run after the step from `lane`, which gave `made`."""
+def stepped(
+    run: Run,
+    lane: Lane,
+    runner: Runner,
+    last: Evaluation,
+    made: Tensor,
+    path: BrownianPath | None,
+    rows: Tensor | None,
+) -> Run:
+    """The run after the step from `lane`, which gave `made` from the evaluation `last` and noise of `path`."""
     index = (run.step_index or 0) + 1
+    common = run.laid, index, run.begin_index, run.start, run.eta
     if runner is lane.runner:  # nothing is carried
-        return Run(run.laid, index, run.begin_index, run.start, run.eta, (lane,), (lane,), (), lane, rows)
-    reached = Lane(runner, sample.shape, weakref.ref(made))
-    lanes = (*run.beside, reached)
-    return Run(run.laid, index, run.begin_index, run.start, run.eta, lanes, run.lanes or (lane,), (), lane, rows)
+        return Run(*common, (lane,), (lane,), (), lane, last, rows)
+    reached = Lane(runner, last.sample.shape, weakref.ref(made), path)
+    return Run(*common, (*run.beside, reached), run.lanes or (lane,), (), lane, last, rows)

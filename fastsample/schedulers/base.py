@@ -14,8 +14,8 @@ from diffusers.utils import BaseOutput
 from torch import Tensor
 
 from fastsample.sampling.backend import accumulation_dtype, combine
-from fastsample.sampling.noise import Generators, draw_noise
-from fastsample.schedulers.advance import after_rows, ready, refuse_with_rows, stepped, towards, with_eta
+from fastsample.sampling.noise import Generators
+from fastsample.schedulers.advance import after_rows, drawn, ready, refuse_with_rows, stepped, towards, with_eta
 from fastsample.schedulers.config import read_config
 from fastsample.schedulers.edm import EDMInterface
 from fastsample.schedulers.layout import Request, laid, lay_out
@@ -23,7 +23,7 @@ from fastsample.schedulers.locate import located
 from fastsample.schedulers.noising import Noising
 from fastsample.schedulers.readings import Readings
 from fastsample.schedulers.rows import apart, one_time, serves, step_rows
-from fastsample.schedulers.run import Run
+from fastsample.schedulers.run import Evaluation, Run
 from fastsample.schedulers.threshold import threshold
 from fastsample.tables.step import Step
 
@@ -123,7 +123,8 @@ class TableScheduler(Readings, EDMInterface, Noising, SchedulerMixin, ConfigMixi
             times = torch.as_tensor(timestep) if tokens is None else tokens
             run = run if time is None else located(run, time)
             prev_sample, clean, history = step_rows(run, times, sample, model_output, self._clip())
-            self._run = after_rows(run, history, counted=time is not None)
+            last = Evaluation((0.0, 0.0), sample, model_output, clean)
+            self._run = after_rows(run, history, last, counted=time is not None)
             return self._result(prev_sample, clean, return_dict)
         run = located(run, time, sample)
         if prev_timestep is not None:
@@ -135,9 +136,9 @@ class TableScheduler(Readings, EDMInterface, Noising, SchedulerMixin, ConfigMixi
         output, clips = model_output, self._clips_data()
         if pred_original_sample is not None or (clips and (use_clipped_model_output or not self._keeps_noise)):
             output = self._output_for(current, model_output, sample, pred_original_sample)
-        noise = variance_noise
-        if current.next.noise and noise is None:
-            noise = draw_noise(sample, generator)
+        noise, path = variance_noise, lane.path
+        if runner.lowered.steps[index].noisy and noise is None:
+            path, noise = drawn(run, lane, sample, generator)
         prev_sample = runner.step(index, sample, output, noise)
         data: Tensor | None = None
         if clips and output is model_output:
@@ -145,7 +146,7 @@ class TableScheduler(Readings, EDMInterface, Noising, SchedulerMixin, ConfigMixi
             data = self._clip_data(raw)
             onto = current.target.alpha / run.laid.setup.schedule.data_scale
             prev_sample = (prev_sample + onto * (data - raw)).to(sample.dtype)
-        if data is None and (return_dict or self._returns_data()):
+        if data is None and (return_dict or tokens is not None or self._returns_data()):
             data = self._data(current, output, sample)
         own = None
         if tokens is not None:
@@ -153,8 +154,24 @@ class TableScheduler(Readings, EDMInterface, Noising, SchedulerMixin, ConfigMixi
             alone, clean, _ = step_rows(run, tokens, sample, model_output, self._clip())
             prev_sample = torch.where(own, alone, prev_sample)
             data = None if data is None else torch.where(own, clean, data)
-        self._run = stepped(run, lane, runner, sample, prev_sample, own)
+        last = Evaluation(self._data_weights(current), sample, output, data)
+        self._run = stepped(run, lane, runner, last, prev_sample, path, own)
         return self._result(prev_sample, data, return_dict)
+
+    @property
+    def pred_original_sample(self) -> Tensor | None:
+        """The clean sample that the last step's model output predicts, on the caller's scale and in its dtype.
+
+        Made when it is asked for, of tensors that the step was given: nothing is copied or computed before. None
+        before the first step. After an inner stage of a solver it is that stage's.
+        """
+        last = self._run.last
+        if last is None:
+            return None
+        data = last.data
+        if data is None:
+            data = combine(last.weights, (last.sample, last.output), accumulation_dtype(last.sample.dtype))
+        return data.to(last.sample.dtype)
 
     def __len__(self) -> int:
         return int(self.config["num_train_timesteps"])

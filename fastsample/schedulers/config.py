@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from diffusers.configuration_utils import register_to_config
 
+from fastsample.sampling.noise import NOISES
 from fastsample.schedulers.grids.request import check_grid
 from fastsample.schedules.config import MODEL_CONFIG, is_flow, understood
 
@@ -38,6 +39,7 @@ COMMON_CONFIG: dict[str, Any] = {
     "lower_order_final": True,
     "discard_next_to_last_sigma": False,
     "dualfast": 0.0,
+    "noise": "independent",
 }
 """Config keys of every scheduler here, named and meant as in diffusers, and with its defaults.
 
@@ -47,7 +49,8 @@ to `set_timesteps` and a grid is named too: they ("use"), the grid ("replace"), 
 pipelines of flow-matching models pass by themselves, and all others over the grid. diffusers' flags, as there, space
 any sigmas of flow-matching models anew, but for "use". `discard_next_to_last_sigma` lays out one more step and leaves
 out the one before the end, as AUTOMATIC1111 does for some samplers; `dualfast`, see
-:func:`fastsample.tables.transforms.dualfast`.
+:func:`fastsample.tables.transforms.dualfast`. `noise` "brownian" makes the noise of a run's steps the increments of
+one path (:mod:`fastsample.sampling.brownian`): one seed follows it at any number of steps.
 """
 
 CHOICES: dict[str, tuple[Any, ...]] = {
@@ -57,6 +60,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "sigma_schedule": (None, "karras", "exponential"),
     "edm_time": (None, "log", "atan"),
     "passed_sigmas": ("auto", "use", "replace"),
+    "noise": NOISES,
 }
 SWITCHES = tuple(key for key, value in COMMON_CONFIG.items() if value is False)
 POSITIVE = ("flow_shift", "shift", "rho", "sample_max_value", "sigma_min", "sigma_max", "sigma_data")

@@ -17,15 +17,20 @@ from fastsample.schedulers.setup import Setup
 from fastsample.schedules.base import Node
 from fastsample.schedules.edm import EDMSchedule
 from fastsample.schedules.flow import FlowSchedule
+from fastsample.tables.spans import Span, noise_spans
 from fastsample.tables.table import Table
 
 
 @dataclass(frozen=True, eq=False)
 class Compiled:
-    """A table, lowered. `carries` says whether a step reads anything of the steps before it."""
+    """A table, lowered. `carries` says whether a step reads anything of the steps before it, their path of noise too.
+
+    `spans` are those of each step's noise.
+    """
 
     table: Table
     carries: bool
+    spans: tuple[Span, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +109,8 @@ def compiled(setup: Setup, layout: Layout, start: int, eta: float) -> Compiled:
         )
     laid_out = layout.setup is setup and not start and not eta
     table = layout.table if laid_out else setup.table(layout.grid[step:], eta)
-    return Compiled(table, bool(table.lowered.empty))
+    follows = table.stochastic and setup.brownian
+    return Compiled(table, follows or bool(table.lowered.empty), noise_spans(table))
 
 
 @dataclass(slots=True, eq=False)

@@ -8,10 +8,11 @@ from __future__ import annotations
 import threading
 import weakref
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from fastsample.sampling.brownian import BrownianPath
 from fastsample.sampling.executor import Runner
 from fastsample.schedulers.layout import Laid
 from fastsample.schedules.base import Node
@@ -22,19 +23,29 @@ from fastsample.tables.table import Table
 class Lane:
     """What one trajectory carries: the runner with its values, and the sample that its step returned.
 
-    `shape` is that of the values; () before the first step.
+    `shape` is that of the values; () before the first step. `path` is what its noise follows, once any was drawn.
     """
 
     runner: Runner
     shape: tuple[int, ...] = ()
     made: weakref.ref[Tensor] | None = None
+    path: BrownianPath | None = None
 
     def returned(self, sample: Tensor | None) -> bool:
         """Whether `sample` is the very tensor that this trajectory's last step returned."""
         return self.made is not None and sample is not None and self.made() is sample
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Lane, (self.runner, self.shape)  # a tensor elsewhere is not the one returned
+        return Lane, (self.runner, self.shape, None, self.path)  # a tensor elsewhere is not the one returned
+
+
+class Evaluation(NamedTuple):
+    """The last evaluation of a run: it predicts `data`, where that has been made, else `weights` of the other two."""
+
+    weights: tuple[float, float]
+    sample: Tensor
+    output: Tensor
+    data: Tensor | None
 
 
 @dataclass(slots=True, eq=False)
@@ -55,6 +66,7 @@ class Run:
     previous: tuple[Lane, ...] = ()
     beside: tuple[Lane, ...] = ()
     source: Lane | None = None
+    last: Evaluation | None = None
     rows: Any = None  # the history of steps whose rows or tokens each have a time of their own
 
     @property

@@ -34,13 +34,18 @@ class Setup:
         """Evaluations of one step of the grid, as pipelines of order-2 schedulers expect."""
         return self.solver.evaluations if self.solver.whole_steps else 1
 
+    @property
+    def brownian(self) -> bool:
+        """Whether the noise of a run's steps is of one path."""
+        return bool(self.config.values["noise"] == "brownian")
+
     def table(self, grid: Sequence[Node], eta: float = 0.0) -> Table:
         """The solver's table on `grid`; `eta`, where it is not 0, takes the place of the solver's own."""
         config = self.config.values
         return build_table_on_nodes(
             self.name,
             grid,
-            schedule=self.schedule if self.solver.whole_steps else None,
+            schedule=self.schedule if self.solver.needs_schedule else None,
             prediction_type=self.output_type,
             lower_final=config["lower_order_final"] and self.solver.lower_final,
             dualfast=config["dualfast"],

@@ -28,23 +28,28 @@ def create_scheduler(
     grid: str | None = None,
     grid_options: Mapping[str, float] | None = None,
     dualfast: float = 0.0,
+    noise: str = "independent",
     **options: Any,
 ) -> SolverScheduler:
     """A scheduler that runs `solver` on the model that `config`, any diffusers scheduler's, describes.
 
     `grid` names a time grid (default: the config's own spacing), with `grid_options` of its own, e.g. a and b of
-    "beta"; `dualfast` is the strength of DualFast's correction; `options` are the solver's, e.g. order=4, beta=0.8.
+    "beta"; `dualfast` is the strength of DualFast's correction; `noise` "brownian" makes a stochastic solver follow
+    one path of noise at any number of steps; `options` are the solver's, e.g. order=4, beta=0.8.
     Raises ValueError for unknown names and options.
     """
     extra = {} if grid_options is None else {"grid_options": dict(grid_options)}
-    return _create(solver, config, options, grid=grid, dualfast=dualfast, **extra)
+    return _create(solver, config, options, grid=grid, dualfast=dualfast, noise=noise, **extra)
 
 
-def scheduler_from_name(name: str, config: Mapping[str, Any], **options: Any) -> SolverScheduler:
+def scheduler_from_name(
+    name: str, config: Mapping[str, Any], *, noise: str = "independent", **options: Any
+) -> SolverScheduler:
     """The scheduler that AUTOMATIC1111 or ComfyUI calls `name`, e.g. "DPM++ 2M SDE Karras", "dpmpp_2m karras".
 
     Its time grid and last-step rule are those of the program; where the name has no schedule, its default one.
-    `options` of the solver override the name's. Raises ValueError, with the nearest names, for unknown ones.
+    `options` of the solver override the name's; `noise` as in :func:`create_scheduler`. Raises ValueError,
+    with the nearest names, for unknown ones.
     """
     named = parse_sampler_name(name)
     return _create(
@@ -55,6 +60,7 @@ def scheduler_from_name(name: str, config: Mapping[str, Any], **options: Any) ->
         # k-diffusion takes order 1 onto sigma = 0 and no lower order before it; UniPC lowers
         lower_order_final=get_solver(named.solver).always_lowers,
         discard_next_to_last_sigma=named.discard_penultimate,
+        noise=noise,
     )
 
 

@@ -97,7 +97,7 @@ class Stateful:
 
     def state(self) -> Run:
         """A snapshot of this thread's run, for :meth:`restore`; it costs nothing, and going on does not change it."""
-        return self._run
+        return replace(self._run, last=None)  # many may be kept, and the tensors of an evaluation are large
 
     def restore(self, state: Run) -> None:
         """Go on from a snapshot, which stays as it is."""

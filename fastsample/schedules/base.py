@@ -53,6 +53,11 @@ class Node:
         """sigma / alpha, the noise level of the variance-exploding view; inf at zero SNR."""
         return self.sigma / self.alpha if self.alpha > 0 else math.inf
 
+    @property
+    def fraction(self) -> float:
+        """sigma / (alpha + sigma): sigma itself on flow models, 1 at zero SNR."""
+        return self.sigma / (self.alpha + self.sigma)
+
 
 class NoiseSchedule(ABC):
     """alpha(t), sigma(t), lam(t) and its inverse `time(lam)`, vectorised, in float64.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from numpy.typing import ArrayLike
@@ -22,6 +22,7 @@ from fastsample.tables.orders import (
 )
 from fastsample.tables.prediction import check_prediction_type
 from fastsample.tables.row import Row
+from fastsample.tables.stability import stable
 from fastsample.tables.table import Table, compile_rows
 from fastsample.tables.transforms import dualfast as apply_dualfast
 
@@ -34,6 +35,7 @@ def build_table(
     prediction_type: str = "epsilon",
     lower_final: LowerFinal = False,
     dualfast: float = 0.0,
+    stable_guidance: float | None = None,
     blocks: Sequence[int] | None = None,
     **options: Any,
 ) -> Table:
@@ -46,8 +48,10 @@ def build_table(
 
     `lower_final` lowers the order of the last steps: never (False), always (True), or when there are fewer
     evaluations than the given int. `dualfast` in [0, 1) is the strength of DualFast's correction
-    (:func:`fastsample.tables.transforms.dualfast`; 0: none). `blocks` gives a single-step solver the order of
-    each step, as :func:`fastsample.tables.orders.fast_blocks` does. `options` are the solver's own
+    (:func:`fastsample.tables.transforms.dualfast`; 0: none). `stable_guidance` is the guidance scale, of at least 1,
+    under which every step of a multistep solver shall be stable, at a lower order or one in between where it is not
+    (:mod:`fastsample.tables.stability`; None: no such limit). `blocks` gives a single-step solver the order of each
+    step, as :func:`fastsample.tables.orders.fast_blocks` does. `options` are the solver's own
     (`fastsample.available_solvers()[name].options`).
     Raises ValueError for unknown names and options, values out of range, and grids whose noise does not fall.
     """
@@ -58,6 +62,7 @@ def build_table(
         prediction_type=prediction_type,
         lower_final=lower_final,
         dualfast=dualfast,
+        stable_guidance=stable_guidance,
         blocks=blocks,
         **options,
     )
@@ -72,13 +77,17 @@ def build_table_on_nodes(
     lower_final: LowerFinal = False,
     euler_at_final: bool = False,
     dualfast: float = 0.0,
+    stable_guidance: float | None = None,
     blocks: Sequence[int] | None = None,
+    published: bool = False,
     **options: Any,
 ) -> Table:
     """As :func:`build_table`, on given marginals; `euler_at_final` makes a multistep's last update of order 1.
 
     Without a `schedule` a single-step solver takes its stages from the nodes themselves (every node but the
-    last is one evaluation, as diffusers' single-step scheduler does), with it it inserts them.
+    last is one evaluation, as diffusers' single-step scheduler does), with it it inserts them. Solvers of whole
+    steps, and those that ask for it (`Solver.needs_schedule`), need one: ValueError without. `published` leaves the
+    orders of long steps, and how they are made, as the solver's authors have them.
     """
     solver = get_solver(name)
     check_prediction_type(prediction_type)
@@ -88,43 +97,69 @@ def build_table_on_nodes(
     nodes = tuple(nodes)
     require_falling_noise(nodes)
     _check_marginals(solver, nodes)
+    _check_stable_guidance(solver, stable_guidance)
+    if solver.needs_schedule and schedule is None:
+        raise ValueError(
+            f"schedule = None: solver {solver.name!r} reads the noise schedule between its nodes; give it"
+        )
     if blocks is not None:
         _check_blocks(solver, blocks, len(nodes) - 1, schedule)
     if solver.stages and schedule is not None:
-        nodes, orders = _with_stages(
-            solver, nodes, schedule, blocks or _step_orders(solver, nodes, order, lower_final)
-        )
+        orders = list(blocks) if blocks else _step_orders(solver, nodes, order, lower_final, published)
+        nodes, orders = _with_stages(solver, nodes, schedule, orders, {**solver.options, **options})
     elif solver.stages:
         orders = _grid_stages(solver, nodes, order, lower_final)
     else:
         orders = multistep_orders(len(nodes) - 1, order, lower_final)
-        orders = lower_at_long_steps(orders, nodes, solver.variable, solver.longest if solver.limits else (math.inf,))
+        if not published:
+            longest = solver.longest if solver.limits else (math.inf,)
+            orders = lower_at_long_steps(orders, nodes, solver.variable, longest)
         if solver.limits:
             orders = lower_at_limits(orders, nodes)
         if euler_at_final:
             orders[-1] = 1
-    table = _assemble(solver, nodes, orders, prediction_type, options)
-    return apply_dualfast(table, dualfast) if dualfast else table
+    table = _assemble(solver, nodes, orders, schedule, published, prediction_type, stable_guidance, options)
+    return apply_dualfast(table, dualfast, multistep=not solver.stages) if dualfast else table
 
 
 def _assemble(
-    solver: Solver, nodes: Sequence[Node], orders: Sequence[int], prediction_type: str, options: dict[str, Any]
+    solver: Solver,
+    nodes: Sequence[Node],
+    orders: Sequence[int],
+    schedule: NoiseSchedule | None,
+    published: bool,
+    prediction_type: str,
+    stable_guidance: float | None,
+    options: dict[str, Any],
 ) -> Table:
-    context: dict[str, Sequence[Any]] = {
-        "order": orders,
-        "previous_order": [0, *orders],
-        "started": list(itertools.accumulate([order > 1 for order in orders], operator.or_, initial=False)),
-        "block": _block_lengths(orders),
-        "following": [*nodes[2:], None],
+    context: dict[str, Callable[[], Sequence[Any]]] = {
+        "order": lambda: orders,
+        "previous_order": lambda: [0, *orders],
+        "started": lambda: list(itertools.accumulate([order > 1 for order in orders], operator.or_, initial=False)),
+        "block": lambda: _block_lengths(orders),
+        "following": lambda: [*nodes[2:], None],
+        "ahead": lambda: _noisy_ahead(nodes),
+        "schedule": lambda: [schedule] * len(orders),
+        "published": lambda: [published] * len(orders),
     }
-    asked = {name: context[name] for name in solver.context}
+    asked = {name: context[name]() for name in solver.context}
     known: list[Node] = []  # one list that grows, as a copy of the past for each step costs the square of the steps
     rows: list[Row] = []
     for index, target in enumerate(nodes[1:]):
         known.append(nodes[index])
         given = {name: values[index] for name, values in asked.items()}
-        rows.append(solver.rule(known, target, **given, **options))
+        falling = _falling_orders(solver, known, target, given, options)
+        rows.append(next(falling) if stable_guidance is None else stable(falling, stable_guidance))
     return compile_rows(solver.name, rows, solver.space, prediction_type, all(row.exact_variance for row in rows))
+
+
+def _falling_orders(
+    solver: Solver, known: Sequence[Node], target: Node, given: dict[str, Any], options: dict[str, Any]
+) -> Iterator[Row]:
+    """The row of the order in `given`, then those of lower orders, to 2; each is made when it is asked for."""
+    yield solver.rule(known, target, **given, **options)
+    for order in range(given.get("order", 1) - 1, 1, -1):
+        yield solver.rule(known, target, **{**given, "order": order}, **options)
 
 
 def _block_lengths(orders: Sequence[int]) -> list[int]:
@@ -136,10 +171,18 @@ def _block_lengths(orders: Sequence[int]) -> list[int]:
     return lengths[::-1]
 
 
+def _noisy_ahead(nodes: Sequence[Node]) -> list[float]:
+    """For each evaluation, how many noise levels are still ahead; inf where the grid does not end on clean data."""
+    if nodes[-1].sigma > 0:
+        return [math.inf] * (len(nodes) - 1)
+    ahead = [0.0]
+    for source, target in itertools.pairwise(reversed(nodes[:-1])):
+        ahead.append(ahead[-1] + (target.lam != source.lam))
+    return ahead[::-1]
+
+
 def _grid_stages(solver: Solver, nodes: Sequence[Node], order: int, lower_final: LowerFinal) -> list[int]:
     """Each node's position in its step, where the stages are nodes of the grid."""
-    if solver.whole_steps:
-        raise ValueError(f"schedule = None: solver {solver.name!r} places its stages on a schedule; give one")
     count, head = len(nodes) - 1, int(not nodes[0].has_signal)
     orders = [1] * head + singlestep_orders(count - head, order, lower_final)
     orders = break_long_blocks(orders, nodes, solver.longest)
@@ -148,11 +191,13 @@ def _grid_stages(solver: Solver, nodes: Sequence[Node], order: int, lower_final:
     return orders
 
 
-def _step_orders(solver: Solver, nodes: Sequence[Node], order: int, lower_final: LowerFinal) -> list[int]:
+def _step_orders(
+    solver: Solver, nodes: Sequence[Node], order: int, lower_final: LowerFinal, published: bool
+) -> list[int]:
     """The order of each whole step: 1 where it is too long, from zero SNR, and where the last is lowered."""
     steps = len(nodes) - 1
     lowers = lower_final if isinstance(lower_final, bool) else steps * order < lower_final
-    longest = solver.longest[min(solver.evaluations, len(solver.longest)) - 1]
+    longest = math.inf if published else solver.longest[min(solver.evaluations, len(solver.longest)) - 1]
     orders = [
         1 if source.has_signal and log_step(source, target) > longest else solver.evaluations
         for source, target in itertools.pairwise(nodes)
@@ -160,21 +205,35 @@ def _step_orders(solver: Solver, nodes: Sequence[Node], order: int, lower_final:
     if not solver.whole_steps:
         orders[0] = orders[0] if nodes[0].has_signal else 1
         orders[-1] = 1 if lowers else orders[-1]
+    if solver.looks_ahead:  # to the end of the next step, which must be noisy
+        orders[-1] = min(orders[-1], 2)
+        orders[-2:-1] = [min(order, 2 + (nodes[-1].sigma > 0)) for order in orders[-2:-1]]
     return orders
 
 
 def _with_stages(
-    solver: Solver, nodes: Sequence[Node], schedule: NoiseSchedule, blocks: Sequence[int]
+    solver: Solver,
+    nodes: Sequence[Node],
+    schedule: NoiseSchedule,
+    blocks: Sequence[int],
+    options: Mapping[str, Any],
 ) -> tuple[tuple[Node, ...], list[int]]:
     """The evaluation nodes with stages, and each one's position in its step. Onto sigma = 0 there are none."""
     steps = list(itertools.pairwise(nodes))
     blocks = [block if target.sigma > 0 else 1 for (_, target), block in zip(steps, blocks, strict=True)]
-    shares = [solver.stages if block == solver.evaluations else _even(block) for block in blocks]
-    inner = [_stage_lam(*step, part) for step, parts in zip(steps, shares, strict=True) for part in parts if part < 1]
+    whole = [solver.whole_steps or block == solver.evaluations for block in blocks]
+    shares = [solver.stages[: block - 1] if full else _even(block) for block, full in zip(blocks, whole, strict=True)]
+    place = solver.place or _stage_lam
+    inner = [
+        place(source, target, part, options) if source.has_signal else _stage_lam(source, target, part, options)
+        for (source, target), parts in zip(steps, shares, strict=True)
+        for part in parts
+        if part < 1
+    ]
     stages = iter(schedule.nodes_at(schedule.time(inner)))
     expanded = [nodes[0]]
-    for (_, target), parts in zip(steps, shares, strict=True):
-        expanded += [next(stages) if part < 1 else target for part in parts] + [target]
+    for index, parts in enumerate(shares):  # a whole part is the end of this step, or of one after it
+        expanded += [next(stages) if part < 1 else nodes[index + int(part)] for part in parts] + [nodes[index + 1]]
     return tuple(expanded), [position for block in blocks for position in range(1, block + 1)]
 
 
@@ -192,13 +251,22 @@ def _check_blocks(solver: Solver, blocks: Sequence[int], steps: int, schedule: N
         )
 
 
-def _stage_lam(source: Node, target: Node, fraction: float) -> float:
-    """lam at `fraction` of a step in log-SNR; from zero SNR, of one in sigma / (alpha + sigma)."""
+def _stage_lam(source: Node, target: Node, part: float, options: Mapping[str, Any]) -> float:
+    """lam at `part` of a step in log-SNR; from zero SNR, of one in sigma / (alpha + sigma)."""
     if source.has_signal:
-        return source.lam + fraction * (target.lam - source.lam)
-    start, end = (node.sigma / (node.alpha + node.sigma) for node in (source, target))
-    level = start + fraction * (end - start)
+        return source.lam + part * log_step(source, target)
+    level = source.fraction + part * (target.fraction - source.fraction)
     return math.log((1 - level) / level)
+
+
+def _check_stable_guidance(solver: Solver, scale: float | None) -> None:
+    """Raise ValueError unless it is a guidance scale, or None, and the solver has orders to lower."""
+    if scale is None:
+        return
+    if isinstance(scale, (bool, str)) or not 1 <= scale < math.inf:
+        raise ValueError(f"stable_guidance = {scale!r}: give a guidance scale of at least 1, or None for no limit")
+    if solver.stages:
+        raise ValueError(f"stable_guidance = {scale!r}: {solver.name!r} is single-step: leave it out")
 
 
 def _check_marginals(solver: Solver, nodes: Sequence[Node]) -> None:

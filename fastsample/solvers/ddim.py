@@ -18,11 +18,12 @@ from fastsample.tables.row import Row, ddim_weights
     references=("arXiv:2206.00364",),
     summary="Euler in sigma: the same as ddim",
 )
-def ddim(nodes: Sequence[Node], target: Node, *, order: int = 1, eta: float = 0.0) -> Row:
+def ddim(nodes: Sequence[Node], target: Node, *, order: int = 1, eta: float = 0.0, split: str = "posterior") -> Row:
     """First order, one model call a step, no history. Euler's method in sigma / alpha; on flow models, Euler.
 
-    `eta` in [0, 1] interpolates to ancestral sampling (DDPM, "Euler a") (arXiv:2010.02502, eq. 16).
+    `eta` in [0, 1] interpolates to ancestral sampling (DDPM, "Euler a") (arXiv:2010.02502, eq. 16), whose `split` is
+    "rf" in "Euler a RF".
     """
     source = nodes[-1]
-    down, noise = ancestral_split(source, target, eta)
+    down, noise = ancestral_split(source, target, eta, split)
     return Row(source, target, ddim_weights(source, down, noise))

@@ -23,7 +23,7 @@ def with_momentum(step: Weights, beta: float, *, started: bool, nesterov: bool =
     check_unit_interval("beta", beta)
     length = step.total()
     direction = [weight / length for weight in step.history] if length else [1.0]
-    if not started:
+    if not started or not length:  # from zero SNR a step has no direction yet
         return step, Weights(history=tuple(direction))
     keep, fresh = 1.0 - beta, beta
     velocity = Weights(history=tuple([fresh * weight for weight in direction]), states={"velocity": keep})

@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import Any
 
 from fastsample.schedules.base import Node
+from fastsample.schedules.continuous import LinearVPSchedule
 from fastsample.tables.orders import Variable
 from fastsample.tables.prediction import Space
 from fastsample.tables.row import Row
@@ -21,9 +22,14 @@ from fastsample.tables.row import Row
 Rule = Callable[..., Row]
 """`(nodes, target, *, order, **options) -> Row`: the update from `nodes[-1]`, the newest evaluation, to `target`."""
 
-CONTEXT = ("order", "previous_order", "started", "block", "following")
+Place = Callable[[Node, Node, float, Mapping[str, Any]], float]
+"""`(source, target, part, options) -> lam`: where a stage at `part` of a step lies."""
+
+CONTEXT = ("order", "previous_order", "started", "block", "following", "ahead", "schedule", "published")
 """What a rule may ask for by a keyword of that name: its own order and the one before it, whether any step before was
-of an order above 1, how many evaluations its single-step block has, the node after its target (None at the end)."""
+of an order above 1, how many evaluations its single-step block has, the node after its target (None at the end), how
+many noise levels are ahead of the newest evaluation (inf where the end is not clean data), the noise schedule, and
+whether long steps are to be made as published."""
 
 
 @dataclass(frozen=True)
@@ -32,13 +38,15 @@ class Solver:
 
     `order`: the order of the method, also the default of its `order` option. `space`: whether the history holds
     predictions of data or of noise. `orders`: what the `order` option may be; empty where there is no such option.
-    `stages`: the inner points of a single-step method, as fractions of a step in log-SNR; empty for a multistep one.
+    `stages`: the inner points of a single-step method, as parts of a step in log-SNR, 1 its end and 2 that of the
+    next step; empty for a multistep one. `place`: where they lie, if not at those parts of the way to its end.
     `limits`: whether a step onto sigma = 0 exists at order 1 only. `flow`: whether it works on flow-matching
     models. `whole_steps`: whether a scheduler's step count means steps with all their stages, not evaluations.
     `always_lowers`: whether `lower_order_final` lowers the last orders at any number of steps. `longest`: the longest
     steps in log-SNR (of a single-step method with all stages) that orders 1, 2, .. are used for; beyond, a lower
     one is closer on exact Gaussian data. Adams' methods step in sigma / alpha and have no such bound. `claims`: the
-    order of convergence for a choice of the `order` option, where it is not that choice.
+    order of convergence for a choice of the `order` option, where it is not that choice. `distilled`: whether it is
+    made for consistency models alone, whose output jumps to the data.
     """
 
     name: str
@@ -55,6 +63,8 @@ class Solver:
     always_lowers: bool = False
     longest: tuple[float, ...] = (math.inf, math.inf, 2.0)
     claims: Callable[[int], int] | None = None
+    place: Place | None = None
+    distilled: bool = False
 
     @cached_property
     def options(self) -> Mapping[str, Any]:
@@ -83,15 +93,27 @@ class Solver:
         """Model evaluations a step."""
         return len(self.stages) + 1
 
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether a stage lies beyond the end of its step."""
+        return any(part > 1 for part in self.stages)
+
+    @property
+    def needs_schedule(self) -> bool:
+        """Whether a table on given nodes needs the noise schedule too: for stages, or to be read by the rule."""
+        return self.whole_steps or "schedule" in self.context
+
     @cached_property
     def stochastic(self) -> bool:
         """Whether a step draws noise, at the default options: told by a step and its stages on a VP model."""
-        nodes = [Node(3.0, 0.28, 0.96), Node(2.0, 0.6, 0.8), Node(1.0, 0.8, 0.6), Node(0.5, 0.96, 0.28)]
+        schedule = LinearVPSchedule()
+        nodes = schedule.nodes([0.6, 0.4, 0.3, 0.2])
         drawn = False
         for position in range(1, self.evaluations + 1):
             context = {
                 **{"order": position, "previous_order": position - 1, "started": False},
-                **{"block": self.evaluations, "following": nodes[-1]},
+                **{"block": self.evaluations, "following": nodes[-1], "ahead": math.inf, "schedule": schedule},
+                "published": False,
             }
             asked = {name: context[name] for name in self.context}
             drawn = drawn or self.rule(nodes[:position], nodes[position], **asked).next.noise != 0

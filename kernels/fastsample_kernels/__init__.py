@@ -4,10 +4,12 @@ from fastsample_kernels.dispatch import choose_backend, forced_backend, use_back
 from fastsample_kernels.linear_step import linear_step
 from fastsample_kernels.token_statistics import Gumbel, TokenStatistics, token_statistics
 from fastsample_kernels.triangular_mix import triangular_mix
+from fastsample_kernels.weighted_step import WeightedStep
 
 __all__ = [
     "Gumbel",
     "TokenStatistics",
+    "WeightedStep",
     "choose_backend",
     "forced_backend",
     "linear_step",

@@ -47,18 +47,18 @@ def _leaders(best, second, token, score, sample, nan, s):  # type: ignore[no-unt
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _first_nan(row, begin, end, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+def _first_nan(row, begin, end, excluded, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     found = tl.full([], LAST, tl.int32)
     for start in range(begin, end, BLOCK):
         at = start + tl.arange(0, BLOCK)
         x = tl.load(row + at, mask=at < end, other=0.0).to(tl.float32)
-        found = tl.minimum(found, tl.min(tl.where(x != x, at, LAST)))
+        found = tl.minimum(found, tl.min(tl.where((x != x) & (at != excluded), at, LAST)))
     return found
 
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _finish(  # type: ignore[no-untyped-def]
-    values, indices, logits_row, row, rows, top1, top2, base, s, w, token, sample, GUMBEL: tl.constexpr
+    values, indices, logits_row, row, rows, top1, top2, base, s, w, token, sample, excluded, GUMBEL: tl.constexpr
 ):
     """A row's results from its sums."""
     log_s = tl.log2(s)
@@ -70,7 +70,8 @@ def _finish(  # type: ignore[no-untyped-def]
     tl.store(values + 3 * rows + row, tl.maximum(entropy, 0.0, propagate_nan=tl.PropagateNan.ALL))
     tl.store(indices + row, token.to(tl.int64))
     if GUMBEL:
-        tl.store(values + 4 * rows + row, tl.load(logits_row + sample).to(tl.float32))
+        drawn = tl.load(logits_row + sample).to(tl.float32)
+        tl.store(values + 4 * rows + row, tl.where(sample == excluded, float("-inf"), drawn))
         tl.store(indices + rows + row, sample.to(tl.int64))
 
 
@@ -79,7 +80,7 @@ def _row_of(logits, row, inner, outer_stride, inner_stride):  # type: ignore[no-
     return logits + (row // inner).to(tl.int64) * outer_stride + (row % inner).to(tl.int64) * inner_stride
 
 
-@triton.jit(do_not_specialize=["rows", "inner", "per_seed"])  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["rows", "inner", "per_seed", "excluded"])  # type: ignore[untyped-decorator]
 def _scan_kernel(  # type: ignore[no-untyped-def]
     values,
     indices,
@@ -100,6 +101,7 @@ def _scan_kernel(  # type: ignore[no-untyped-def]
     seed_stride,
     offset_stride,
     per_seed,
+    excluded,
     SPLIT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -130,7 +132,7 @@ def _scan_kernel(  # type: ignore[no-untyped-def]
     loaded = tl.load(logits_row + token, mask=token < end, other=float("-inf"))
     for start in range(begin, end, BLOCK):
         at = start + lanes
-        x = loaded.to(tl.float32)
+        x = tl.where(at == excluded, float("-inf"), loaded.to(tl.float32))
         following = at + BLOCK
         loaded = tl.load(logits_row + following, mask=following < end, other=float("-inf"))
         above = x > best
@@ -160,7 +162,7 @@ def _scan_kernel(  # type: ignore[no-untyped-def]
     total_w = tl.sum(w)
     nan = tl.full([], LAST, tl.int32)
     if total_s != total_s:  # NaN or +inf among them: only then the row is read again
-        nan = _first_nan(logits_row, begin, end, BLOCK)
+        nan = _first_nan(logits_row, begin, end, excluded, BLOCK)
     top1, top2, lowest, chosen = _leaders(best, second, token, score, sample, nan, total_s)
     if SPLIT:
         part = tl.program_id(0).to(tl.int64)
@@ -173,10 +175,25 @@ def _scan_kernel(  # type: ignore[no-untyped-def]
         tl.store(indices + part * 2, lowest)
         tl.store(indices + part * 2 + 1, chosen)
     else:
-        _finish(values, indices, logits_row, row, rows, top1, top2, base, total_s, total_w, lowest, chosen, GUMBEL)
+        _finish(
+            values,
+            indices,
+            logits_row,
+            row,
+            rows,
+            top1,
+            top2,
+            base,
+            total_s,
+            total_w,
+            lowest,
+            chosen,
+            excluded,
+            GUMBEL,
+        )
 
 
-@triton.jit(do_not_specialize=["rows", "splits", "inner"])  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["rows", "splits", "inner", "excluded"])  # type: ignore[untyped-decorator]
 def _combine_kernel(  # type: ignore[no-untyped-def]
     values,
     indices,
@@ -188,6 +205,7 @@ def _combine_kernel(  # type: ignore[no-untyped-def]
     inner,
     outer_stride,
     inner_stride,
+    excluded,
     GUMBEL: tl.constexpr,
     LANES: tl.constexpr,
 ):
@@ -215,7 +233,9 @@ def _combine_kernel(  # type: ignore[no-untyped-def]
     nan = tl.min(tl.where(best != best, token, LAST))
     top1, top2, lowest, chosen = _leaders(best, second, token, score, sample, nan, total_s)
     logits_row = _row_of(logits, row, inner, outer_stride, inner_stride)
-    _finish(values, indices, logits_row, row, rows, top1, top2, common, total_s, total_w, lowest, chosen, GUMBEL)
+    _finish(
+        values, indices, logits_row, row, rows, top1, top2, common, total_s, total_w, lowest, chosen, excluded, GUMBEL
+    )
 
 
 def launch(
@@ -226,6 +246,7 @@ def launch(
     gumbel_temperature: Tensor | None,
     seed: Tensor | None,
     offset: Tensor | None,
+    excluded: int | None,
 ) -> None:
     """One launch where there are rows enough for the device, else two. No row is empty."""
     shape = logits.shape[:-1]
@@ -238,6 +259,7 @@ def launch(
         for values_ in (temperature, gumbel_temperature, seed, offset)
     ]
     of_rows_strides = [0 if values_ is None or values_.numel() == 1 else values_.stride(0) for values_ in of_rows]
+    left_out = -1 if excluded is None else excluded
     partial, places = values, indices
     if splits > 1:
         partial = values.new_empty(rows * splits, FIELDS)
@@ -256,6 +278,7 @@ def launch(
             *strides,
             *of_rows_strides,
             1 if seed is None else rows_per_seed(seed, shape),
+            left_out,
             SPLIT=splits > 1,
             BLOCK=config["block"],
             num_warps=config["warps"],
@@ -271,6 +294,7 @@ def launch(
                 splits,
                 inner,
                 *strides,
+                left_out,
                 GUMBEL=seed is not None,
                 LANES=triton.next_power_of_2(splits),
                 num_warps=1,

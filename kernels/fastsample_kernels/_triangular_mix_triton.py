@@ -1,4 +1,4 @@
-"""triangular_mix's kernel. Each program makes up to 16 rows of X over a block of columns: a vector a row."""
+"""triangular_mix's kernel. Each program makes ROWS rows of X over a block of columns, a row of M at a time."""
 
 from __future__ import annotations
 
@@ -9,31 +9,6 @@ from torch import Tensor
 
 from fastsample_kernels._device import on
 from fastsample_kernels.blocks import block_config
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def _added(total, weight, vector):  # type: ignore[no-untyped-def]
-    return tl.where(weight != 0, total + weight * vector, total)
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def _appended(vectors, vector):  # type: ignore[no-untyped-def]
-    return vectors + (vector,)  # noqa: RUF005
-
-
-@triton.jit  # type: ignore[untyped-decorator]
-def _with_column(  # type: ignore[no-untyped-def]
-    sums, B, m, begin, j, N, FIRST: tl.constexpr, ROWS: tl.constexpr
-):
-    """`sums` with column j's terms in the rows from FIRST on."""
-    following = ()
-    for i in tl.static_range(ROWS):
-        if i < FIRST:
-            following = _appended(following, sums[i])
-        else:
-            weight = tl.load(B + (begin + i).to(tl.int64) * N + j, mask=begin + i < N, other=0.0)
-            following = _appended(following, _added(sums[i], weight.to(m.dtype), m))
-    return following
 
 
 @triton.jit(do_not_specialize=["N"])  # type: ignore[untyped-decorator]
@@ -48,33 +23,29 @@ def _kernel(  # type: ignore[no-untyped-def]
     row_stride,
     ACC: tl.constexpr,
     ROWS: tl.constexpr,
-    UNROLL: tl.constexpr,
     COLUMNS: tl.constexpr,
+    UNROLL: tl.constexpr,
 ):
-    columns = tl.cdiv(size, COLUMNS)
-    begin = (tl.program_id(0) // columns) * ROWS
-    first = (tl.program_id(0) % columns).to(tl.int64) * COLUMNS
+    blocks = tl.cdiv(size, COLUMNS)
+    rows = (tl.program_id(0) // blocks) * ROWS + tl.arange(0, ROWS)
+    first = (tl.program_id(0) % blocks).to(tl.int64) * COLUMNS
     lanes = tl.arange(0, COLUMNS)
     inside = lanes < size - first
-    x = tl.load(x_T + first + lanes, mask=inside, other=0.0).to(ACC)
-    sums = ()
-    for i in tl.static_range(ROWS):
-        weight = tl.load(a + begin + i, mask=begin + i < N, other=0.0).to(ACC)
-        sums = _appended(sums, _added(tl.zeros([COLUMNS], ACC), weight, x))
-    for start in range(0, begin, UNROLL):
+    last = tl.minimum((tl.program_id(0) // blocks + 1) * ROWS, N)
+
+    weight = tl.load(a + rows, mask=rows < N, other=0.0).to(ACC)[:, None]
+    x = tl.load(x_T + first + lanes, mask=inside, other=0.0).to(ACC)[None, :]
+    total = tl.where(weight != 0, weight * x, 0.0)
+    for start in range(0, last, UNROLL):
         for k in tl.static_range(UNROLL):
             j = start + k
-            m = tl.load(M + j.to(tl.int64) * row_stride + first + lanes, mask=inside, other=0.0).to(ACC)
-            sums = _with_column(sums, B, m, begin, j, N, 0, ROWS)
-    for k in tl.static_range(ROWS):  # the triangle on the diagonal
-        j = begin + k
-        here = lanes < tl.where(j < N, size - first, 0)
-        m = tl.load(M + j.to(tl.int64) * row_stride + first + lanes, mask=here, other=0.0).to(ACC)
-        sums = _with_column(sums, B, m, begin, j, N, k, ROWS)
-    for i in tl.static_range(ROWS):
-        at = X + (begin + i).to(tl.int64) * size + first
-        here = lanes < tl.where(begin + i < N, size - first, 0)
-        tl.store(at + lanes, sums[i].to(X.dtype.element_ty), mask=here)
+            # above the diagonal the weight is 0, whatever B holds there
+            weight = tl.load(B + rows.to(tl.int64) * N + j, mask=(rows < N) & (j <= rows), other=0.0).to(ACC)[:, None]
+            here = lanes < tl.where(j < N, size - first, 0)
+            m = tl.load(M + j.to(tl.int64) * row_stride + first + lanes, mask=here, other=0.0).to(ACC)[None, :]
+            total = tl.where(weight != 0, total + weight * m, total)
+    at = X + rows.to(tl.int64)[:, None] * size + (first + lanes)[None, :]
+    tl.store(at, total.to(X.dtype.element_ty), mask=(rows < N)[:, None] & inside[None, :])
 
 
 def launch(X: Tensor, a: Tensor, x_T: Tensor, B: Tensor, M: Tensor, accumulator: torch.dtype) -> None:
@@ -94,7 +65,8 @@ def launch(X: Tensor, a: Tensor, x_T: Tensor, B: Tensor, M: Tensor, accumulator:
             M.stride(0),
             ACC=tl.float64 if accumulator == torch.float64 else tl.float32,
             ROWS=rows,
-            UNROLL=min(4, rows),
             COLUMNS=config["columns"],
+            UNROLL=min(4, rows),
             num_warps=config["warps"],
+            enable_fp_fusion=True,
         )

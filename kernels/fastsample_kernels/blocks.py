@@ -5,14 +5,14 @@ registers than let several programs share a multiprocessor:
 
 - linear_step: 1024 elements over 8 warps are 4 a thread whatever the dtype: one 16-byte float32 load or one 8-byte
   half an input. More for the halves would need float32 sums moved between threads wherever dtypes are mixed.
-- triangular_mix: 16 rows by 256 columns over 4 warps are 32 sums a thread, and each value of M, once read, serves 16
-  of them (512 columns need 216 registers). M is read once for 16 rows, again for each further 16, mostly from L2.
+- triangular_mix: 16 rows by 256 columns over 4 warps are 32 sums a thread. M is read once for 16 rows, again for each
+  further 16, mostly from L2.
 - token_statistics: 1024 logits over 4 warps are 8 a thread, one 16-byte bfloat16 load and one ahead, with five
   running values each: 90 registers, five programs a multiprocessor (16 a thread would be 160 and one). `chunk` is the
   least a program reads when a row is split: below it the second stage costs more than it saves.
 
-`scripts/gpu_kernels.py --tune FILE` measures others and writes them by architecture in the form of blocks.json,
-which is read once; the file named by FASTSAMPLE_KERNEL_BLOCKS is read on top of it.
+`scripts/gpu --parts blocks` measures others. blocks.json has those of an architecture that differ, and is read once;
+the file named by FASTSAMPLE_KERNEL_BLOCKS is read on top of it.
 """
 
 from __future__ import annotations
@@ -40,6 +40,18 @@ DEFAULTS: dict[str, Config] = {
 def block_config(operation: str, device: torch.device) -> Config:
     """The sizes for `operation` on `device`. Raises ValueError for a file that names an unknown operation or size."""
     return {**DEFAULTS[operation], **_tuned().get(architecture(device), {}).get(operation, {})}
+
+
+def step_block(size: int, rows: int, device: torch.device, multiprocessors: int) -> tuple[int, int]:
+    """Elements and warps of a program of linear_step, for `rows` of `size`: fewer where they would fill no device.
+
+    A thread keeps its number of elements, so that loads stay as wide.
+    """
+    config = block_config("linear_step", device)
+    block, warps = config["block"], config["warps"]
+    while warps > 1 and rows * -(-size // block) < multiprocessors:
+        block, warps = block // 2, warps // 2
+    return block, warps
 
 
 def forget() -> None:

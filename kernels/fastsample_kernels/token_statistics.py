@@ -55,19 +55,24 @@ class Gumbel(NamedTuple):
 
 
 def token_statistics(
-    logits: Tensor, *, temperature: Tensor | None = None, gumbel: Gumbel | None = None
+    logits: Tensor,
+    *,
+    temperature: Tensor | None = None,
+    gumbel: Gumbel | None = None,
+    excluded: int | None = None,
 ) -> TokenStatistics:
     """Statistics of each row of `logits` [..., V], shaped as its leading dimensions; computed in float32.
 
     logits: float32, float16 or bfloat16, V from 1 to 262144. Rows may lie at any two strides (a block of positions of
         a batch); logits whose last dimension is not contiguous are copied.
     temperature: floating, above 0, on the device, broadcastable to the rows' shape.
+    excluded: a token that is left out as if its logit were -inf, without a copy of the logits: the mask token.
 
     -inf is legal. A row of -inf alone has token 0, top1 = top2 = logsumexp = -inf and entropy NaN, as there is no
     distribution; one with +inf has logsumexp inf and entropy NaN. NaN in a row makes its values NaN, and token and
     sample the first NaN's index, as in torch.argmax.
 
-    Not differentiable. Raises ValueError for another dtype, V or shape.
+    Not differentiable. Raises ValueError for another dtype, V or shape, or an excluded token outside the vocabulary.
     """
     rows = logits.shape[:-1]
     if logits.dim() == 0 or logits.dtype not in NARROW or not 1 <= logits.shape[-1] <= MAX_VOCABULARY:
@@ -75,6 +80,8 @@ def token_statistics(
             f"logits are {logits.dtype} {tuple(logits.shape)}: they must be float32, float16 or bfloat16, [..., V], "
             f"V from 1 to {MAX_VOCABULARY}"
         )
+    if excluded is not None and not 0 <= excluded < logits.shape[-1]:
+        raise ValueError(f"excluded = {excluded}: give a token of the vocabulary of {logits.shape[-1]}")
     for name, values in {"temperature": temperature, **(gumbel._asdict() if gumbel else {})}.items():
         if values is None:
             continue
@@ -88,7 +95,9 @@ def token_statistics(
             )
         if values.device != logits.device:
             raise ValueError(f"{name} is on {values.device}: the logits are on {logits.device}")
-    values, indices = torch.ops.fastsample.token_statistics(logits.detach(), temperature, *(gumbel or (None,) * 3))
+    values, indices = torch.ops.fastsample.token_statistics(
+        logits.detach(), temperature, *(gumbel or (None,) * 3), excluded
+    )
     top1, top2, logsumexp, entropy, *sample_logit = values.unbind(0)
     token, *sample = indices.unbind(0)
     return TokenStatistics(token, top1, top2, logsumexp, entropy, *sample, *sample_logit)
@@ -100,6 +109,7 @@ def token_statistics_reference(
     gumbel_temperature: Tensor | None = None,
     seed: Tensor | None = None,
     offset: Tensor | None = None,
+    excluded: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The definition, in plain torch: values [4 or 5, ...] and indices [1 or 2, ...] in TokenStatistics' order.
 
@@ -107,6 +117,8 @@ def token_statistics_reference(
     """
     rows, vocabulary = logits.shape[:-1], logits.shape[-1]
     exact = logits if logits.dtype == torch.float64 else logits.float()
+    if excluded is not None:
+        exact = torch.where(torch.arange(vocabulary, device=logits.device) == excluded, -math.inf, exact)
     token = exact.argmax(-1)
     top1 = exact.gather(-1, token[..., None])[..., 0]
     top2 = exact.topk(2, dim=-1).values[..., 1] if vocabulary > 1 else torch.full_like(top1, -math.inf)
@@ -140,44 +152,47 @@ def _operation(
     gumbel_temperature: Tensor | None,
     seed: Tensor | None,
     offset: Tensor | None,
+    excluded: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    gumbel = (gumbel_temperature, seed, offset)
+    rest = (gumbel_temperature, seed, offset, excluded)
     if choose_backend(logits.device) == "torch":
-        return token_statistics_reference(logits, temperature, *gumbel)
+        return token_statistics_reference(logits, temperature, *rest)
     from fastsample_kernels._token_statistics_triton import launch  # Triton is optional
 
-    values, indices = _fake(logits, temperature, *gumbel)
+    values, indices = _fake(logits, temperature, *rest)
     if indices.numel():
-        launch(values, indices, logits, temperature, *gumbel)
+        launch(values, indices, logits, temperature, *rest)
     return values, indices
 
 
-def _fake(logits: Tensor, temperature: Tensor | None, *gumbel: Tensor | None) -> tuple[Tensor, Tensor]:
-    rows, sampled = logits.shape[:-1], gumbel[0] is not None
+def _fake(
+    logits: Tensor, temperature: Tensor | None, gumbel_temperature: Tensor | None, *_: Any
+) -> tuple[Tensor, Tensor]:
+    rows, sampled = logits.shape[:-1], gumbel_temperature is not None
     return (
         logits.new_empty(4 + sampled, *rows, dtype=torch.float32),
         logits.new_empty(1 + sampled, *rows, dtype=torch.int64),
     )
 
 
-def _vmap(info: Any, in_dims: Any, logits: Tensor, *rest: Tensor | None) -> Any:
+def _vmap(info: Any, in_dims: Any, logits: Tensor, *rest: Any) -> Any:
     """Vmapped rows are rows; they share a seed where it is not vmapped."""
     size = info.batch_size
     first = batched_first(logits, in_dims[0], size)
-    flat: list[Tensor | None] = [first]
-    for tensor, dim in zip(rest, in_dims[1:], strict=True):
+    flat: list[Any] = [first]
+    for tensor, dim in zip(rest[:4], in_dims[1:5], strict=True):
         if tensor is not None and dim is not None:
             tensor = tensor.movedim(dim, 0)
             missing = first.dim() - 1 - tensor.dim()
             tensor = tensor.reshape(size, *[1] * missing, *tensor.shape[1:])
         flat.append(tensor)
-    return torch.ops.fastsample.token_statistics(*flat), (1, 1)
+    return torch.ops.fastsample.token_statistics(*flat, *rest[4:]), (1, 1)
 
 
 register(
     "token_statistics",
-    "(Tensor logits, Tensor? temperature, Tensor? gumbel_temperature, Tensor? seed, Tensor? offset) -> "
-    "(Tensor, Tensor)",
+    "(Tensor logits, Tensor? temperature, Tensor? gumbel_temperature, Tensor? seed, Tensor? offset, "
+    "int? excluded=None) -> (Tensor, Tensor)",
     _operation,
     _fake,
     _vmap,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastsample.decoding.commit.rule import CommitRule, Progress, best, ranks
+from fastsample.decoding.commit.rule import CommitRule, Progress, best, check_probability, ranks
 from fastsample.decoding.statistics import Statistics
 
 
@@ -18,7 +18,11 @@ class Threshold(CommitRule):
     confidence: float = 0.9
 
     def __post_init__(self) -> None:
-        _check_probability("confidence", self.confidence)
+        check_probability("confidence", self.confidence)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"confidence"})
 
     def commit(self, statistics: Statistics, masked: Tensor, eligible: Tensor, progress: Progress) -> Tensor:
         sure = eligible & (statistics.confidence >= self.confidence)
@@ -39,11 +43,38 @@ class Factor(CommitRule):
         if not self.factor > 0:
             raise ValueError(f"factor = {self.factor}: give a number above 0")
 
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"confidence"})
+
     def commit(self, statistics: Statistics, masked: Tensor, eligible: Tensor, progress: Progress) -> Tensor:
         order = ranks(statistics.confidence, eligible)
         # it grows with the rank, so that those below the bound are the first n
         sure = (order + 2) * (1 - statistics.confidence) < self.factor
         return eligible & (sure | (order == 0))
+
+
+@dataclass(frozen=True)
+class Risk(CommitRule):
+    """As many of the most confident tokens as keep the sum of 1 - confidence within `budget`.
+
+    By the union bound, the probability that any of them is not what the model would have it is at most the budget.
+    """
+
+    budget: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not self.budget >= 0:
+            raise ValueError(f"budget = {self.budget}: give 0 (one token a forward) or more")
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"confidence"})
+
+    def commit(self, statistics: Statistics, masked: Tensor, eligible: Tensor, progress: Progress) -> Tensor:
+        doubt, order = (1 - statistics.confidence).masked_fill(~eligible, torch.inf).sort(dim=-1, stable=True)
+        within = torch.empty_like(eligible).scatter_(-1, order, doubt.cumsum(-1) <= self.budget)
+        return (eligible & within) | best(statistics.confidence, eligible, 1)
 
 
 @dataclass(frozen=True)
@@ -58,6 +89,10 @@ class EntropyBounded(CommitRule):
     def __post_init__(self) -> None:
         if not self.gamma >= 0:
             raise ValueError(f"gamma = {self.gamma}: give 0 (one token a forward) or more")
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"entropy"})
 
     def commit(self, statistics: Statistics, masked: Tensor, eligible: Tensor, progress: Progress) -> Tensor:
         entropy, order = statistics.entropy.masked_fill(~eligible, torch.inf).sort(dim=-1, stable=True)
@@ -76,8 +111,12 @@ class Hierarchy(CommitRule):
     least: float = 0.4
 
     def __post_init__(self) -> None:
-        _check_probability("confidence", self.confidence)
-        _check_probability("least", self.least)
+        check_probability("confidence", self.confidence)
+        check_probability("least", self.least)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"confidence"})
 
     def commit(self, statistics: Statistics, masked: Tensor, eligible: Tensor, progress: Progress) -> Tensor:
         confidence = statistics.confidence
@@ -88,8 +127,3 @@ class Hierarchy(CommitRule):
         first = none.scatter_reduce(-1, run, order, "amin").gather(-1, run)  # the lowest rank of each run
         leads = eligible & (order == first) & (confidence >= self.least)
         return leads | (eligible & ((confidence >= self.confidence) | (order == 0)))
-
-
-def _check_probability(name: str, value: float) -> None:
-    if not 0 < value <= 1:
-        raise ValueError(f"{name} = {value}: give a probability above 0, at most 1")

@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from fastsample.decoding.commit.rule import CommitRule, Progress
+from fastsample.decoding.commit.rule import CommitRule, Progress, refuse_nested
 from fastsample.decoding.commit.scheduled import LowConfidence
 from fastsample.decoding.statistics import Statistics
 
@@ -44,6 +44,7 @@ class Prophet(CommitRule):
     reads: ClassVar[Literal["block", "response"]] = "response"
 
     def __post_init__(self) -> None:
+        refuse_nested(self.base, "Prophet")
         values = tuple(self.thresholds)
         if len(values) != len(self.phases) + 1:
             raise ValueError(f"thresholds = {values}: give {len(self.phases) + 1}, one a phase")
@@ -55,6 +56,10 @@ class Prophet(CommitRule):
             raise ValueError(f'progress = {self.progress!r}: give "code", "paper" or "tokens"')
         if not (self.region is None or callable(self.region) or _is_span(self.region)):
             raise ValueError(f"region = {self.region}: give (start, length), from 0 and at least 1 long")
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return self.base.needs | {"gap"}
 
     @property
     def random(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -11,32 +12,87 @@ from fastsample.decoding.statistics import Statistics
 
 
 @dataclass(frozen=True)
-class LowConfidence(CommitRule):
-    """The most confident tokens; those of low confidence stay masked (LLaDA, arXiv:2502.09992; MaskGIT)."""
+class _Ranked(CommitRule):
+    """The tokens of the largest score.
+
+    alg_temp: Dream's. Above 0, places are drawn without replacement, each with a probability that grows as
+    exp(score / alg_temp), in place of the largest scores.
+    Raises ValueError for a negative one.
+    """
+
+    alg_temp: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.alg_temp >= 0:
+            raise ValueError(f"alg_temp = {self.alg_temp}: give 0 (the largest scores) or more")
+
+    @property
+    def random(self) -> bool:
+        return self.alg_temp > 0
+
+    @abstractmethod
+    def score(self, statistics: Statistics) -> Tensor: ...
 
     def commit(self, statistics: Statistics, masked: Tensor, eligible: Tensor, progress: Progress) -> Tensor:
-        return best(statistics.confidence, eligible, progress.quota[:, None])
+        score = self.score(statistics)
+        if self.alg_temp > 0:
+            # the largest of scores with Gumbel noise are such a draw (arXiv:1903.06059)
+            score = score / self.alg_temp - uniform_of(progress).to(score).log().neg().log()
+        return best(score, eligible, progress.quota[:, None])
 
 
 @dataclass(frozen=True)
-class Margin(CommitRule):
-    """The tokens that are farthest ahead of the second likeliest in probability (Dream's "topk_margin")."""
+class LowConfidence(_Ranked):
+    """The most confident tokens; those of low confidence stay masked (LLaDA, arXiv:2502.09992; MaskGIT).
 
-    def commit(self, statistics: Statistics, masked: Tensor, eligible: Tensor, progress: Progress) -> Tensor:
-        return best(statistics.margin, eligible, progress.quota[:, None])
+    alg_temp: Dream's: above 0, places are drawn, a probability as exp(confidence / alg_temp) each.
+    """
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"confidence"})
+
+    def score(self, statistics: Statistics) -> Tensor:
+        return statistics.confidence
 
 
 @dataclass(frozen=True)
-class Entropy(CommitRule):
-    """The tokens of the lowest entropy (Dream's "entropy")."""
+class Margin(_Ranked):
+    """The tokens that are farthest ahead of the second likeliest in probability (Dream's "topk_margin").
 
-    def commit(self, statistics: Statistics, masked: Tensor, eligible: Tensor, progress: Progress) -> Tensor:
-        return best(-statistics.entropy, eligible, progress.quota[:, None])
+    alg_temp: as of :class:`LowConfidence`, by the margin.
+    """
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"margin"})
+
+    def score(self, statistics: Statistics) -> Tensor:
+        return statistics.margin
+
+
+@dataclass(frozen=True)
+class Entropy(_Ranked):
+    """The tokens of the lowest entropy (Dream's "entropy").
+
+    alg_temp: as of :class:`LowConfidence`, by minus the entropy.
+    """
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"entropy"})
+
+    def score(self, statistics: Statistics) -> Tensor:
+        return -statistics.entropy
 
 
 @dataclass(frozen=True)
 class Random(CommitRule):
     """Tokens at random places (LLaDA's "random" remasking)."""
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset()
 
     @property
     def random(self) -> bool:
@@ -49,6 +105,10 @@ class Random(CommitRule):
 @dataclass(frozen=True)
 class Origin(CommitRule):
     """Each token with the schedule's share as its probability (Dream's "origin": the exact reverse process)."""
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset()
 
     @property
     def random(self) -> bool:

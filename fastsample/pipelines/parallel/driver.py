@@ -70,6 +70,16 @@ class Loop:
         """Whether steps have been made and are left to make."""
         return self._stepper is not None and self.phase is not Phase.ENDED
 
+    @property
+    def sweeping(self) -> bool:
+        """Whether a step of the pipeline is a sweep."""
+        return self.phase is Phase.SWEEPING
+
+    @property
+    def places(self) -> list[int]:
+        """Where in the timesteps the rows of a denoiser's call lie: one place for all of them in a plain step."""
+        return [self.committed] if self._segment is None else self._segment.places
+
     def __iter__(self) -> Iterator[Tensor]:
         """The timestep of each pass through the pipeline's loop; all of them, in turn, to who makes no step."""
         yield self.timesteps[0]
@@ -89,8 +99,8 @@ class Loop:
         assert phase in FOLLOWING[self.phase], f"{self.phase} is not followed by {phase}"
         self.phase = phase
 
-    def call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Call, int] | None:
-        """What the denoiser gets for the arguments that the pipeline gives it, and its rows; None to leave them."""
+    def call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
+        """What the denoiser gets for the arguments that the pipeline gives it; None to leave them."""
         module = inner(module)
         call, number = bind(module, args, kwargs), len(self._calls)
         self._calls.append((module, call))
@@ -104,7 +114,7 @@ class Loop:
         layout.check_rest(call)
         expanded = layout.expand(call, *self._segment.inputs())
         self._stepper.go_to(self.committed)
-        return expanded, len(expanded[layout.argument])
+        return expanded
 
     def step(self, output: Tensor, timestep: Any, sample: Tensor, arguments: dict[str, Any]) -> Any:
         """What the pipeline gets for what it hands to `scheduler.step`."""

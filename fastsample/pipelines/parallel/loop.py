@@ -13,6 +13,8 @@ import textwrap
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+
 REPORTING = ("callback", "progress_bar", "xm.", "set_state", "cache_context")
 """What statements may hand the index to: callbacks and progress are counted by committed steps; guiders and caches
 that act on it are refused."""
@@ -29,6 +31,9 @@ NEUTRAL: dict[str, dict[str, Any]] = {
 
 def step_decision(pipeline: type, arguments: Mapping[str, Any]) -> str:
     """What the loop of `pipeline.__call__` decides by the step, for a call with `arguments`; "" when nothing."""
+    callback = arguments.get("callback_on_step_end")
+    if isinstance(callback, (PipelineCallback, MultiPipelineCallbacks)):
+        return f"{type(callback).__name__} changes the pipeline at a step of its own"
     source = _source(pipeline)
     if source is None:
         return f"the source of {pipeline.__name__}.__call__ cannot be read, so its loop cannot be checked"

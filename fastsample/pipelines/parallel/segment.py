@@ -95,6 +95,12 @@ class Segment:
         """What the scheduler's step returned last."""
         return self._trajectory.latest
 
+    @property
+    def places(self) -> list[int]:
+        """The numbers of this sweep's rows, one row of images after the other."""
+        places: list[int] = self._rows.steps.flatten().tolist()
+        return places
+
     def layout(self, number: int, module: nn.Module) -> CallLayout:
         """The layout of a step's call `number`; NotParallelError when it was not a call of `module`."""
         if number >= len(self.layouts) or self.layouts[number].module is not module:

@@ -13,7 +13,9 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from fastsample.pipelines.denoisers import Denoiser
+from fastsample.pipelines.denoisers import Denoiser, latents_of
+from fastsample.pipelines.guidance.steps import evaluating
+from fastsample.pipelines.layers import Layer, layered
 from fastsample.pipelines.overlay import Attribute, overlaid
 from fastsample.pipelines.parallel.driver import Loop, Phase
 from fastsample.pipelines.parallel.layout import NotParallelError
@@ -43,8 +45,9 @@ class Session:
                 undo.enter_context(overlaid(self._pipe, progress_bar=self._progress_bar))
             for denoiser in self._denoisers:
                 module = denoiser.component
-                undo.callback(module.register_forward_pre_hook(self._expand, with_kwargs=True).remove)
-                if self._settings.shares is not None:
+                undo.enter_context(layered(module, Layer("parallel", functools.partial(self._evaluate, module))))
+                if self._settings.shares is not None:  # beneath layers that leave rows out
+                    undo.callback(module.register_forward_pre_hook(self._share, with_kwargs=True).remove)
                     undo.callback(module.register_forward_hook(self._collect).remove)
             self._undo = undo.pop_all()
         return self
@@ -105,21 +108,29 @@ class Session:
 
     # --- hooks and callbacks -----------------------------------------------------------------------------
 
+    @torch.compiler.disable(recursive=False)  # type: ignore[untyped-decorator, no-untyped-call]
+    def _evaluate(self, module: torch.nn.Module, beneath: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """In place of a call of a denoiser, one for the rows of a sweep."""
+        loop = self._loop
+        if threading.current_thread() is not self._thread or loop is None or not loop.stepping:
+            return beneath(*args, **kwargs)
+        expanded = loop.call(module, args, kwargs)
+        with evaluating(loop.timesteps, loop.places):
+            if expanded is None:
+                return beneath(*args, **kwargs)
+            self.swept = True
+            return beneath(**expanded)
+
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _expand(
+    def _share(
         self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        if threading.current_thread() is not self._thread or self._loop is None or not self._loop.stepping:
+        """This process' rows of a sweep."""
+        shares, loop = self._settings.shares, self._loop
+        if threading.current_thread() is not self._thread or loop is None or not loop.sweeping or shares is None:
             return None
-        expanded = self._loop.call(module, args, kwargs)
-        if expanded is None:
-            return None
-        call, rows = expanded
-        self.swept = True
-        if self._settings.shares is not None:
-            call = self._settings.shares.take(call, rows)
-            self._shared = rows
-        return (), call
+        self._shared = len(latents_of(args, kwargs))
+        return (), shares.take(kwargs, self._shared)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _collect(self, module: torch.nn.Module, args: Any, output: Any) -> Any:
@@ -135,6 +146,7 @@ class Session:
             loop = self._loop
             last: dict[str, Any] = {}
             assert loop is not None
+            guidance = _guidance(pipe)
             for step, latents in sorted(loop.unreported.items()):
                 shown = {**tensors, "latents": latents} if "latents" in tensors else dict(tensors)
                 versions = {name: value._version for name, value in shown.items() if isinstance(value, Tensor)}
@@ -143,6 +155,8 @@ class Session:
                     returned = last.get(name, value)
                     if returned is not value or (name in versions and value._version != versions[name]):
                         raise NotParallelError(f"the callback changes {name}")
+                if _guidance(pipe) != guidance:
+                    raise NotParallelError("the callback changes the guidance")
                 if getattr(pipe, "interrupt", False):
                     last = {**last, "latents": latents} if "latents" in tensors else last
                     break
@@ -150,6 +164,11 @@ class Session:
             return last
 
         return callback
+
+
+def _guidance(pipe: Any) -> dict[str, Any]:
+    """The scales of a pipeline's guidance, which its loop reads at every step."""
+    return {name: value for name, value in vars(pipe).items() if "scale" in name and isinstance(value, (int, float))}
 
 
 class _Bar:

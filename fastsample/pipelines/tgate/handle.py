@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from fastsample.pipelines.denoisers import GATE_HOOK, Denoiser, check_caches, hooks_of
+from fastsample.pipelines.layers import layers_on
 from fastsample.pipelines.tgate.call import CallPerThread
 from fastsample.pipelines.tgate.convergence import Convergence, measure_convergence
 from fastsample.pipelines.tgate.counts import Counts, Macs, TGateSummary
@@ -91,6 +92,8 @@ class TGate:
                 if GATE_HOOK in hooks_of(denoiser.module):
                     raise ValueError(f"pipe.{denoiser.name} is gated already: remove that handle first")
                 check_caches(denoiser)
+                if layers_on(denoiser):
+                    raise ValueError(f"the guidance of pipe.{denoiser.name} is cut already: remove that handle first")
             return TGateHandle(self, pipe, found)
 
 

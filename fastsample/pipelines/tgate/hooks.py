@@ -98,8 +98,8 @@ class DenoiserHook(DroppingHook):
     def _begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[GatedCall, int, int]:
         """The call, the step that it has come to, and the rows given; what attention does at it is decided."""
         latents, context = latents_of(args, kwargs), self.contexts.name
-        if latents is None:
-            raise ValueError(f"the denoiser was called without a latent tensor: it has {', '.join(kwargs)}")
+        if not isinstance(latents, Tensor):
+            raise ValueError("the denoiser was called with latents in a list, of which T-GATE can make no branches")
         call = self.gated.call(context, latents)
         step = call.next_step(self.group, context)
         for hook in self.attention:

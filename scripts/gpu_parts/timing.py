@@ -1,4 +1,4 @@
-"""Timing on a GPU, for the gpu_*.py scripts: device time, host time, launches and waits of a call, and records.
+"""Timing on a GPU: device time, host time, launches and waits of a call, and what is said about the machine.
 
 On a CPU, where the kernels run in Triton's interpreter, all of it runs and the times say nothing.
 """
@@ -6,13 +6,14 @@ On a CPU, where the kernels run in Triton's interpreter, all of it runs and the 
 from __future__ import annotations
 
 import importlib
-import json
+import importlib.metadata
 import os
 import statistics
 import subprocess
+import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,17 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read where a kernel is decorated
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+DEVICE = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 Run = Callable[[], Any]
-Record = dict[str, Any]
+
+
+def synchronize() -> None:
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
 
 
 def times(run: Run, repeats: int) -> list[float]:
-    """Microseconds of the device a call, or of the host on a CPU."""
+    """Microseconds of the device a call, its cache overwritten before each; of the host on a CPU."""
     for _ in range(3 if DEVICE.type == "cuda" else 1):
         run()
     if DEVICE.type == "cpu":
@@ -49,20 +54,47 @@ def _host(run: Run) -> float:
     return 1e6 * (time.perf_counter() - begin)
 
 
-def host_time(run: Run) -> float:
-    """Median microseconds until a call returns."""
-    values = []
-    for _ in range(50 if DEVICE.type == "cuda" else 1):
-        values.append(_host(run))
-        if DEVICE.type == "cuda":
-            torch.cuda.synchronize()
-    return statistics.median(values)
+def host_times(run: Run, repeats: int, calls: int) -> list[float]:
+    """Microseconds of the host a call, each the mean of `calls` in a row with nothing waited for."""
+    run()
+    found = []
+    for _ in range(repeats):
+        synchronize()
+        begin = time.perf_counter()
+        for _ in range(calls):
+            run()
+        found.append(1e6 * (time.perf_counter() - begin) / calls)
+    synchronize()
+    return found
+
+
+def seconds(run: Run, repeats: int) -> list[float]:
+    """Seconds of a long call, until the device is done."""
+    run()
+    found = []
+    for _ in range(repeats):
+        synchronize()
+        begin = time.perf_counter()
+        run()
+        synchronize()
+        found.append(time.perf_counter() - begin)
+    return found
+
+
+def spread(values: Sequence[float], unit: str, digits: int = 2) -> dict[str, float]:
+    """Median and quartiles, named by `unit`."""
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else [*values] * 3
+    return {
+        unit: round(middle, digits),
+        f"{unit}_q1": round(low, digits),
+        f"{unit}_q3": round(high, digits),
+    }
 
 
 def launches_and_syncs(run: Run) -> tuple[int | None, int | None]:
     """Kernels a call launches and how often it waits for the device; unknown on a CPU."""
+    run()
     if DEVICE.type == "cpu":
-        run()
         return None, None
     from torch.profiler import ProfilerActivity, profile
 
@@ -85,24 +117,18 @@ def copy_bandwidth() -> float:
     return 2 * size / statistics.median(times(lambda: target.copy_(source), 20))
 
 
-def environment(seed: int) -> dict[str, Any]:
+def environment() -> dict[str, Any]:
+    """Device, versions and commit."""
     here = Path(__file__).parent
     git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
-    name = torch.cuda.get_device_name() if DEVICE.type == "cuda" else "CPU, Triton's interpreter"
-    versions = {
+    on_gpu = DEVICE.type == "cuda"
+    return {
+        "device": torch.cuda.get_device_name() if on_gpu else "CPU, Triton's interpreter",
+        "memory_gib": round(torch.cuda.get_device_properties(DEVICE).total_memory / 2**30, 1) if on_gpu else None,
+        "python": sys.version.split()[0],
         "torch": torch.__version__,
-        "triton": importlib.import_module("triton").__version__,
         "cuda": torch.version.cuda,
+        **{name: importlib.metadata.version(name) for name in ("triton", "diffusers", "transformers")},
+        "commit": git.stdout.strip() or None,
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
-    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    return {"device": name, **versions, "commit": git.stdout.strip() or None, "seed": seed, "time": now}
-
-
-def append(path: Path, records: list[dict[str, Any]]) -> None:
-    """The file is one JSON list; it is replaced whole, so that a broken run leaves the old one."""
-    before = json.loads(path.read_text()) if path.exists() else []
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".part")
-    lines = ",\n".join(json.dumps(record) for record in before + records)
-    temporary.write_text(f"[\n{lines}\n]\n")
-    temporary.replace(path)

@@ -1,20 +1,16 @@
-"""The calls that gpu_kernels.py checks and times, each beside the same in torch as one would write it."""
+"""The kernels' calls that are checked and timed, each beside the same in torch as one would write it."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
-from fastsample_kernels import (
-    Gumbel,
-    linear_step,
-    token_statistics,
-    triangular_mix,
-    use_backend,
-)
-from gpu_timing import DEVICE, Run
+from fastsample_kernels import Gumbel, WeightedStep, linear_step, token_statistics, triangular_mix, use_backend
 from torch import Tensor
+
+from gpu_parts.timing import DEVICE, Run
 
 
 @dataclass
@@ -65,6 +61,32 @@ def step_case(name: str, shape: tuple[int, ...], history: int) -> Case:
 
     run = lambda: linear_step(inputs, table, index, out=out)  # noqa: E731
     return Case("linear_step", name, run, eager, nbytes(*inputs, *out), check)
+
+
+def weighted_case(name: str, shape: tuple[int, ...], history: int, *, shift: int = 0) -> Case:
+    """The same step as the sampling loop launches it; `shift` elements from where 16 bytes begin."""
+    half, dtypes, count = torch.bfloat16, (torch.bfloat16, torch.float32), 2 + history
+    inputs = [random(*shape, dtype=half) for _ in range(2)] + [random(*shape) for _ in range(history)]
+    if shift:
+        size = inputs[0].numel()
+        inputs = [random(size + shift, dtype=value.dtype)[shift:].view(shape) for value in inputs]
+    weights, step = torch.randn(2, count), WeightedStep()
+    arguments, c = tuple(weights.flatten().tolist()), weights.tolist()
+
+    def eager() -> list[Tensor]:
+        sums = [sum(w * v for w, v in zip(row, inputs, strict=True)) for row in c]
+        return [total.to(dtype) for total, dtype in zip(sums, dtypes, strict=True)]
+
+    def check() -> None:
+        for _ in range(2):  # what Triton launches, and what is bound then
+            found = step(inputs, arguments, dtypes)
+            assert found is not None
+            for result, row in zip(found, weights.double(), strict=True):
+                terms = torch.stack([w * v.double() for w, v in zip(row, inputs, strict=True)])
+                assert_close(result, terms.sum(0), terms.abs().sum(0), count + 4)
+
+    moved = nbytes(*inputs) + 6 * inputs[0].numel()
+    return Case("weighted_step", name, lambda: step(inputs, arguments, dtypes), eager, moved, check)
 
 
 def mix_case(name: str, N: int, size: int) -> Case:
@@ -120,6 +142,8 @@ def cases(*, smoke: bool) -> Iterator[Case]:
     if smoke:
         yield step_case("tiny", (2, 3, 21), 2)
         yield step_case("tiny, no history", (2, 63), 0)
+        yield weighted_case("tiny", (2, 3, 16), 2)
+        yield weighted_case("tiny, off 16 bytes", (2, 3, 16), 1, shift=1)
         yield mix_case("N 3", 3, 63)
         yield token_case("1 x 9000 bfloat16", 1, 9000, torch.bfloat16)
         yield token_case("2 x 100 float32, Gumbel", 2, 100, torch.float32, gumbel=True)
@@ -133,9 +157,12 @@ def cases(*, smoke: bool) -> Iterator[Case]:
     }
     for name, shape in latents.items():
         yield step_case(f"{name}, history 2", shape, 2)
+        yield weighted_case(f"{name}, history 2", shape, 2)
+    yield weighted_case("SDXL off 16 bytes, history 2", latents["SDXL"], 2, shift=1)
+    yield weighted_case("odd sizes, history 1", (3, 4, 63, 65), 1)
     for mib in (16, 64):  # of the sample, which is bfloat16
         for history in (0, 2, 8):
-            yield step_case(f"{mib} MiB, history {history}", (1, mib << 19), history)
+            yield weighted_case(f"{mib} MiB, history {history}", (1, mib << 19), history)
     for N, size in ((8, 1 << 16), (16, 1 << 18), (32, 1 << 18), (64, 1 << 20)):
         yield mix_case(f"N {N}, {size} columns", N, size)
     for rows, vocabulary in ((1, 126464), (32, 126464), (256, 126464), (1024, 151936)):
@@ -171,3 +198,42 @@ def check_graph() -> None:
         graph.replay()
     assert x.isfinite().all()
     assert torch.equal(x, expected), "the graph's steps differ from eager ones"
+
+
+def check_streams() -> None:
+    """Bound launches go to the stream that is current, from each of two threads, behind that stream's own work."""
+    step, weights = WeightedStep(), (1.0, 2.0)
+    x = random(1 << 22)
+    step([x, x], weights, [torch.float32])
+    wrong: list[str] = []
+
+    def work(number: int) -> None:
+        with torch.cuda.stream(torch.cuda.Stream()), torch.inference_mode():
+            for turn in range(50):
+                value = torch.zeros_like(x)
+                torch.cuda._sleep(100000)
+                value.fill_(number + turn)  # late: a launch on another stream would read zeros
+                (found,) = step([value, value], weights, [torch.float32]) or (value,)
+                if not bool((found == 3 * (number + turn)).all()):
+                    wrong.append(f"thread {number}, turn {turn}")
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in (1, 1000)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong, wrong
+
+
+def check_long() -> None:
+    """More elements than 32 bits count: the last ones are right."""
+    size = 2**31 + 2048
+    x, y = (torch.zeros(size, device=DEVICE, dtype=torch.bfloat16) for _ in range(2))
+    x[-3:], y[-3:] = 1.0, 4.0
+    for _ in range(2):
+        (found,) = WeightedStep()([x, y], (1.0, 0.5), [torch.bfloat16]) or (x,)
+        assert found[-4:].tolist() == [0.0, 3.0, 3.0, 3.0]
+        del found
+    table, index = torch.tensor([[[1.0, 0.5]]], device=DEVICE), torch.tensor(0, device=DEVICE)
+    (found,) = linear_step([x, y], table, index)
+    assert found[-4:].tolist() == [0.0, 3.0, 3.0, 3.0]

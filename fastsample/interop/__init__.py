@@ -1,0 +1,1 @@
+"""Doors to other people's sampling programs: k-diffusion's functions, ComfyUI's nodes."""

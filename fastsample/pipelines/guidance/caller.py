@@ -1,0 +1,136 @@
+"""Who calls a denoiser: the pipeline, its loop, and what the loop says of guidance at this very call."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+from diffusers import DiffusionPipeline
+
+from fastsample.pipelines.guidance.reading import Branch, Condition, Site, branch_named, read_site
+
+PASSED_THROUGH = ("torch.", "accelerate.", "diffusers.hooks.", "fastsample.pipelines.")
+"""Packages whose frames lie between a sampling loop and the network that it calls."""
+
+GUIDED = ("do_classifier_free_guidance", "do_true_cfg")
+"""Variables and attributes by which a pipeline says that it is guided."""
+
+
+@dataclass(frozen=True)
+class Branches:
+    """The guidance branches of one call of a denoiser.
+
+    `copies`: those that lie one after the other in its batch. Where they are calls, it has one, and `calls` is True;
+    `ahead`: whether the positive one of the step comes before it.
+    """
+
+    copies: tuple[Branch, ...] = (Branch.POSITIVE,)
+    calls: bool = False
+    ahead: bool = False
+    perturbed_attention: bool = False
+    may_come: bool = False  # not guided now, but it depends on the step
+
+    @property
+    def guided(self) -> bool:
+        """Whether there is more than the positive branch at this step."""
+        return self.calls or len(self.copies) > 1
+
+
+@dataclass(frozen=True, eq=False)
+class Caller:
+    """The pipeline whose loop makes the call, or the one that was hooked for a loop of the user's own.
+
+    `frame` is that of the pipeline's `__call__`, None in a loop of the user's own.
+    """
+
+    pipe: Any
+    frame: FrameType | None
+    _loops: tuple[FrameType, ...]  # from the function that calls the network on outwards
+
+    @classmethod
+    def find(cls, hooked: Any) -> Caller:
+        """From the stack. Networks are shared (`from_pipe`): the pipeline that calls may be another than `hooked`."""
+        frames = tuple(_outwards(sys._getframe(1)))
+        for place, frame in enumerate(frames):
+            owner = frame.f_locals["self"] if frame.f_code.co_varnames[:1] == ("self",) else None
+            if frame.f_code.co_name == "__call__" and (owner is hooked or isinstance(owner, DiffusionPipeline)):
+                return cls(owner, frame, frames[: place + 1])
+        return cls(hooked, None, frames)
+
+    def branches(self, name: str) -> Branches:
+        """Those of this call of the denoiser `name`. Raises ValueError where the loop cannot be understood."""
+        for frame in self._loops:
+            site = read_site(frame.f_code, frame.f_lineno)
+            found = _found(site, frame, self.frame is None) if site is not None else None
+            if found is not None and found.perturbed_attention:
+                cut = found.copies if getattr(self.pipe, GUIDED[0], False) else found.copies[1:]
+                return Branches(cut, perturbed_attention=True)
+            if found is not None:
+                alone = name.startswith("controlnet") and frame.f_locals.get("guess_mode") and found.guided
+                return Branches() if alone and not found.calls else found
+            if site is not None and not site.returned:
+                break
+        self._check_unguided()
+        return Branches()
+
+    def _check_unguided(self) -> None:
+        """ValueError where the pipeline says that it is guided, and nothing of that was found."""
+        frame = self.frame
+        if frame is not None and any(frame.f_locals.get(name, getattr(self.pipe, name, False)) for name in GUIDED):
+            raise ValueError(
+                f"{type(self.pipe).__name__} is guided in a way that its source does not tell (which copies of the "
+                "batch, or which calls of the network, are its branches): call it without guidance"
+            )
+
+
+def _outwards(frame: FrameType | None) -> Iterator[FrameType]:
+    """The frames around, without those of the machinery in between."""
+    while frame is not None:
+        if not str(frame.f_globals.get("__name__", "")).startswith(PASSED_THROUGH):
+            yield frame
+        frame = frame.f_back
+
+
+def _found(site: Site, frame: FrameType, of_users: bool) -> Branches | None:
+    """The branches at `site`; None where there are none to be seen there."""
+    for split in site.splits:
+        if not _hold(split.conditions, frame):
+            continue
+        if split.perturbed_attention:
+            return Branches((Branch.NEGATIVE, Branch.POSITIVE, Branch.OTHER), perturbed_attention=True)
+        if split.branches:
+            return Branches(split.branches)
+        if of_users and split.count == 2:  # as all of diffusers has it
+            return Branches((Branch.NEGATIVE, Branch.POSITIVE))
+        raise ValueError(
+            f"{frame.f_code.co_qualname} takes the output at line {site.call.line} apart into branches whose names "
+            "do not tell which is which: call it without guidance"
+        )
+    context = eval(site.context, frame.f_globals, frame.f_locals) if site.context is not None else None
+    if isinstance(context, str):  # a guider's, which calls the network for one prepared branch after the other
+        branch, prepared = branch_named(context), frame.f_locals.get("guider_state", ())
+        if branch is not Branch.POSITIVE or len(prepared) > 1:
+            return Branches((branch,), calls=True, ahead=branch is not Branch.POSITIVE)
+    positive = [call.line for call in site.siblings if call.branch is Branch.POSITIVE]
+    others = [call for call in site.siblings if call.branch is not Branch.POSITIVE]
+    if positive and any(_hold(call.conditions, frame) for call in others):
+        own = site.call.branch
+        return Branches((own,), calls=True, ahead=own is not Branch.POSITIVE and min(positive) < site.call.line)
+    rules = [rule for part in (site.splits, others) for one in part for rule in one.conditions]
+    named = {name for rule in rules for name in rule.names}
+    return Branches(may_come=True) if named & site.assigned else None
+
+
+def _hold(conditions: Iterable[Condition], frame: FrameType) -> bool:
+    """Whether a statement runs at this pass, by the conditions around it in the frame of the loop."""
+    for condition in conditions:
+        try:
+            value = bool(eval(condition.expression, frame.f_globals, frame.f_locals))
+        except NameError:  # it is made later in the loop
+            return False
+        if value is not condition.wanted:
+            return False
+    return True

@@ -1,0 +1,59 @@
+"""linear_step for a loop: weights that the host knows, and a launch that is bound once and then only repeated."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+
+ALIGNED = 15
+"""Bits that are 0 in the address of what a compiled kernel reads 16 bytes at a time."""
+
+
+class WeightedStep:
+    """`out[j] = sum_i weights[j k + i] * inputs[i]` in float32, j < m <= 3, i < k <= 10: one launch.
+
+    Where a call is out of the ordinary it does nothing and returns None, and `linear_step` is to be called, which
+    takes everything or says what is wrong: inputs of unlike shapes, devices or strides, float64, gradients, tensor
+    subclasses, tracing. The first call with new dtypes or a new shape compiles; the others launch what that did, on
+    the stream that is current, from any thread.
+    """
+
+    def __init__(self) -> None:
+        self._bound: dict[Any, Any] = {}
+
+    def __call__(
+        self, inputs: Sequence[Tensor], weights: tuple[float, ...], dtypes: Sequence[torch.dtype]
+    ) -> list[Tensor] | None:
+        """New tensors of `dtypes`, one a row of `weights`."""
+        if torch.compiler.is_compiling() or is_in_torch_dispatch_mode():
+            return None
+        sample = inputs[0]
+        shape, device, grad = sample.shape, sample.get_device(), torch.is_grad_enabled()
+        addresses, kinds, address_bits = [], [], 0
+        for tensor in inputs:
+            if type(tensor) is not Tensor or tensor.shape != shape or tensor.get_device() != device:
+                return None
+            if not tensor.is_contiguous() or (grad and tensor.requires_grad):
+                return None
+            address = tensor.data_ptr()
+            addresses.append(address)
+            kinds.append(tensor.dtype)
+            address_bits |= address
+        outputs = [torch.empty_like(sample, dtype=dtype) for dtype in dtypes]
+        key = shape, device, tuple(kinds), tuple(dtypes)
+        launch = self._bound.get(key)
+        if launch is not None and not address_bits & ALIGNED:
+            launch(device, tuple([tensor.data_ptr() for tensor in outputs]), tuple(addresses), weights)
+            return outputs
+        if torch.float64 in kinds or not sample.numel():
+            return None
+        from fastsample_kernels._linear_step_triton import launch_weighted  # Triton is optional
+
+        launched = launch_weighted(outputs, inputs, weights)
+        if not address_bits & ALIGNED:
+            self._bound[key] = launched
+        return outputs
