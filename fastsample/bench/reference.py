@@ -10,7 +10,7 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 
-from fastsample.demo.mixture import cache_folder
+from fastsample.cache import cache_folder
 from fastsample.pipelines.drawing import Drawing
 from fastsample.schedulers import create_scheduler
 

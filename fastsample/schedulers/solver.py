@@ -38,7 +38,7 @@ def create_scheduler(
     one path of noise at any number of steps; `options` are the solver's, e.g. order=4, beta=0.8.
     Raises ValueError for unknown names and options.
     """
-    extra = {} if grid_options is None else {"grid_options": dict(grid_options)}
+    extra: dict[str, Any] = {} if grid_options is None else {"grid_options": dict(grid_options)}
     return _create(solver, config, options, grid=grid, dualfast=dualfast, noise=noise, **extra)
 
 
@@ -69,6 +69,8 @@ def _create(
 ) -> SolverScheduler:
     if grid is not None:
         extra["timestep_grid"] = grid
+    # a solver by name is that solver, whatever preset the scheduler had whose config this is
+    extra = {"preset": None, "preset_guidance": None, **extra}
     return SolverScheduler.from_config(  # type: ignore[no-any-return]
         config, solver_name=solver, solver_options=dict(options), **extra
     )
