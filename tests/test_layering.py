@@ -28,7 +28,7 @@ BELOW = {  # what each part may import of fastsample, in functions too
     },
     "caching": {"pipelines"},  # a path that saved pipelines name
     "tarflow": {"sampling", "fixed_point", "tarflow"},
-    "names": {"decoding", "names"},
+    "names": {"schedules", "solvers", "decoding", "names"},
     "demo": {"schedules", "tables", "solvers", "sampling", "tarflow", "cache", "demo"},
     "interop": {"schedules", "tables", "solvers", "sampling", "names", "interop"},
     "testing": {"schedules", "tables", "solvers", "sampling", "demo"},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,7 @@ from fastsample.bench.peers import peer_scheduler
 from fastsample.names.options import parse_options
 from fastsample.names.peers import peer_class, peer_names
 from fastsample.names.recommended import RECOMMENDED
-from fastsample.names.samplers import parse_sampler_name, sampler_names
+from fastsample.names.samplers import parse_sampler_name
 from fastsample.schedulers import create_scheduler, scheduler_from_name
 from fastsample.solvers import available
 
@@ -58,10 +57,8 @@ class Arm:
         options = dict(self.options)
         if self.peer:
             return peer_scheduler(self.name, config, **options)
-        if self.name in available():
-            return create_scheduler(self.name, config, grid=self.grid, **options)
-        scheduler = scheduler_from_name(self.name, config, **options)
-        return scheduler.from_config(scheduler.config, timestep_grid=self.grid) if self.grid else scheduler
+        create = create_scheduler if self.name in available() else scheduler_from_name
+        return create(self.name, config, grid=self.grid, **options)
 
 
 @dataclass(frozen=True)
@@ -103,18 +100,11 @@ def _is_peer(name: str) -> bool:
         return False
     try:
         parse_sampler_name(name)
-    except ValueError as error:
-        if "is unknown" not in str(error):  # known, and not for pipelines
-            raise
-    else:
-        return False
-    peers = {short: full for full in peer_names() for short in (full, full.removesuffix("Scheduler"))}
-    if name in peers:
-        return True
-    known = {entry.lower(): entry for entry in [*sampler_names(), *peers, *available()]}
-    near = difflib.get_close_matches(name.lower(), known, n=4, cutoff=0.3) or list(available())[:4]
-    shown = ", ".join(repr(known[entry]) for entry in near)
-    raise ValueError(f"solver = {name!r} is unknown: did you mean {shown}? See `fastsample solvers`")
+    except ValueError:
+        if {name, f"{name}Scheduler"} & set(peer_names()):
+            return True
+        raise
+    return False
 
 
 def recommended_arm(kind: str) -> Arm:

@@ -82,10 +82,10 @@ def bench(
 ) -> None:
     """Compare samplers: error to the converged solution, prompt fidelity, Frechet distance, seconds.
 
-    The converged solution is 200 steps of DPM-Solver++ 3M by the same pipeline from the same noise. The error is the
-    RMS of the latents to its latents, relative to their spread: of latents as the pipeline's own decoder gets them,
-    unpacked and scaled, all frames of a video together; of the pixels where there is no decoder. In bfloat16 and
-    float16 rounding sets a floor to it. Seconds are without decoding.
+    The converged solution is 200 steps of DPM-Solver++ 3M (on flow models on the quadratic grid) by the same pipeline
+    from the same noise. The error is the RMS of the latents to its latents, relative to their spread: of latents as
+    the pipeline's own decoder gets them, unpacked and scaled, all frames of a video together; of the pixels where
+    there is no decoder. In bfloat16 and float16 rounding sets a floor to it. Seconds are without decoding.
 
     With --decode, ways to decode a language model: right answers, wholly right texts, forwards, seconds.
 
@@ -128,6 +128,6 @@ def bench(
     )
     cases = arms.cases(runner, counts, scales, range(seeds))
     results = engine.execute(runner, cases)
-    engine.write(results, folder, as_json=as_json, csv=csv, markdown=markdown)
+    engine.write(results, folder, kind=runner.kind, as_json=as_json, csv=csv, markdown=markdown)
     if plot:
         engine.draw(runner, results, cases, folder)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import os
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,8 +13,8 @@ def place(folder: Path, name: str, write: Callable[[Path], object], *, again: bo
 
     Without `again`, a file of an earlier run that holds the same is left in its place.
     """
-    partial = folder / f".{os.getpid()}-{name}"
-    try:
+    with tempfile.TemporaryDirectory(prefix=".", dir=folder) as own:
+        partial = Path(own) / name
         write(partial)
         for path in numbered(folder, name):
             if not again and path.exists() and path.read_bytes() == partial.read_bytes():
@@ -24,8 +24,6 @@ def place(folder: Path, name: str, write: Callable[[Path], object], *, again: bo
             except FileExistsError:
                 continue
             return path
-    finally:
-        partial.unlink(missing_ok=True)
     raise AssertionError("there is always a next number")
 
 

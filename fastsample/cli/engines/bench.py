@@ -154,10 +154,12 @@ def execute(runner: Bench, cases: list[Case]) -> list[Result]:
     return [found for case in cases if (found := runner.result(case)) is not None]
 
 
-def write(results: list[Result], folder: Path, *, as_json: bool, csv: bool, markdown: bool) -> None:
+def write(results: list[Result], folder: Path, *, kind: str, as_json: bool, csv: bool, markdown: bool) -> None:
     """The table on the terminal and the files that were asked for."""
     rows = report.summarise(results)
     title = "error: RMS of the latents to the converged solution, relative to their spread"
+    if (best := recommended_arm(kind).label) in {row.arm for row in rows}:
+        title += f"; recommended: {best}"
     wide = any("gmacs" in row.metrics or "rounds" in row.metrics for row in rows)
     Console(width=max(Console().width, 190 if wide else 122)).print(report.rich_table(rows, title))
     texts = {
