@@ -81,6 +81,7 @@ _HOME = {
     "Random": "fastsample.decoding",
     "Threshold": "fastsample.decoding",
     "anchor": "fastsample.decoding",
+    "load_causal_model": "fastsample.demo.causal.loading",
     "load_language_model": "fastsample.demo.language.loading",
     "TarFlowModel": "fastsample.tarflow",
     "TarFlowPipeline": "fastsample.tarflow",
@@ -122,6 +123,7 @@ if TYPE_CHECKING:
     from fastsample.decoding.schedulers import ProphetScheduler as ProphetScheduler
     from fastsample.decoding.schedulers import RiskScheduler as RiskScheduler
     from fastsample.decoding.schedulers import ThresholdScheduler as ThresholdScheduler
+    from fastsample.demo.causal.loading import load_causal_model as load_causal_model
     from fastsample.demo.language.loading import load_language_model as load_language_model
     from fastsample.demo.mixture import GaussianMixture as GaussianMixture
     from fastsample.fixed_point import integrate_parallel as integrate_parallel
