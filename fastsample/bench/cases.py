@@ -37,6 +37,7 @@ class Arm:
     gate: Gate | None = None
     parallel: Parallel | None = None
     preset: str | None = None
+    tables_for: float | None = None  # the guidance whose tables of the preset are meant
 
     @property
     def label(self) -> str:
@@ -60,8 +61,12 @@ class Arm:
         """The same solver without gate and parallel iteration."""
         return replace(self, gate=None, parallel=None)
 
-    def scheduler(self, config: Mapping[str, Any], guidance: float | None = None) -> Any:
-        """A fresh scheduler of this arm for the model of `config`; `guidance` chooses a preset's tables."""
+    def at(self, guidance: float) -> Arm:
+        """With the preset's tables for this guidance."""
+        return self if self.preset is None else replace(self, tables_for=guidance)
+
+    def scheduler(self, config: Mapping[str, Any]) -> Any:
+        """A fresh scheduler of this arm for the model that `config` describes."""
         options = dict(self.options)
         if self.peer:
             return peer_scheduler(self.name, config, **options)
@@ -69,7 +74,7 @@ class Arm:
         made = create(self.name, config, grid=self.grid, **options)
         if self.preset is None:
             return made
-        return type(made).from_config(made.config, preset=self.preset, preset_guidance=guidance)
+        return type(made).from_config(made.config, preset=self.preset, preset_guidance=self.tables_for)
 
 
 @dataclass(frozen=True)
