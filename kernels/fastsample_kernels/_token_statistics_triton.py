@@ -269,13 +269,12 @@ def launch(
         partial = values.new_empty(rows * splits, FIELDS)
         places = indices.new_empty(rows * splits, INDICES, dtype=torch.int32)
     per_seed = 1 if seed is None else rows_per_seed(seed, shape)
-    scan = (partial, places, logits, *of_rows, rows, vocabulary, chunk, splits, inner, *strides, *of_rows_strides)
-    scan += (per_seed, left_out, splits > 1, config["block"])
+    numbers = (rows, vocabulary, chunk, splits, inner, *strides, *of_rows_strides, per_seed, left_out)
+    scan = (partial, places, logits, *of_rows, *numbers, splits > 1, config["block"])
     _scan(logits.device, rows * splits, scan, warps=config["warps"])
     if splits > 1:
-        parts = (values, indices, partial, places, logits, rows, splits, inner, *strides, left_out)
-        parts += (seed is not None, triton.next_power_of_2(splits))
-        _combine(logits.device, rows, parts, warps=1)
+        numbers = (rows, splits, inner, *strides, left_out, seed is not None, triton.next_power_of_2(splits))
+        _combine(logits.device, rows, (values, indices, partial, places, logits, *numbers), warps=1)
 
 
 def _split(rows: int, vocabulary: int, config: dict[str, int], multiprocessors: int) -> tuple[int, int]:
