@@ -4,8 +4,8 @@
 
 Each scheduler lays out its own grid from a config of FlowMatchEulerDiscreteScheduler, as `from_config` makes it: the
 one whose last step onto clean data is several times as long in log-SNR as the one before. Ours stand there without a
-grid, and with "trailing" and "quadratic", stable without guidance, as there is none. 512 points of a mixture in two dimensions, three seeds: mean and spread of
-the RMS error to SciPy's DOP853.
+grid, and with "trailing" and "quadratic", with orders that are stable without guidance, as there is none. 512 points
+of a mixture in two dimensions, three seeds: mean and spread of the RMS error to SciPy's DOP853.
 """
 
 from __future__ import annotations
