@@ -1,7 +1,7 @@
 """The setting that the documents recommend for each kind of model, in one place.
 
-    setting = recommended(NoiseSchedule.from_config(pipe.scheduler.config).kind, guidance=3.0)
-    pipe.scheduler = create_scheduler(setting.solver, pipe.scheduler.config, grid=setting.grid, **setting.options)
+setting = recommended(NoiseSchedule.from_config(pipe.scheduler.config).kind, guidance=3.0)
+pipe.scheduler = create_scheduler(setting.solver, pipe.scheduler.config, grid=setting.grid, **setting.options)
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ def quadratic(schedule: NoiseSchedule, steps: int) -> Array:
 
 
 def shifted_quadratic(schedule: NoiseSchedule, steps: int, shift: float = 1.5) -> Array:
-    """"quadratic" moved towards noise as by SD3's shift (arXiv:2403.03206, eq. 23): dense at both ends.
+    """The quadratic grid, moved towards noise as by SD3's shift (arXiv:2403.03206, eq. 23): dense at both ends.
 
     On flow models it comes on top of the model's own shift.
     """
