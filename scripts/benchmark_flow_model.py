@@ -4,7 +4,7 @@
     python scripts/benchmark_flow_model.py --out results/flow --device cuda --prompts 32 --seeds 3 \
       --steps 5,8,10,20,50 --guidance 1,3,5
 
-Held-out prompts at the pipeline's default text length. The error of an image is the RMS of its latents to 100 steps
+Held-out prompts at the pipeline's default text length. The error of an image is the RMS of its latents to 50 steps
 of the classical Runge-Kutta method from the same noise, relative to their spread. A model evaluation is a step, and
 diffusers' Heun gets as many steps as its evaluations allow. Each result is written as it comes to
 OUT/results.jsonl, from which the same command goes on; OUT/results.md holds the tables.
@@ -29,6 +29,7 @@ from torch import Tensor
 
 from fastsample.bench.context import context_of, environment, modules_of
 from fastsample.bench.metrics import decode
+from fastsample.bench.plots import image_grid
 from fastsample.bench.record import Record, Result
 from fastsample.bench.report import markdown_table
 from fastsample.demo import bundled
@@ -36,8 +37,8 @@ from fastsample.demo.scenes import sample_scenes
 from fastsample.names.recommended import recommended
 from fastsample.testing import run_scheduler
 
-REFERENCE = 100
-"""Steps of the reference, four evaluations each; half as many differ from it by less than 1e-3."""
+REFERENCE = 50
+"""Steps of the reference, four evaluations each."""
 HEUN = "diffusers Heun"
 EULER = diffusers.FlowMatchEulerDiscreteScheduler
 PEERS: dict[str, Make] = {
@@ -189,6 +190,22 @@ def tables(results: Sequence[Result], guidance: Sequence[float], steps: Sequence
     return text
 
 
+def draw(
+    pipe: Any, prompts: Sequence[str], scale: float, steps: Sequence[int], makes: dict[str, Make], path: Path
+) -> None:
+    """Images of diffusers' and the recommended scheduler by steps, and of the reference, from the same noise."""
+    model, config = Guided(pipe, prompts, 1, [scale]), pipe.scheduler.config
+    shown = ("diffusers Euler", "diffusers DPM++ 2M", f"recommended at guidance {scale:g}")
+    rows = {
+        f"{label.split(' at ')[0]}, {count}": decode(
+            pipe, run_scheduler(makes[label](config), model, model.start, count, device=pipe.device)
+        ).cpu()
+        for count in steps
+        for label in shown
+    }
+    image_grid(rows | {"reference": decode(pipe, model.reference()).cpu()}, path, prompts)
+
+
 def rms_of(part: Result) -> float:
     """Over the images of a seed."""
     errors = [math.inf if error is None else error for error in part["errors"]]
@@ -216,6 +233,7 @@ def main(
     grids: Annotated[str, typer.Option(help="Grids of our solvers, separated by commas.")] = ",".join(GRIDS),
     only: Annotated[str, typer.Option(help="Schedulers whose name has one of these, separated by |.")] = "",
     device: str = "cpu",
+    picture: Annotated[Path | None, typer.Option(help="Where to write images at the last guidance.")] = None,
     folder: Annotated[Path | None, typer.Option(help="A trained pipeline in place of the bundled one.")] = None,
 ) -> None:
     """Run what is missing and write the tables."""
@@ -228,9 +246,9 @@ def main(
     scales, counts = numbers(guidance), [int(count) for count in numbers(steps)]
     made = schedulers(grids.split(","), scales)
     made = {name: make for name, make in made.items() if any(part in name for part in only.split("|"))}
-    results = []
+    pipe, results = QuickPipeline.of(plain), []
     for result in run(
-        QuickPipeline.of(plain),
+        pipe,
         Record(out / "results.jsonl"),
         texts,
         seeds,
@@ -245,6 +263,8 @@ def main(
             flush=True,
         )
         results.append(result)
+    if picture:
+        draw(pipe, texts[:8], scales[-1], counts[:3], schedulers((), scales), picture)
     (out / "results.md").write_text(tables(results, scales, counts))
 
 
