@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastsample.fixed_point.coarse import Strides
 from fastsample.fixed_point.iterations import FixedPoint, ParallelReport, solve
 from fastsample.fixed_point.linear import TableTrajectory
 from fastsample.fixed_point.updates import make_update
@@ -49,6 +50,7 @@ def integrate_parallel(
     iteration: str = "secant",
     window: int | None = None,
     tolerance: float = 0.0,
+    strides: Strides = "none",
     generator: Generators = None,
     on_sweep: Callable[[FixedPoint], None] | None = None,
 ) -> tuple[Tensor, ParallelReport]:
@@ -68,5 +70,13 @@ def integrate_parallel(
     """
     update = make_update(iteration)
     system = TableSystem(table, model, x, lambda index: draw_noise(x, generator))
-    found = solve(system, update, window=window, tolerance=tolerance, keep=on_sweep is not None, on_sweep=on_sweep)
+    found = solve(
+        system,
+        update,
+        window=window,
+        tolerance=tolerance,
+        strides=strides,
+        keep=on_sweep is not None,
+        on_sweep=on_sweep,
+    )
     return found.leading, found.report

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fastsample.fixed_point.coarse import Strides, filled_in, strided, strides_of
 from fastsample.fixed_point.rows import taken
 from fastsample.fixed_point.triangular import TriangularSystem
 from fastsample.fixed_point.updates import Update, make_update
@@ -43,6 +44,10 @@ class FixedPoint:
     final, and so is `leading` [B, ..], the one at `begin`; the window slides by the states whose inputs moved by no
     more than `tolerance`, each batch item by its own. Only the window is held, unless with `keep`: then `trajectory`
     [length + 1, B, ..] has the states that are final and the window's guesses, zeros elsewhere.
+
+    `strides` are those of the first sweeps (:mod:`fastsample.fixed_point.coarse`): a sweep of stride s evaluates the
+    first row of the window, the last, and those whose number s divides; the outputs between are interpolated, and
+    only the first state is committed.
     """
 
     def __init__(
@@ -52,11 +57,13 @@ class FixedPoint:
         *,
         window: int | None = None,
         tolerance: float = 0.0,
+        strides: Strides = "none",
         keep: bool = False,
     ) -> None:
         check_extent(window, tolerance)
         self.system, self.update, self.tolerance = system, update, tolerance
         self.window = min(window or system.length, system.length)
+        self._strides = strides_of(strides, self.window)
         self.report = ParallelReport()
         self._held = system.initial()  # the states from `begin` on, [held, B, ..]
         self._begin = np.zeros(self._held.shape[1], dtype=np.int64)
@@ -92,32 +99,47 @@ class FixedPoint:
     @property
     def rows(self) -> Tensor:
         """The states to evaluate, [R, B]."""
-        return torch.from_numpy(np.minimum(self._begin + np.arange(self._size)[:, None], self.system.length - 1))
+        return torch.from_numpy(np.minimum(self._begin + self._places(), self.system.length - 1))
 
     @property
     def states(self) -> Tensor:
         """The values of `rows`, [R, B, ..]."""
-        return self._held[: self._size]
+        return taken(self._held, self._places())
 
     def sweep(self, outputs: Tensor) -> None:
         """Take the outputs of `rows` at `states`, move the states, and commit those that have settled."""
-        rows, size = self.rows, self._size
+        places, size = self._places(), self._size
+        coarse = self._stride > 1
+        rows = torch.from_numpy(np.minimum(self._begin + np.arange(size)[:, None], self.system.length - 1))
         valid = self._begin + np.arange(size)[:, None] < self.system.length
         states, old = self._held[:size], self._held[1:]
-        new, plain = self.update(self.system, rows, states, outputs, old)
+        evaluated = None
+        if coarse:
+            outputs, evaluated = filled_in(outputs, places, size)
+        new, plain = self.update(self.system, rows, states, outputs, old, evaluated)
         change = self.system.change(torch.from_numpy(rows.numpy() + 1), plain, old).cpu().numpy()
         settled = ((change <= self.tolerance) | ~valid).cumprod(0).sum(0)
-        final = np.minimum(1 + settled, valid.sum(0))  # these states' inputs have settled
+        # these states' inputs have settled; with outputs between others, only the first is what its input gives
+        final = np.minimum(1 if coarse else 1 + settled, valid.sum(0))
         if new is not plain:
             keep = torch.from_numpy(np.arange(size)[:, None] < final).to(new.device)
             new = torch.where(keep.reshape(*keep.shape, *[1] * (new.ndim - 2)), plain, new)
         self.report.sweeps += 1
-        self.report.evaluations += size * len(final)
+        self.report.evaluations += places.size
         self.report.residuals.append(float(change[valid].max()))
         self._begin = self._begin + final
         self._slide(final, new)
         self.system.commit(self.begin)
         self.report.starts.append(tuple(self._begin.tolist()))
+
+    @property
+    def _stride(self) -> int:
+        return self._strides[self.report.sweeps] if self.report.sweeps < len(self._strides) else 1
+
+    def _places(self) -> NDArray[np.int64]:
+        """The places in the window that this sweep evaluates, [R, B]; those beyond an item's last are its last."""
+        last = np.minimum(self._size, self.system.length - self._begin).clip(min=1) - 1
+        return strided(self._begin, last, self._stride)
 
     @property
     def _size(self) -> int:
@@ -168,14 +190,16 @@ def solve(
     *,
     window: int | None = None,
     tolerance: float = 0.0,
+    strides: Strides = "none",
     keep: bool = False,
     on_sweep: Callable[[FixedPoint], None] | None = None,
 ) -> FixedPoint:
     """The iteration when it is done; the arguments are those of :class:`FixedPoint`.
 
-    `on_sweep` is called after every sweep. Raises ValueError when the window is below 1 or the tolerance negative.
+    `on_sweep` is called after every sweep. Raises ValueError when the window is below 1, the tolerance negative or a
+    stride below 1.
     """
-    iteration = FixedPoint(system, update, window=window, tolerance=tolerance, keep=keep)
+    iteration = FixedPoint(system, update, window=window, tolerance=tolerance, strides=strides, keep=keep)
     while not iteration.done:
         iteration.sweep(system.evaluate(iteration.rows, iteration.states))
         if on_sweep is not None:
