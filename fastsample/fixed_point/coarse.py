@@ -16,6 +16,15 @@ Strides = Literal["auto", "none"] | Sequence[int]
 """Of the first sweeps; "none": every sweep evaluates all rows; "auto": by the window (:func:`strides_of`)."""
 
 
+def near_enough(tolerance: float) -> float:
+    """The largest change in a sweep below which "auto" evaluates all rows, in the unit of the tolerance.
+
+    Where no state moves by more than the noise of its step, what is interpolated would be the error; at tolerances of
+    a tenth and more, a sweep of all rows commits many states before that.
+    """
+    return max(1.0, 30 * tolerance)
+
+
 def strides_of(strides: Strides, window: int) -> tuple[int, ...]:
     """The strides of the first sweeps of a `window`.
 
@@ -40,7 +49,7 @@ def strided(begin: NDArray[np.int64], last: NDArray[np.int64], stride: int) -> N
     The first, the last and those of rows that `stride` divides, which are the same rows from sweep to sweep.
     """
     places = np.arange(int(last.max()) + 1)[:, None]
-    asked = ((begin + places) % stride == 0) | (places == 0) | (places == last)
+    asked = ((begin + places) % stride == 0) | (places < stride // 2 + 1) | (places == last)
     asked &= places <= last
     count = asked.sum(0)
     order = np.argsort(~asked, axis=0, kind="stable")[: int(count.max())]  # an item's asked places come first

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastsample.fixed_point.coarse import Strides, filled_in, strided, strides_of
+from fastsample.fixed_point.coarse import Strides, filled_in, near_enough, strided, strides_of
 from fastsample.fixed_point.rows import taken
 from fastsample.fixed_point.triangular import TriangularSystem
 from fastsample.fixed_point.updates import Update, make_update
@@ -63,7 +63,7 @@ class FixedPoint:
         check_extent(window, tolerance)
         self.system, self.update, self.tolerance = system, update, tolerance
         self.window = min(window or system.length, system.length)
-        self._strides = strides_of(strides, self.window)
+        self._strides, self._adaptive = strides_of(strides, self.window), strides == "auto"
         self.report = ParallelReport()
         self._held = system.initial()  # the states from `begin` on, [held, B, ..]
         self._begin = np.zeros(self._held.shape[1], dtype=np.int64)
@@ -120,7 +120,8 @@ class FixedPoint:
         change = self.system.change(torch.from_numpy(rows.numpy() + 1), plain, old).cpu().numpy()
         settled = ((change <= self.tolerance) | ~valid).cumprod(0).sum(0)
         # these states' inputs have settled; with outputs between others, only the first is what its input gives
-        final = np.minimum(1 if coarse else 1 + settled, valid.sum(0))
+        dense = self._stride // 2 + 1 if coarse else size
+        final = np.minimum(np.minimum(1 + settled, dense), valid.sum(0))
         if new is not plain:
             keep = torch.from_numpy(np.arange(size)[:, None] < final).to(new.device)
             new = torch.where(keep.reshape(*keep.shape, *[1] * (new.ndim - 2)), plain, new)
@@ -134,7 +135,8 @@ class FixedPoint:
 
     @property
     def _stride(self) -> int:
-        return self._strides[self.report.sweeps] if self.report.sweeps < len(self._strides) else 1
+        near = self._adaptive and self.report.residuals and self.report.residuals[-1] < near_enough(self.tolerance)
+        return 1 if near or self.report.sweeps >= len(self._strides) else self._strides[self.report.sweeps]
 
     def _places(self) -> NDArray[np.int64]:
         """The places in the window that this sweep evaluates, [R, B]; those beyond an item's last are its last."""
