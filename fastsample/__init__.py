@@ -32,6 +32,9 @@ _HOME = {
     "load_pipeline": "fastsample.pipelines.swap",
     "load_preset": "fastsample.tuning",
     "tune": "fastsample.tuning",
+    "Recipe": "fastsample.pipelines.recipe",
+    "recommend": "fastsample.pipelines.recommend",
+    "speed_up": "fastsample.pipelines.recommend",
     "scheduler_from_name": "fastsample.schedulers",
     "set_scheduler": "fastsample.pipelines.swap",
     "invert": "fastsample.pipelines.inversion",
@@ -134,6 +137,9 @@ if TYPE_CHECKING:
     from fastsample.pipelines.parallel import ParallelSampler as ParallelSampler
     from fastsample.pipelines.parallel import parallelise as parallelise
     from fastsample.pipelines.preview import preview_callback as preview_callback
+    from fastsample.pipelines.recipe import Recipe as Recipe
+    from fastsample.pipelines.recommend import recommend as recommend
+    from fastsample.pipelines.recommend import speed_up as speed_up
     from fastsample.pipelines.swap import load_pipeline as load_pipeline
     from fastsample.pipelines.swap import set_scheduler as set_scheduler
     from fastsample.pipelines.tgate import TGate as TGate
