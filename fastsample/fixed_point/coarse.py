@@ -25,16 +25,17 @@ def near_enough(tolerance: float) -> float:
     return max(1.0, 30 * tolerance)
 
 
-def strides_of(strides: Strides, window: int) -> tuple[int, ...]:
-    """The strides of the first sweeps of a `window`.
+def strides_of(strides: Strides, window: int, length: int, tolerance: float = 0.0) -> tuple[int, ...]:
+    """The strides of the first sweeps of a `window` over `length` states.
 
     "auto" begins with b, about the square root of the window: twice b, twice its half, and its third; none for
-    windows below 12, where a sweep costs little. Raises ValueError for a stride below 1 or another word.
+    windows below 12 or below half of the states, and at tolerances that few sweeps reach. Raises ValueError
+    for a stride below 1 or another word.
     """
     if strides == "none":
         return ()
     if strides == "auto":
-        if window < 12:
+        if window < max(12, length / 2) or tolerance >= 1:
             return ()
         first = round(0.85 * window**0.5)
         return tuple(stride for stride in (first, first, first // 2, first // 2, first // 3) if stride > 1)
@@ -46,14 +47,19 @@ def strides_of(strides: Strides, window: int) -> tuple[int, ...]:
 def strided(begin: NDArray[np.int64], last: NDArray[np.int64], stride: int) -> NDArray[np.int64]:
     """The places 0 to `last` [B] in windows from `begin` [B] that a sweep evaluates, [R, B].
 
-    The first, the last and those of rows that `stride` divides, which are the same rows from sweep to sweep.
+    The first :func:`dense` ones, the last, and those of rows that `stride` divides, the same from sweep to sweep.
     """
     places = np.arange(int(last.max()) + 1)[:, None]
-    asked = ((begin + places) % stride == 0) | (places < stride // 2 + 1) | (places == last)
+    asked = ((begin + places) % stride == 0) | (places < dense(stride)) | (places == last)
     asked &= places <= last
     count = asked.sum(0)
     order = np.argsort(~asked, axis=0, kind="stable")[: int(count.max())]  # an item's asked places come first
     return np.where(np.arange(len(order))[:, None] < count, order, last)
+
+
+def dense(stride: int) -> int:
+    """The places at a window's beginning that a sweep evaluates all of, and so can commit."""
+    return min(stride // 2 + 1, 4)
 
 
 def filled_in(outputs: Tensor, places: NDArray[np.int64], size: int) -> tuple[Tensor, NDArray[np.bool_]]:

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastsample.fixed_point.coarse import Strides, filled_in, near_enough, strided, strides_of
+from fastsample.fixed_point.coarse import Strides, dense, filled_in, near_enough, strided, strides_of
 from fastsample.fixed_point.rows import taken
 from fastsample.fixed_point.triangular import TriangularSystem
 from fastsample.fixed_point.updates import Update, make_update
@@ -46,8 +46,8 @@ class FixedPoint:
     [length + 1, B, ..] has the states that are final and the window's guesses, zeros elsewhere.
 
     `strides` are those of the first sweeps (:mod:`fastsample.fixed_point.coarse`): a sweep of stride s evaluates the
-    first row of the window, the last, and those whose number s divides; the outputs between are interpolated, and
-    only the first state is committed.
+    first rows of the window, the last, and those whose number s divides; the outputs between are interpolated, and
+    only states of the first rows are committed.
     """
 
     def __init__(
@@ -57,13 +57,14 @@ class FixedPoint:
         *,
         window: int | None = None,
         tolerance: float = 0.0,
-        strides: Strides = "none",
+        strides: Strides = "auto",
         keep: bool = False,
     ) -> None:
         check_extent(window, tolerance)
         self.system, self.update, self.tolerance = system, update, tolerance
         self.window = min(window or system.length, system.length)
-        self._strides, self._adaptive = strides_of(strides, self.window), strides == "auto"
+        self._strides = strides_of(strides, self.window, system.length, tolerance)
+        self._adaptive = strides == "auto"
         self.report = ParallelReport()
         self._held = system.initial()  # the states from `begin` on, [held, B, ..]
         self._begin = np.zeros(self._held.shape[1], dtype=np.int64)
@@ -119,9 +120,9 @@ class FixedPoint:
         new, plain = self.update(self.system, rows, states, outputs, old, evaluated)
         change = self.system.change(torch.from_numpy(rows.numpy() + 1), plain, old).cpu().numpy()
         settled = ((change <= self.tolerance) | ~valid).cumprod(0).sum(0)
-        # these states' inputs have settled; with outputs between others, only the first is what its input gives
-        dense = self._stride // 2 + 1 if coarse else size
-        final = np.minimum(np.minimum(1 + settled, dense), valid.sum(0))
+        # these states' inputs have settled, and their outputs are not interpolated
+        most = dense(self._stride) if coarse else size
+        final = np.minimum(np.minimum(1 + settled, most), valid.sum(0))
         if new is not plain:
             keep = torch.from_numpy(np.arange(size)[:, None] < final).to(new.device)
             new = torch.where(keep.reshape(*keep.shape, *[1] * (new.ndim - 2)), plain, new)
@@ -192,7 +193,7 @@ def solve(
     *,
     window: int | None = None,
     tolerance: float = 0.0,
-    strides: Strides = "none",
+    strides: Strides = "auto",
     keep: bool = False,
     on_sweep: Callable[[FixedPoint], None] | None = None,
 ) -> FixedPoint:
@@ -209,9 +210,10 @@ def solve(
     return iteration
 
 
-def check_settings(iteration: str, window: int | None, tolerance: float) -> None:
-    """ValueError for an unknown iteration, a window below 1 (None is all states) or a negative tolerance."""
+def check_settings(iteration: str, window: int | None, tolerance: float, strides: Strides = "none") -> None:
+    """ValueError for an unknown iteration, a window (None: all states) or stride below 1, or a negative tolerance."""
     make_update(iteration)
+    strides_of(strides, 1, 1)
     check_extent(window, tolerance)
 
 
