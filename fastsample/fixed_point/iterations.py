@@ -98,6 +98,11 @@ class FixedPoint:
         return self._held[0]
 
     @property
+    def coarse(self) -> bool:
+        """Whether this sweep leaves out rows, whose outputs are interpolated."""
+        return self._stride > 1
+
+    @property
     def rows(self) -> Tensor:
         """The states to evaluate, [R, B]."""
         return torch.from_numpy(np.minimum(self._begin + self._places(), self.system.length - 1))
@@ -110,7 +115,7 @@ class FixedPoint:
     def sweep(self, outputs: Tensor) -> None:
         """Take the outputs of `rows` at `states`, move the states, and commit those that have settled."""
         places, size = self._places(), self._size
-        coarse = self._stride > 1
+        coarse = self.coarse
         rows = torch.from_numpy(np.minimum(self._begin + np.arange(size)[:, None], self.system.length - 1))
         valid = self._begin + np.arange(size)[:, None] < self.system.length
         states, old = self._held[:size], self._held[1:]

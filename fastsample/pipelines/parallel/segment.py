@@ -95,8 +95,7 @@ class Segment:
             keep=True,
         )
         self._on_sweep = settings.on_sweep
-        # few shapes for what is compiled: a quarter of the window, a half, ..
-        self._constant = -(-(self.fixed.window + 1) // 4) if settings.constant_rows else 1
+        self._constant = self.fixed.window + 1 if settings.constant_rows else 1
         self._inputs: tuple[Tensor, Tensor] | None = None
         self._rows = self._asked()
 
@@ -160,7 +159,9 @@ class Segment:
         if self._checked:
             steps = torch.cat([self.known.steps, steps])
             samples = torch.cat([self.known.samples, samples])
-        missing = -len(steps) % self._constant
+        # few shapes for what is compiled: all rows of a window, or for coarse sweeps a quarter, a half, ..
+        shape = -(-self._constant // 4) if self.fixed.coarse else self._constant
+        missing = -len(steps) % shape
         steps = torch.cat([steps, steps[-1:].expand(missing, -1)])
         samples = torch.cat([samples, samples[-1:].expand(missing, *samples.shape[1:])])
         return Rows(steps, samples, samples)
