@@ -30,7 +30,8 @@ SOLVERS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("hb-dpmpp-2m", {}),
     ("ddim", {}),
 )
-GRIDS = ("normal", "trailing", "karras", "log-snr", "quadratic", "beta")
+GRIDS = ("quadratic", "log-snr", "trailing", "karras", "beta", "normal", "linspace", "ays-sd15", "beta-time")
+"""The best on the bundled models first: where the budget does not hold all, these are looked at."""
 
 
 @dataclass(frozen=True, eq=False)
