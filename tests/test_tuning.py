@@ -300,7 +300,8 @@ def embedded(count: int) -> list[dict[str, Tensor]]:
 def test_flow_models_and_narrow_dtypes_are_tuned(kind: str, tmp_path: Path) -> None:
     pipe = quiet(sd3() if kind == "flow" else stable_diffusion().to(torch.bfloat16))
     prompts: list[Any] = embedded(6) if kind == "flow" else PROMPTS
-    preset = fs.tune(pipe, prompts, steps=(3,), guidance=(2.0,), budget=3000, folder=tmp_path)
+    preset = fs.tune(pipe, prompts, steps=(3,), guidance=(2.0,), budget=3000, folder=tmp_path, solver="ghvb")
+    assert {one.solver for one in preset.entries} == {"ghvb"}
     pipe.scheduler = fs.DDIMScheduler.from_config(pipe.scheduler.config, preset=preset)
     call = prompts[0] if kind == "flow" else {"prompt": prompts[0]}
     latents = pipe(**call, num_inference_steps=3, guidance_scale=2.0, output_type="latent").images
@@ -341,6 +342,9 @@ def test_wrong_input_is_refused_before_any_evaluation(pipe: Any, counted: list[i
         ({"budget": 100}, "budget = 100"),
         ({"objective": "lpips"}, "objective"),
         ({"quality": 3}, "quality"),
+        ({"solver": "dpmpp-2m-sde"}, "draws noise"),
+        ({"solver": "heun"}, "stages"),
+        ({"solver": "ghbv"}, "ghvb"),
         ({"batch": 0}, "batch"),
         ({"call": {"num_inference_steps": 3}}, "num_inference_steps"),
     ]
@@ -350,6 +354,12 @@ def test_wrong_input_is_refused_before_any_evaluation(pipe: Any, counted: list[i
         check_refused(lambda: fs.tune(pipe, prompts, **given), words)  # noqa: B023
     with fs.TGate(2).apply(pipe):
         check_refused(lambda: fs.tune(pipe, PROMPTS, folder=tmp_path), "T-GATE")
+    before = pipe.scheduler
+    pipe.scheduler = fs.create_scheduler("dpmpp-2m-sde", before.config)
+    try:
+        check_refused(lambda: fs.tune(pipe, PROMPTS, folder=tmp_path), "draws noise")
+    finally:
+        pipe.scheduler = before
     with fs.GuidanceCut(0, 2).apply(pipe):
         check_refused(lambda: fs.tune(pipe, PROMPTS, folder=tmp_path), "guidance cut")
     assert counted[0] == 0
@@ -359,7 +369,17 @@ def test_wrong_input_is_refused_before_any_evaluation(pipe: Any, counted: list[i
 def test_sets_have_no_pair_in_common() -> None:
     for count, seeds in itertools.product((2, 3, 4, 9, 40), ((0,), (0, 5))):
         asked = Arguments(
-            tuple(f"prompt {index}" for index in range(count)), (5,), (3.0,), seeds, 1, "rms", False, None, 8, None
+            tuple(f"prompt {index}" for index in range(count)),
+            (5,),
+            (3.0,),
+            seeds,
+            1,
+            "rms",
+            None,
+            False,
+            None,
+            8,
+            None,
         )
         sets = asked.sets
         pairs = [*sets.tune, *sets.validation, *sets.check]

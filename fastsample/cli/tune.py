@@ -22,6 +22,7 @@ def tune(
         typer.Option(help="Prompts of another kind for the final check; default: a quarter of --prompts."),
     ] = None,
     objective: Annotated[str, typer.Option(help="rms, or huber, which lets no few samples rule.")] = "rms",
+    solver: Annotated[str | None, typer.Option(help="The solver to tune; default: the best of several.")] = None,
     grid_only: Annotated[bool, typer.Option("--grid-only", help="Tune the grid, not the weights.")] = False,
     batch: Annotated[int, typer.Option(help="Images evaluated at once.")] = 64,
     dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
@@ -42,6 +43,7 @@ def tune(
         "seeds": tuple(seed or [0]),
         "budget": budget,
         "objective": objective,
+        "solver": solver,
         "grid_only": grid_only,
         "batch": batch,
     }
