@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from fastsample.interop.nodes import sigma_nodes
+from fastsample.interop.sigmas import sigma_nodes
 from fastsample.names.samplers import COMFYUI, GRID_LABELS, SAMPLERS, parse_sampler_name
 from fastsample.schedules.base import Node, NoiseSchedule
 from fastsample.schedules.grids import grid_names
@@ -49,7 +49,7 @@ def plan_of(name: str, noise: str, s_noise: float, options: Mapping[str, Any]) -
         raise ValueError(
             f"s_noise = {s_noise!r}: give a finite number of at least 0 (1 adds the noise of the solver)"
         )
-    bare = str(name).removeprefix("sample_")
+    bare = str(name).removeprefix("sample_").removeprefix("k_")
     own = bare in available() and bare not in COMFYUI and bare not in SLOPE_SAMPLERS
     if own:
         solver, preset, on_flow = bare, {}, {}
@@ -62,7 +62,8 @@ def plan_of(name: str, noise: str, s_noise: float, options: Mapping[str, Any]) -
         noise = "brownian" if "sde" in solver else "independent"
     merged = tuple(sorted({**preset, **options}.items()))
     added = tuple((key, value) for key, value in on_flow.items() if key not in options)
-    plan = Plan(bare, solver, merged, added, not own, bare in SLOPE_SAMPLERS, noise, s_noise)
+    slopes = not own and plain(bare) in map(plain, SLOPE_SAMPLERS)
+    plan = Plan(bare, solver, merged, added, not own, slopes, noise, s_noise)
     planned(plan, (3.0, 2.0, 1.0, 0.0), flow=False)  # wrong options die here
     return plan
 
@@ -108,7 +109,7 @@ def _planned(table: Table, nodes: Sequence[Node]) -> Planned:
 
 def _built(plan: Plan, schedule: NoiseSchedule, nodes: Sequence[Node], comfyui: bool) -> Table:
     # in ComfyUI every step onto 0 ends on the data prediction; in k-diffusion Adams' method goes on
-    ends_on_data = plan.published and nodes[-1].sigma == 0 and (comfyui or plan.name.lower() != "lms")
+    ends_on_data = plan.published and nodes[-1].sigma == 0 and (comfyui or plain(plan.name) != "lms")
     return build_table_on_nodes(
         plan.solver,
         nodes,

@@ -128,7 +128,7 @@ class TableScheduler(Readings, EDMInterface, Noising, SchedulerMixin, ConfigMixi
             times = torch.as_tensor(timestep) if tokens is None else tokens
             run = run if time is None else located(run, time)
             prev_sample, clean, history = step_rows(run, times, sample, model_output, self._clip())
-            last = Evaluation((0.0, 0.0), sample, model_output, clean)
+            last = Evaluation.of((0.0, 0.0), sample, model_output, clean)
             self._run = after_rows(run, history, last, counted=time is not None)
             return self._result(prev_sample, clean, return_dict)
         run = located(run, time, sample)
@@ -159,7 +159,7 @@ class TableScheduler(Readings, EDMInterface, Noising, SchedulerMixin, ConfigMixi
             alone, clean, _ = step_rows(run, tokens, sample, model_output, self._clip())
             prev_sample = torch.where(own, alone, prev_sample)
             data = None if data is None else torch.where(own, clean, data)
-        last = Evaluation(self._data_weights(current), sample, output, data)
+        last = Evaluation.of(self._data_weights(current), sample, output, data)
         self._run = stepped(run, lane, runner, last, prev_sample, path, own)
         return self._result(prev_sample, data, return_dict)
 

@@ -30,6 +30,9 @@ class DPMSolverScheduler(TableScheduler):
     sibling: `num_inference_steps` counts model evaluations, and the stages are points of the grid.
     `variant="exact"` makes order 3 truly third order (the released formula is second order). `eta` in [0, 1]
     scales the noise of the SDE forms, `solver_order` 1-3 ("sde-dpmsolver": 1-2).
+
+    On flow-matching models a multistep's orders are those that are stable up to guidance 5, or up to the config's
+    `stable_guidance`, but for configs of diffusers' own class.
     """
 
     def solver(self) -> tuple[str, dict[str, Any]]:

@@ -55,6 +55,16 @@ def quadratic(schedule: NoiseSchedule, steps: int) -> Array:
     return schedule.first_time + (schedule.noise_time - schedule.first_time) * ramp**2
 
 
+def shifted_quadratic(schedule: NoiseSchedule, steps: int, shift: float = 1.5) -> Array:
+    """The quadratic grid, moved towards noise as by SD3's shift (arXiv:2403.03206, eq. 23): dense at both ends.
+
+    On flow models it comes on top of the model's own shift.
+    """
+    part = np.linspace(1.0, 0.0, steps + 1)[:-1] ** 2
+    moved = shift * part / (1 + (shift - 1) * part)
+    return schedule.first_time + (schedule.noise_time - schedule.first_time) * moved
+
+
 def normal(schedule: NoiseSchedule, steps: int) -> Array:
     """Uniform in time over the training range, its end included (k-diffusion's `get_sigmas`, ComfyUI's "normal")."""
     return np.linspace(schedule.noise_time, min_time(schedule), steps)
@@ -126,6 +136,7 @@ TIME_GRIDS: dict[str, Grid] = {
     "leading": leading,
     "trailing": trailing,
     "quadratic": quadratic,
+    "shifted-quadratic": shifted_quadratic,
     "normal": normal,
     "sgm-uniform": sgm_uniform,
     "simple": simple,
