@@ -28,9 +28,6 @@ BATCH_SECOND = ("encoder_hidden_states_llama3",)
 MADE_EVERY_STEP = ("residual", "controlnet", "block_samples")
 """In the names of arguments that a ControlNet makes anew in every step, row by row."""
 
-GATE_HOOK = "fastsample_tgate"
-"""The name of T-GATE's hooks."""
-
 
 @dataclass(frozen=True)
 class Denoiser:
@@ -63,15 +60,6 @@ class Denoiser:
     def compiled(self) -> bool:
         """Whether torch.compile has it, as a wrapper or in place."""
         return self.module is not self.component or self.component._compiled_call_impl is not None
-
-
-class DroppingHook(ModelHook):  # type: ignore[misc]
-    """A hook that may evaluate fewer rows than it is given: `rows`, those of this thread's last call."""
-
-    @property
-    def rows(self) -> int:
-        """The rows evaluated; 0 where the network was not run."""
-        raise NotImplementedError
 
 
 def denoisers(pipe: Any) -> list[Denoiser]:
@@ -136,8 +124,6 @@ def check_caches(denoiser: Denoiser) -> None:
     """Raise ValueError where a cache across steps is on the denoiser: it counts the steps of a run of its own."""
     name, model = denoiser.name, denoiser.module
     hooks = {hook for module in model.modules() for hook in hooks_of(module)}
-    if GATE_HOOK in hooks:
-        raise ValueError(f"pipe.{name} has T-GATE, which counts the steps of a sequential run: remove() it first")
     if getattr(model, "is_cache_enabled", False) or any("cache" in hook or "broadcast" in hook for hook in hooks):
         raise ValueError(f"pipe.{name} has another cache, which would count other steps: disable_cache() first")
     if "forward" in vars(model) and not vars(model).keys() & {"_diffusers_hook", "_hf_hook"}:

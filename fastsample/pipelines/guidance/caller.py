@@ -70,7 +70,7 @@ class Caller:
                 return Branches(cut, perturbed_attention=True)
             if found is not None:
                 alone = name.startswith("controlnet") and frame.f_locals.get("guess_mode") and found.guided
-                return Branches() if alone and not found.calls else found
+                return Branches(may_come=True) if alone and not found.calls else found
             if site is not None and not site.returned:
                 break
         self._check_unguided()
