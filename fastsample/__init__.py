@@ -22,6 +22,7 @@ _HOME = {
     "integrate": "fastsample.sampling",
     "integrate_adaptive": "fastsample.sampling",
     "GraphedLoop": "fastsample.sampling",
+    "graphs": "fastsample.pipelines.graphs",
     "integrate_parallel": "fastsample.fixed_point",
     "ParallelSampler": "fastsample.pipelines.parallel",
     "parallelise": "fastsample.pipelines.parallel",
@@ -29,17 +30,25 @@ _HOME = {
     "Ledger": "fastsample.sampling",
     "create_scheduler": "fastsample.schedulers",
     "load_pipeline": "fastsample.pipelines.swap",
+    "load_preset": "fastsample.tuning",
+    "tune": "fastsample.tuning",
     "scheduler_from_name": "fastsample.schedulers",
     "set_scheduler": "fastsample.pipelines.swap",
+    "invert": "fastsample.pipelines.inversion",
+    "preview_callback": "fastsample.pipelines.preview",
     "AcceleratedScheduler": "fastsample.schedulers",
     "DEISScheduler": "fastsample.schedulers",
     "IPNDMScheduler": "fastsample.schedulers",
     "UniPCScheduler": "fastsample.schedulers",
+    "DDIMInverseScheduler": "fastsample.schedulers",
     "DDIMScheduler": "fastsample.schedulers",
+    "DPMSolverInverseScheduler": "fastsample.schedulers",
     "DPMSolverScheduler": "fastsample.schedulers",
     "GHVBScheduler": "fastsample.schedulers",
     "HeavyBallScheduler": "fastsample.schedulers",
     "EntropyBoundedScheduler": "fastsample.decoding.schedulers",
+    "CheckedScheduler": "fastsample.decoding.schedulers",
+    "RiskScheduler": "fastsample.decoding.schedulers",
     "EntropyScheduler": "fastsample.decoding.schedulers",
     "FactorScheduler": "fastsample.decoding.schedulers",
     "HierarchyScheduler": "fastsample.decoding.schedulers",
@@ -50,6 +59,7 @@ _HOME = {
     "TGate": "fastsample.pipelines.tgate",
     "TGateGuider": "fastsample.caching.guider",  # saved pipelines name this module, which has to be imported
     "decode_masked": "fastsample.decoding",
+    "plan_decoding": "fastsample.decoding",
     "WINO": "fastsample.decoding",
     "Risk": "fastsample.decoding",
     "PUNT": "fastsample.decoding",
@@ -101,21 +111,27 @@ if TYPE_CHECKING:
     from fastsample.decoding import Threshold as Threshold
     from fastsample.decoding import anchor as anchor
     from fastsample.decoding import decode_masked as decode_masked
+    from fastsample.decoding import plan_decoding as plan_decoding
     from fastsample.decoding.pipeline import MaskedDiffusionPipeline as MaskedDiffusionPipeline
+    from fastsample.decoding.schedulers import CheckedScheduler as CheckedScheduler
     from fastsample.decoding.schedulers import EntropyBoundedScheduler as EntropyBoundedScheduler
     from fastsample.decoding.schedulers import EntropyScheduler as EntropyScheduler
     from fastsample.decoding.schedulers import FactorScheduler as FactorScheduler
     from fastsample.decoding.schedulers import HierarchyScheduler as HierarchyScheduler
     from fastsample.decoding.schedulers import MarginScheduler as MarginScheduler
     from fastsample.decoding.schedulers import ProphetScheduler as ProphetScheduler
+    from fastsample.decoding.schedulers import RiskScheduler as RiskScheduler
     from fastsample.decoding.schedulers import ThresholdScheduler as ThresholdScheduler
     from fastsample.demo.language.loading import load_language_model as load_language_model
     from fastsample.demo.mixture import GaussianMixture as GaussianMixture
     from fastsample.fixed_point import integrate_parallel as integrate_parallel
     from fastsample.fixed_point import jacobi_decode as jacobi_decode
+    from fastsample.pipelines.graphs import graphs as graphs
     from fastsample.pipelines.guidance import GuidanceCut as GuidanceCut
+    from fastsample.pipelines.inversion import invert as invert
     from fastsample.pipelines.parallel import ParallelSampler as ParallelSampler
     from fastsample.pipelines.parallel import parallelise as parallelise
+    from fastsample.pipelines.preview import preview_callback as preview_callback
     from fastsample.pipelines.swap import load_pipeline as load_pipeline
     from fastsample.pipelines.swap import set_scheduler as set_scheduler
     from fastsample.pipelines.tgate import TGate as TGate
@@ -125,8 +141,10 @@ if TYPE_CHECKING:
     from fastsample.sampling import integrate as integrate
     from fastsample.sampling import integrate_adaptive as integrate_adaptive
     from fastsample.schedulers import AcceleratedScheduler as AcceleratedScheduler
+    from fastsample.schedulers import DDIMInverseScheduler as DDIMInverseScheduler
     from fastsample.schedulers import DDIMScheduler as DDIMScheduler
     from fastsample.schedulers import DEISScheduler as DEISScheduler
+    from fastsample.schedulers import DPMSolverInverseScheduler as DPMSolverInverseScheduler
     from fastsample.schedulers import DPMSolverScheduler as DPMSolverScheduler
     from fastsample.schedulers import GHVBScheduler as GHVBScheduler
     from fastsample.schedulers import HeavyBallScheduler as HeavyBallScheduler
@@ -141,6 +159,8 @@ if TYPE_CHECKING:
     from fastsample.tables import Table as Table
     from fastsample.tarflow import TarFlowModel as TarFlowModel
     from fastsample.tarflow import TarFlowPipeline as TarFlowPipeline
+    from fastsample.tuning import load_preset as load_preset
+    from fastsample.tuning import tune as tune
 
 
 def __getattr__(name: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,8 @@ import numpy as np
 import pipelines
 import pytest
 from PIL import Image
+
+from fastsample.solvers import available
 
 ROOT = Path(__file__).parents[1]
 
@@ -133,6 +136,53 @@ def test_bench_writes_everything_and_resumes(run, folder: Path, tmp_path: Path) 
     assert len(before.splitlines()) == 6
     assert run(*command)[0] == 0
     assert (tmp_path / "b" / "results.jsonl").read_text() == before
+
+
+def test_solvers_are_whole_in_80_columns_and_in_a_pipe() -> None:
+    """Whatever the width of the terminal is said to be; names are never cut."""
+    for columns, arguments in (
+        ("80", []),
+        ("30", []),
+        ("200", ["--details"]),
+        ("80", ["--names"]),
+        ("80", ["dpmpp"]),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", "fastsample", "solvers", *arguments],
+            env={**os.environ, "COLUMNS": columns},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        lines = done.stdout.splitlines()
+        assert max(map(len, lines)) <= 80
+        if arguments in ([], ["--details"]):
+            assert set(available()) <= {line.split()[0] for line in lines if line.strip()}
+
+
+def test_solvers_by_a_part_of_their_names(run) -> None:  # type: ignore[no-untyped-def]
+    status, out, _ = run("solvers", "unipc")
+    assert status == 0
+    assert out.startswith("unipc\n")
+    assert "disable_corrector" in out
+    assert "dpmpp" not in out
+    status, out, err = run("solvers", "unipcc")
+    assert status == 2
+    assert "did you mean unipc" in err
+
+
+def test_the_solver_may_be_what_other_programs_call_it(run) -> None:  # type: ignore[no-untyped-def]
+    status, out, _ = run("sample", "--solver", "DPM++ 2M Karras", "--steps", "3", "--json")
+    assert status == 0
+    assert json.loads(out)["images"][0]["nfe"] == 6  # guided
+    for name, words in (
+        ("DPM++ 2N Karras", "did you mean 'DPM++ 2M Karras'"),
+        ("euler_cfg_pp", "both branches"),
+        ("dpmpp_2m oss-flux", "is laid out for flow-matching models"),
+    ):
+        status, _, err = run("sample", "--solver", name)
+        assert status == 2
+        assert words in " ".join(err.split())
 
 
 def test_solvers_and_doctor_speak_json(run) -> None:  # type: ignore[no-untyped-def]

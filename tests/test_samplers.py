@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import real_k_diffusion
 import torch
 from host_runs import data_prediction, run
+from peer_k_diffusion import k_diffusion_sampling
 from scipy.integrate import quad
 
 import fastsample as fs
@@ -497,7 +497,7 @@ EXPLODING = EDMSchedule(1e-3, 1e3, 1.0)
 )
 def test_stochastic_samplers_are_k_diffusion_s(function: str, name: str, options: dict, eta: float) -> None:
     """With the noise of each call handed to both."""
-    theirs = getattr(real_k_diffusion.sampling(), function)
+    theirs = getattr(k_diffusion_sampling(), function)
     sigmas = [*np.exp(np.linspace(math.log(14.6), math.log(0.03), 20)).tolist(), 0.0]
     nodes = [Node(EXPLODING.node_at(sigma).time, 1.0, sigma) for sigma in sigmas]
     x, draw = start(nodes), draws()

@@ -23,9 +23,8 @@ OTHERS = {
     "prx": "concatenates text",
     "dit": "reads no text",
 }
-TWO_CALLS = {"kandinsky_5", "cosmos", "cosmos_2", "cosmos_2_5", "cosmos_video_to_world"}  # outside cache_context
 UNGUIDED = {"easy_animate"}
-GATED = sorted(set(ZOO) - JOINT - set(OTHERS) - TWO_CALLS - UNGUIDED)
+GATED = sorted(set(ZOO) - JOINT - set(OTHERS) - UNGUIDED)
 
 
 @pytest.mark.parametrize("name", GATED)
@@ -60,11 +59,3 @@ def test_joint_attention_is_refused(name: str) -> None:
 def test_others_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match=OTHERS[name]):
         TGate(1).apply(ZOO[name].build())
-
-
-@pytest.mark.parametrize("name", sorted(TWO_CALLS))
-def test_two_calls_without_a_context_are_refused(name: str) -> None:
-    """Their branches could not be told apart."""
-    pipe = ZOO[name].build()
-    with TGate(1).apply(pipe), pytest.raises(ValueError, match="inside cache_context"):
-        ZOO[name].sample(pipe)

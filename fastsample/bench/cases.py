@@ -11,12 +11,13 @@ from typing import Any
 from fastsample.bench.accelerations import Gate, Parallel
 from fastsample.names.options import parse_options
 from fastsample.names.peers import peer_class
-from fastsample.schedulers import create_scheduler
+from fastsample.schedulers import create_scheduler, scheduler_from_name
+from fastsample.solvers import available
 
 
 @dataclass(frozen=True)
 class Arm:
-    """A sampler: a registered solver (`peer` False) or a diffusers class (`peer` True), perhaps accelerated."""
+    """A sampler: a solver, by our name or another program's, or (`peer`) a diffusers class, perhaps accelerated."""
 
     name: str
     options: tuple[tuple[str, Any], ...] = ()
@@ -49,7 +50,8 @@ class Arm:
         """A fresh scheduler of this arm for the model that `config` describes."""
         if self.peer:
             return peer_class(self.name).from_config(config, **dict(self.options))
-        return create_scheduler(self.name, config, grid=self.grid, **dict(self.options))
+        create = create_scheduler if self.name in available() else scheduler_from_name
+        return create(self.name, config, grid=self.grid, **dict(self.options))
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ def parse_arm(text: str, *, grid: str | None = None, peer: bool = False) -> Arm:
     if peer:
         peer_class(name)
     else:
-        create_scheduler(name, {}, grid=grid, **dict(arm.options))
+        arm.scheduler({})
     return arm
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fastsample.bench.context import modules_of, weights_digest
-from fastsample.demo.mixture import cache_folder
+from fastsample.cache import cache_folder
 from fastsample.schedulers import create_scheduler
 
 STEPS = 200

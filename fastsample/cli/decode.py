@@ -16,12 +16,13 @@ def decode(
         str | None, typer.Option(help="Folder or hub id of transformers, such as GSAI-ML/LLaDA-8B-Instruct.")
     ] = None,
     rule: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="low-confidence, margin, entropy, random, origin, threshold, factor, entropy-bounded or hierarchy; "
-            "prophet+, lrd+, prefix+ or dual+ before it. Options as name:key=value,key=value."
+            help="low-confidence, margin, entropy, random, origin, threshold, factor, risk, entropy-bounded, "
+            "hierarchy, klass, credit, punt or wino; checked+, prophet+, lrd+, prefix+ or dual+ before it. "
+            "Options as name:key=value,key=value. Default: factor:factor=0.3."
         ),
-    ] = "threshold",
+    ] = None,
     gen_length: Annotated[int | None, typer.Option(help="Tokens to write; default: 96, or 128 with --model.")] = None,
     block_length: Annotated[int | None, typer.Option(help="Tokens per block; default: one block.")] = None,
     steps: Annotated[int | None, typer.Option(help="Of the schedule of rules that have one.")] = None,
@@ -37,24 +38,42 @@ def decode(
         bool | None, typer.Option(help="Tokens from green, committed first, to red. Default: on a terminal.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON: also when each token was committed.")] = False,
+    plan: Annotated[
+        bool,
+        typer.Option(
+            "--plan", help="Find the rule for this model and these prompts (32 to 64), in place of writing texts."
+        ),
+    ] = False,
+    budget: Annotated[
+        float, typer.Option(help="With --plan: the share of texts that may differ from one token a forward.")
+    ] = 0.02,
 ) -> None:
     """Write a text after each prompt, and say how many forwards it took.
+
+    With --plan, find the rule of fewest forwards whose texts are those of decoding one token a forward.
 
     Example: fastsample decode --prompt 123+45+678+901+234 --rule prophet:thresholds=8/5/3.5+threshold
     """
     from fastsample.cli.engines import common  # torch and transformers: not for --help
     from fastsample.cli.engines import decode as engine
 
-    settings = engine.check(rule, block_length, steps)
+    if plan and (rule is not None or steps is not None):
+        raise ValueError("--rule and --steps with --plan: it finds the rule, leave them out")
+    settings = engine.check(rule or engine.RULE, block_length, steps)
     if seed < 0:
         raise ValueError(f"seed = {seed}: give an integer of at least 0")
     common.check_device(device, dtype)
-    texts = engine.read_texts(prompt, prompts, model)
+    if plan and not 0 <= budget < 1:
+        raise ValueError(f"--budget = {budget}: give the share of texts that may differ, from 0 to 1")
+    texts = engine.read_texts(prompt, prompts, model, plan=plan)
     engine.check_model(model)
     common.quiet()
     pipe = engine.load(model, dtype, device, trust_remote_code)
     settings |= {"gen_length": gen_length or (96 if model is None else 128)}
     settings |= {"guidance_scale": guidance, "temperature": temperature}
+    if plan:
+        engine.show_plan(engine.plan(pipe, texts, budget, settings), as_json)
+        return
     written = [engine.write(pipe, text, seed, settings) for text in texts]
     if as_json:
         print(

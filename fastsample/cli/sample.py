@@ -19,7 +19,10 @@ def sample(
         ),
     ] = None,
     model: Annotated[str | None, typer.Option(help="Diffusers folder or hub id; default: the bundled model.")] = None,
-    solver: Annotated[str, typer.Option(help="A solver's name, see `fastsample solvers`.")] = "dpmpp-2m",
+    solver: Annotated[
+        str,
+        typer.Option(help='A solver, see `fastsample solvers`, or what other programs call one: "DPM++ 2M Karras".'),
+    ] = "dpmpp-2m",
     option: Annotated[list[str] | None, typer.Option(help="A solver option key=value; repeat for several.")] = None,
     steps: Annotated[int, typer.Option(help="Steps: calls of the network.")] = 20,
     grid: Annotated[str | None, typer.Option(help="Time grid; default: the model's own spacing.")] = None,

@@ -7,12 +7,18 @@ from typing import Annotated
 import typer
 
 
-def solvers(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """List the solvers with their properties, and the time grids.
+def solvers(
+    name: Annotated[
+        str | None, typer.Argument(help="One solver, or a part of its name: all that is known of it.")
+    ] = None,
+    details: Annotated[bool, typer.Option("--details", help="All that is known of each solver and grid.")] = False,
+    names: Annotated[bool, typer.Option("--names", help="What other programs call them.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List the solvers, one a line, and the time grids.
 
-    Order is that of convergence; predictions, what its history holds (any model's output is converted to it);
-    sigma = 0, how a step onto clean data is made.
+    Example: fastsample solvers dpmpp-2m
     """
     from fastsample.cli.engines import solvers as engine  # NumPy and the solvers: not for --help
 
-    engine.report(as_json)
+    engine.report(name, details=details, names=names, as_json=as_json)

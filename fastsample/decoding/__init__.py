@@ -39,6 +39,7 @@ from fastsample.decoding.commit import (
 from fastsample.decoding.decode import decode_masked
 from fastsample.decoding.decoder import Decoder
 from fastsample.decoding.ledger import DecodingLedger
+from fastsample.decoding.plan import DecodingPlan, Trial, plan_decoding
 from fastsample.decoding.refinement import LatentRefinement
 from fastsample.decoding.rows import Commit
 from fastsample.decoding.statistics import Sampling, Statistics, statistics_of
@@ -56,6 +57,7 @@ __all__ = [
     "Credit",
     "Decoder",
     "DecodingLedger",
+    "DecodingPlan",
     "Entropy",
     "EntropyBounded",
     "Factor",
@@ -71,9 +73,11 @@ __all__ = [
     "Sampling",
     "Statistics",
     "Threshold",
+    "Trial",
     "adapter_of",
     "anchor",
     "decode_masked",
     "mask_token_of",
+    "plan_decoding",
     "statistics_of",
 ]

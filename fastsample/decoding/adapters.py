@@ -89,9 +89,17 @@ class Adapter:
     schedule: Schedule = "even"
     scaled: bool = False
 
+    @property
+    def shadows(self) -> bool:
+        """Whether a forward can look at tokens by shadows: mask tokens in the same row, see :class:`Checking`.
+
+        Where logits are shifted a token's own position says nothing of it.
+        """
+        return self.visible is not None and not self.shifted
+
 
 LLADA = Adapter(where_padded, embeds=True)
-DREAM = Adapter(dream, shifted=True, embeds=True, schedule="dream", scaled=True)
+DREAM = Adapter(dream, shifted=True, visible=masked, embeds=True, schedule="dream", scaled=True)
 BUNDLED = Adapter(windowed, keeps="logits_to_keep", visible=masked, embeds=True, caches=True)
 FAMILIES = {"llada": LLADA, "Dream": DREAM, "fastsample_masked_diffusion": BUNDLED}
 """By `config.model_type`."""

@@ -66,7 +66,9 @@ class CommitScheduler(BlockRefinementScheduler):  # type: ignore[misc]
     A rule sees the block alone: its response is the block's positions, its steps are the block's.
     """
 
+    # of the block at hand: dropped where it ends
     _rows: _Rows | None = None
+    _committed: Tensor | None = None
 
     def _prepare(self) -> None:
         """The rest of `__init__`, once there is a config. Raises ValueError where options of the rule are wrong."""
@@ -81,7 +83,7 @@ class CommitScheduler(BlockRefinementScheduler):  # type: ignore[misc]
         """As diffusers; ValueError where the rule does not fit the block."""
         super().set_timesteps(num_inference_steps, device=device, block_length=block_length)
         self.rule(self.config.threshold).check(block_length or self.config.block_length)
-        self._rows = None
+        self._rows = self._committed = None
 
     def step(
         self,
@@ -130,6 +132,10 @@ class CommitScheduler(BlockRefinementScheduler):  # type: ignore[misc]
                 edited = edited & ~prompt_mask
         following = torch.where(chosen | edited, statistics.token, sample)
         left = undecided & ~chosen
+        back = self.taken_back(statistics, chosen, left, step)
+        if back is not None:
+            following = torch.where(back, mask_token_id or 0, following)
+            left, edited = left | back, edited | back
         self._rows = _Rows(undecided.any(-1), left.any(-1), edited.any(-1))
         logits = model_output
         if mask_token_id is None:
@@ -140,6 +146,13 @@ class CommitScheduler(BlockRefinementScheduler):  # type: ignore[misc]
                 logits = _certain_where_decided(model_output, following, self._rows.are_open)
         output = (following, chosen, edited, statistics.token, statistics.confidence, logits)
         return BlockRefinementSchedulerOutput(*output) if return_dict else output
+
+    def taken_back(self, statistics: Statistics, chosen: Tensor, left: Tensor, step: int) -> Tensor | None:
+        """bool [B, L]: tokens of the block that go back to masks after this step; None for a rule that is final.
+
+        `chosen` is what this step commits, `left` what it leaves undecided.
+        """
+        return None
 
     def _undecided(self, sample: Tensor, step: int, mask_token_id: int | None) -> Tensor:
         """By the mask token; without one, by what the steps of this block have committed."""
@@ -222,7 +235,10 @@ class CommitScheduler(BlockRefinementScheduler):  # type: ignore[misc]
             more = more | (pending & unfinished).any()
         if step_idx >= self.num_inference_steps:
             more = more & ~torch.as_tensor(masks_remaining, device=more.device)
-        return bool(more)
+        goes_on = bool(more)
+        if not goes_on:
+            self._rows = None
+        return goes_on
 
 
 def _certain_where_decided(logits: Tensor, tokens: Tensor, are_open: Tensor) -> Tensor:

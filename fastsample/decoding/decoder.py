@@ -51,11 +51,15 @@ class Decoder:
         zeros = torch.zeros(rows, dtype=torch.int64, device=device)
         self._rows = Rows(
             tokens=torch.cat([prompt, response], 1), masked=response == settings.mask_token_id,
-            committed_at=torch.zeros_like(response), block=zeros - 1, step=zeros, total=zeros, age=zeros, seed=seed,
+            committed_at=torch.zeros_like(response), confidence=torch.ones(response.shape, device=device),
+            block=zeros - 1, step=zeros, total=zeros, age=zeros, seed=seed,
         )  # fmt: skip
         self.sequences = self._rows.tokens.clone()
         """int64 [B, P + G]: final where a row is finished."""
-        self.ledger = DecodingLedger(rows, committed_at=torch.zeros_like(response), row_forwards=[0] * rows)
+        self.ledger = DecodingLedger(
+            rows, committed_at=torch.zeros_like(response), row_forwards=[0] * rows,
+            confidence=torch.ones(response.shape, device=device),
+        )  # fmt: skip
         self.forwards = 0
         self._active = list(range(rows))
         self._advance()
@@ -97,7 +101,7 @@ class Decoder:
         chosen = self._choose(logits, statistics, read, eligible, uniform, memory)
         broken = (masked & statistics.confidence.isnan()).any(-1)
         back = self._take_back(support, chosen, columns)
-        self._write(chosen, statistics.token, columns)
+        self._write(chosen, statistics, columns)
         if self._checks is not None:
             self._checks.note(chosen, statistics.confidence, columns)
             self._reopen(back)
@@ -237,17 +241,24 @@ class Decoder:
         if self._checks is None:
             return whole
         whole[:, columns] = chosen
+        if support is not None:
+            rows = self._rows
+            looked = (support < torch.inf) & (rows.committed_at > 0)
+            rows.confidence = torch.where(looked, support.to(rows.confidence), rows.confidence)
         return self._checks.revoked(support, whole, self._rows.committed_at, self.forwards, self._own())
 
     def _reopen(self, back: Tensor) -> None:
         rows = self._rows
         rows.tokens[:, self._prompt :].masked_fill_(back, self._settings.mask_token_id)
         rows.committed_at.masked_fill_(back, 0)
+        rows.confidence.masked_fill_(back, 1)
         rows.masked |= back
 
-    def _write(self, chosen: Tensor, token: Tensor, columns: slice) -> None:
-        rows = self._rows
-        for kept, new in ((rows.tokens[:, self._prompt :], token), (rows.committed_at, self.forwards)):
+    def _write(self, chosen: Tensor, statistics: Statistics, columns: slice) -> None:
+        rows, confidence = self._rows, statistics.confidence.to(self._rows.confidence)
+        text = rows.tokens[:, self._prompt :]
+        values = ((text, statistics.token), (rows.committed_at, self.forwards), (rows.confidence, confidence))
+        for kept, new in values:
             kept[:, columns] = torch.where(chosen, new, kept[:, columns])
         rows.masked[:, columns] &= ~chosen
 
@@ -260,6 +271,7 @@ class Decoder:
         after = ends.cumsum(-1) - ends.long() > 0
         text.masked_fill_(after, self._settings.pad_token_id)
         rows.committed_at.masked_fill_(after, 0)
+        rows.confidence.masked_fill_(after, 1)
         rows.masked &= ~after
 
     def _advance(self) -> None:
@@ -313,6 +325,7 @@ class Decoder:
         places = self._on_device(self._active)
         self.sequences.index_copy_(0, places, rows.tokens)
         self.ledger.committed_at.index_copy_(0, places, rows.committed_at)
+        self.ledger.confidence.index_copy_(0, places, rows.confidence)
         kept = [place for place, block in enumerate(blocks) if block < self._settings.blocks]
         self._active = [self._active[place] for place in kept]
         self._open = [self._open[place] for place in kept]

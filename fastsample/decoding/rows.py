@@ -34,6 +34,8 @@ class Rows:
     """bool [A, G]: what is undecided."""
     committed_at: Tensor
     """int64 [A, G]: forward of each commit, 0 elsewhere."""
+    confidence: Tensor
+    """float32 [A, G]: of each commit, or of a draft where it was looked at last; 1 elsewhere."""
     block: Tensor
     """int64 [A]: the first block with something undecided; their number where there is none."""
     step: Tensor

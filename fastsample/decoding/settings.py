@@ -90,9 +90,9 @@ class Settings:
     def check_model(self, model: object, adapter: Adapter) -> None:
         """Raise ValueError where the model lacks what the run needs."""
         name = type(model).__name__
-        if isinstance(self.rule, Checking) and self.rule.form == "shadows" and adapter.visible is None:
+        if isinstance(self.rule, Checking) and self.rule.form == "shadows" and not adapter.shadows:
             raise ValueError(
-                f"model = {name} takes no 4-D attention mask with position ids, which shadows need: "
+                f"model = {name} shifts its logits or takes no 4-D attention mask with position ids: "
                 f'give {type(self.rule).__name__} form = "rows"'
             )
         if self.refinement is not None and not adapter.embeds:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastsample.cache import cache_folder
 from fastsample.schedules.base import Node, NoiseSchedule
 from fastsample.tables.prediction import check_prediction_type
 from fastsample.tables.table import output_of
@@ -140,8 +141,3 @@ def _cache_path(
     for tensor in (mixture.means, mixture.stds, mixture.weights, x):
         digest.update(tensor.contiguous().numpy().tobytes())
     return cache_folder() / f"mixture-{digest.hexdigest()[:24]}.npy"
-
-
-def cache_folder() -> Path:
-    """Where converged references are kept: $FASTSAMPLE_CACHE, or ~/.cache/fastsample."""
-    return Path(os.environ.get("FASTSAMPLE_CACHE") or Path.home() / ".cache" / "fastsample")

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fastsample.fixed_point.iterations import FixedPoint, ParallelReport, solve
-from fastsample.fixed_point.trajectory import Trajectory
+from fastsample.fixed_point.linear import TableTrajectory
 from fastsample.fixed_point.updates import make_update
-from fastsample.sampling.backend import Stored, accumulation_dtype
-from fastsample.sampling.executor import run_step
+from fastsample.sampling.backend import accumulation_dtype
 from fastsample.sampling.noise import Generators, draw_noise
 from fastsample.tables.table import Table
 
@@ -19,21 +19,18 @@ RowModel = Callable[[Tensor, Tensor], Tensor]
 """`model(x, t) -> output` for x [rows, ..] with a time t [rows] for each, float32, for float64 samples float64."""
 
 
-class TableSystem(Trajectory):
-    """The samples of `table` over `model` from `x`; `noises[i]` is what step i adds where it is stochastic."""
+class TableSystem(TableTrajectory):
+    """The samples of `table` over `model` from `x`; `noise(index)` is what step `index` adds."""
 
-    def __init__(self, table: Table, model: RowModel, x: Tensor, noises: Sequence[Tensor | None]) -> None:
-        super().__init__(x, [table.steps[0].node, *(step.target for step in table.steps)])
-        self._model, self._noises = model, noises
-        self._lowered = table.lowered.steps
-        self._times = torch.tensor([step.node.time for step in table.steps], dtype=torch.float64)
-        self._rows = [step.next for step in table.steps]
-        # what is stored before each step, as it was made last
-        self._stored: dict[int, Stored] = {0: table.lowered.empty}
+    def __init__(self, table: Table, model: RowModel, x: Tensor, noise: Callable[[int], Tensor]) -> None:
+        super().__init__(table, x, [table.steps[0].node, *(step.target for step in table.steps)], noise)
+        self._model = model
+        self._times = np.array([step.node.time for step in table.steps])
 
     def evaluate(self, rows: Tensor, states: Tensor) -> Tensor:
         """The model's outputs, of all rows in one call. Raises ValueError when their shape differs."""
-        times = self._times[rows].flatten().to(accumulation_dtype(states.dtype)).to(states.device)
+        times = torch.from_numpy(self._times[rows.numpy()].ravel())
+        times = times.to(accumulation_dtype(states.dtype)).to(states.device)
         flat = states.flatten(0, 1)
         outputs = self._model(flat, times)
         if outputs.shape != flat.shape:
@@ -42,22 +39,6 @@ class TableSystem(Trajectory):
                 "equal, a row for each sample and time"
             )
         return outputs.reshape(states.shape)
-
-    def step(self, index: int, sample: Tensor, output: Tensor) -> Tensor:
-        """The next sample by the table's row."""
-        new, self._stored[index + 1] = run_step(
-            self._lowered[index], sample, output, self._stored[index], self._noises[index]
-        )
-        return new
-
-    def gain(self, index: int) -> tuple[float, float]:
-        """As the table has them."""
-        return self._rows[index].sample, self._rows[index].output
-
-    def commit(self, begin: Tensor) -> None:
-        """Drops the history that no coming step reads."""
-        for index in range(min(self._stored), int(begin.min())):
-            del self._stored[index]
 
 
 def integrate_parallel(
@@ -79,13 +60,13 @@ def integrate_parallel(
     "anderson" (ParaTAA, arXiv:2402.09970); `window` the evaluations made at once (None: all of them). At tolerance 0
     the result equals :func:`fastsample.integrate` to rounding; else a sample is committed once the earlier ones
     moved, RMS, by no more than `tolerance` times the noise that a DDPM step adds there. Each image has a window of
-    its own and does not depend on the others. Noise of stochastic tables is drawn beforehand, in the order of the
-    steps, so that `generator` gives what it gives to `integrate`.
+    its own and does not depend on the others. Noise of stochastic tables is drawn in the order of the steps, so that
+    `generator` gives what it gives to `integrate`. What is held is by the window, not the steps: about 6 samples a
+    state of it, and all states where `on_sweep` is given, whose argument's `trajectory` they are.
 
     Raises ValueError for an unknown iteration, a window below 1 or a negative tolerance, before any evaluation.
     """
     update = make_update(iteration)
-    noises = [draw_noise(x, generator) if step.next.noise else None for step in table.steps]
-    system = TableSystem(table, model, x, noises)
-    states, report = solve(system, update, window=window, tolerance=tolerance, on_sweep=on_sweep)
-    return states[-1], report
+    system = TableSystem(table, model, x, lambda index: draw_noise(x, generator))
+    found = solve(system, update, window=window, tolerance=tolerance, keep=on_sweep is not None, on_sweep=on_sweep)
+    return found.leading, found.report

@@ -9,9 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from fastsample.fixed_point.rows import taken
 from fastsample.fixed_point.triangular import TriangularSystem
 from fastsample.fixed_point.updates import Update, make_update
 
@@ -36,9 +39,10 @@ class ParallelReport:
 class FixedPoint:
     """The iteration's state between sweeps, for callers that evaluate the rows themselves; else see :func:`solve`.
 
-    A sweep is: evaluate `rows` at `states`, then `sweep(outputs)`; until `done`. `trajectory` [length + 1, B, ..]
-    holds every state: those up to `begin` [B] are final, those of the window guesses, the others zeros. The window
-    slides by the states whose inputs moved by no more than `tolerance`, each batch item by its own.
+    A sweep is: evaluate `rows` at `states`, then `sweep(outputs)`; until `done`. The states before `begin` [B] are
+    final, and so is `leading` [B, ..], the one at `begin`; the window slides by the states whose inputs moved by no
+    more than `tolerance`, each batch item by its own. Only the window is held, unless with `keep`: then `trajectory`
+    [length + 1, B, ..] has the states that are final and the window's guesses, zeros elsewhere.
     """
 
     def __init__(
@@ -48,77 +52,114 @@ class FixedPoint:
         *,
         window: int | None = None,
         tolerance: float = 0.0,
+        keep: bool = False,
     ) -> None:
         check_extent(window, tolerance)
         self.system, self.update, self.tolerance = system, update, tolerance
         self.window = min(window or system.length, system.length)
         self.report = ParallelReport()
-        guess = system.initial()
-        self.trajectory = guess.new_zeros((system.length + 1, *guess.shape[1:]))
-        self.trajectory[: len(guess)] = guess
-        self._items = torch.arange(guess.shape[1])
-        self.begin = torch.zeros(guess.shape[1], dtype=torch.long)
-        self._reached = torch.full_like(self.begin, len(guess) - 1)  # the last state that has a value
-        self._extend()
+        self._held = system.initial()  # the states from `begin` on, [held, B, ..]
+        self._begin = np.zeros(self._held.shape[1], dtype=np.int64)
+        self._reached = np.full_like(self._begin, len(self._held) - 1)  # the last state that has a value
+        self._kept: Tensor | None = None
+        if keep:
+            self._kept = self._held.new_zeros((system.length + 1, *self._held.shape[1:]))
+            self._kept[: len(self._held)] = self._held
+        self._slide(np.zeros_like(self._begin), self._held[1:])
+
+    @property
+    def begin(self) -> Tensor:
+        """The last final state of each batch item, [B]."""
+        return torch.from_numpy(self._begin)
 
     @property
     def done(self) -> bool:
         """Whether every state of every batch item is final."""
-        return bool((self.begin == self.system.length).all())
+        return bool((self._begin == self.system.length).all())
+
+    @property
+    def trajectory(self) -> Tensor:
+        """All states, where they are kept; ValueError where they are not."""
+        if self._kept is None:
+            raise ValueError("trajectory is held by the window alone: give keep=True to have all states")
+        return self._kept
+
+    @property
+    def leading(self) -> Tensor:
+        """The last final state of each batch item, [B, ..]."""
+        return self._held[0]
 
     @property
     def rows(self) -> Tensor:
         """The states to evaluate, [R, B]."""
-        n = self.system.length
-        size = min(self.window, n - int(self.begin.min()))
-        return (self.begin + torch.arange(size)[:, None]).clamp(max=n - 1)
+        return torch.from_numpy(np.minimum(self._begin + np.arange(self._size)[:, None], self.system.length - 1))
 
     @property
     def states(self) -> Tensor:
         """The values of `rows`, [R, B, ..]."""
-        return self._values(self.rows)
+        return self._held[: self._size]
 
     def sweep(self, outputs: Tensor) -> None:
         """Take the outputs of `rows` at `states`, move the states, and commit those that have settled."""
-        rows, n = self.rows, self.system.length
-        valid = self.begin + torch.arange(len(rows))[:, None] < n
-        old = self._values(rows + 1)
-        new, plain = self.update(self.system, rows, self._values(rows), outputs, old)
-        change = self.system.change(rows + 1, plain, old).cpu()
-        settled = ((change <= self.tolerance) | ~valid).long().cumprod(0).sum(0)
-        final = (1 + settled).clamp(max=valid.sum(0))  # these states' inputs have settled
+        rows, size = self.rows, self._size
+        valid = self._begin + np.arange(size)[:, None] < self.system.length
+        states, old = self._held[:size], self._held[1:]
+        new, plain = self.update(self.system, rows, states, outputs, old)
+        change = self.system.change(torch.from_numpy(rows.numpy() + 1), plain, old).cpu().numpy()
+        settled = ((change <= self.tolerance) | ~valid).cumprod(0).sum(0)
+        final = np.minimum(1 + settled, valid.sum(0))  # these states' inputs have settled
         if new is not plain:
-            keep = torch.arange(len(rows))[:, None] < final
-            new = torch.where(_like(keep, new), plain, new)
-        targets = torch.where(valid, rows + 1, n).to(self.trajectory.device)
-        items = self._items.expand_as(rows)
-        self.trajectory[targets[valid], items[valid]] = new[valid]
+            keep = torch.from_numpy(np.arange(size)[:, None] < final).to(new.device)
+            new = torch.where(keep.reshape(*keep.shape, *[1] * (new.ndim - 2)), plain, new)
         self.report.sweeps += 1
-        self.report.evaluations += rows.numel()
+        self.report.evaluations += size * len(final)
         self.report.residuals.append(float(change[valid].max()))
-        self.begin = self.begin + final
+        self._begin = self._begin + final
+        self._slide(final, new)
         self.system.commit(self.begin)
-        self._extend()
-        self.report.starts.append(tuple(self.begin.tolist()))
+        self.report.starts.append(tuple(self._begin.tolist()))
 
-    def _values(self, index: Tensor) -> Tensor:
-        return self.trajectory[index.to(self.trajectory.device), self._items.to(self.trajectory.device)]
+    @property
+    def _size(self) -> int:
+        return int(min(self.window, self.system.length - self._begin.min()))
 
-    def _extend(self) -> None:
-        """Guess the states that the window has come to."""
-        end = (self.begin + self.window).clamp(max=self.system.length)
-        missing = int((end - self._reached).max())
-        if missing <= 0:
-            return
-        rows = self._reached + 1 + torch.arange(missing)[:, None]
-        new, items = rows <= end, self._items.expand_as(rows)
-        known = self._values(self._reached)
+    def _slide(self, final: NDArray[np.int64], new: Tensor) -> None:
+        """Go on by `final` [B] states, with `new` ones after the first, and guess those that the window comes to."""
+        end = np.minimum(self._begin + self.window, self.system.length)
+        first = self._begin - final  # the state at place 0
+        place = np.minimum(self._begin + np.arange(self._size + 1)[:, None], end) - first
+        guessed = place > self._reached - first
+        parts = [self._held[:1], new]
+        self._record(new, first + 1, self._reached)
+        if guessed.any():
+            rows = self._reached + 1 + np.arange((end - self._reached).max())[:, None]
+            at_last = self._reached - first
+            known = taken(new, np.maximum(at_last - 1, 0)[None])[0] if len(new) else self._held[0]
+            if (at_last == 0).any():
+                first_ones = torch.from_numpy(at_last == 0).reshape(-1, *[1] * (known.ndim - 1)).to(known.device)
+                known = torch.where(first_ones, self._held[0], known)
+            guess = self._guess(np.minimum(rows, self.system.length), known)
+            self._record(guess, self._reached + 1, end)
+            place = np.where(guessed, place + len(new) - at_last, place)
+            parts.append(guess)
+        if (place[0] > 0).all():  # one copy less
+            parts, place = [new[int(place.min()) - 1 :], *parts[2:]], place - place.min()
+        self._held = taken(torch.cat(parts) if len(parts) > 1 else parts[0], place)
+        self._reached = np.maximum(self._reached, end)
+
+    def _guess(self, rows: NDArray[np.int64], known: Tensor) -> Tensor:
+        """The states `rows` [n, B], those after the last that has a value, `known` [B, ..]."""
         if self.update.copies:
-            guess = known.expand(len(rows), *known.shape)
-        else:
-            guess = self.system.extend(self._reached, rows.clamp(max=self.system.length), known)
-        self.trajectory[rows[new].to(guess.device), items[new].to(guess.device)] = guess[new.to(guess.device)]
-        self._reached = torch.maximum(self._reached, end)
+            return known.expand(len(rows), *known.shape)
+        return self.system.extend(torch.from_numpy(self._reached), torch.from_numpy(rows), known)
+
+    def _record(self, values: Tensor, first: NDArray[np.int64], last: NDArray[np.int64]) -> None:
+        """Where states are kept, keep `values` [n, B, ..], each item's from state `first` to `last` [B]."""
+        if self._kept is None:
+            return
+        rows = first + np.arange(len(values))[:, None]
+        row, item = np.nonzero(rows <= last)
+        self._kept[rows[row, item], item] = values[row, item]
 
 
 def solve(
@@ -127,18 +168,19 @@ def solve(
     *,
     window: int | None = None,
     tolerance: float = 0.0,
+    keep: bool = False,
     on_sweep: Callable[[FixedPoint], None] | None = None,
-) -> tuple[Tensor, ParallelReport]:
-    """All states [length + 1, B, ..] of `system`, and what it took; the arguments are those of :class:`FixedPoint`.
+) -> FixedPoint:
+    """The iteration when it is done; the arguments are those of :class:`FixedPoint`.
 
     `on_sweep` is called after every sweep. Raises ValueError when the window is below 1 or the tolerance negative.
     """
-    iteration = FixedPoint(system, update, window=window, tolerance=tolerance)
+    iteration = FixedPoint(system, update, window=window, tolerance=tolerance, keep=keep)
     while not iteration.done:
         iteration.sweep(system.evaluate(iteration.rows, iteration.states))
         if on_sweep is not None:
             on_sweep(iteration)
-    return iteration.trajectory, iteration.report
+    return iteration
 
 
 def check_settings(iteration: str, window: int | None, tolerance: float) -> None:
@@ -153,8 +195,3 @@ def check_extent(window: int | None, tolerance: float) -> None:
         raise ValueError(f"window = {window!r}: give the states evaluated at once, 1 or more, or None for all")
     if not tolerance >= 0:
         raise ValueError(f"tolerance = {tolerance!r}: give 0 (exact) or more")
-
-
-def _like(mask: Tensor, states: Tensor) -> Tensor:
-    """`mask` [R, B] on the states' device, with their dimensions."""
-    return mask.to(states.device).reshape(*mask.shape, *[1] * (states.ndim - mask.ndim))

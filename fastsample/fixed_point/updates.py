@@ -11,9 +11,12 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import ClassVar, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from fastsample.fixed_point.rows import taken
 from fastsample.fixed_point.triangular import TriangularSystem
 from fastsample.sampling.backend import accumulation_dtype
 
@@ -54,7 +57,8 @@ class Increment(Update):
     def __call__(
         self, system: TriangularSystem, rows: Tensor, states: Tensor, outputs: Tensor, old: Tensor
     ) -> tuple[Tensor, Tensor]:
-        new = _corrected(system.advance(rows, states, outputs), states, torch.ones(rows.shape))
+        moved = system.advance(rows, states, outputs) - states
+        new = states[:1] + moved.cumsum(0)
         return new, new
 
 
@@ -78,25 +82,36 @@ class Secant(Update):
 
     def __init__(self, largest: float = 1.5) -> None:
         self.largest = largest
-        self._states: Tensor | None = None
-        self._outputs: Tensor | None = None
+        self._last: tuple[NDArray[np.int64], Tensor, Tensor] | None = None  # first rows, states and outputs
 
     def __call__(
         self, system: TriangularSystem, rows: Tensor, states: Tensor, outputs: Tensor, old: Tensor
     ) -> tuple[Tensor, Tensor]:
-        index, items = rows.to(states.device), torch.arange(rows.shape[1], device=states.device)
         visible = outputs[:, :, : states.shape[2]] if outputs.shape != states.shape else outputs
-        if self._states is None or self._outputs is None:
-            self._states = states.new_full((system.length, *states.shape[1:]), float("nan"))
-            self._outputs = visible.new_full((system.length, *visible.shape[1:]), float("nan"))
-        step, turn = states - self._states[index, items], visible - self._outputs[index, items]
-        self._states[index, items], self._outputs[index, items] = states, visible
-        slope = (_dots(step, turn) / _dots(step, step)).cpu().double()  # some devices have no float64
-        of_state, of_output = system.gains(rows)
-        factor = (of_state + of_output * slope).nan_to_num(1.0, 1.0, 1.0).clamp(0, self.largest)
-        slopes = torch.where(of_output.abs() > 1e-6, (factor - of_state) / of_output, 0.0)
-        new = system.replay(rows, states, outputs, slopes)
+        first = rows.numpy()[0]
+        of_state, of_output = (part.numpy() for part in system.gains(rows))
+        factor = of_state + of_output * self._slopes(first, states, visible)
+        factor = np.nan_to_num(factor, nan=1.0, posinf=1.0, neginf=1.0).clip(0, self.largest)
+        self._last = first, states, visible
+        slopes = np.divide(factor - of_state, of_output, out=np.zeros_like(factor), where=np.abs(of_output) > 1e-6)
+        new = system.replay(rows, states, outputs, torch.from_numpy(slopes))
         return new, new
+
+    def _slopes(self, first: NDArray[np.int64], states: Tensor, outputs: Tensor) -> NDArray[np.float64]:
+        """K of each row [R, B], from those of the sweep before that began at other rows; NaN where there is none."""
+        slopes = np.full(states.shape[:2], np.nan)
+        if self._last is None:
+            return slopes
+        began, *before = self._last
+        place = np.arange(len(states))[:, None] + (first - began)
+        count = int((place < len(before[0])).any(1).sum())  # of the rows that some item has met
+        known = place[:count] < len(before[0])
+        place = np.minimum(place[:count], len(before[0]) - 1)
+        step, turn = (now[:count] - taken(then, place) for now, then in zip((states, outputs), before, strict=True))
+        dots = torch.stack([_dots(step, turn), _dots(step, step)]).cpu().numpy().astype(np.float64)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            slopes[:count] = np.where(known, dots[0] / dots[1], np.nan)
+        return slopes
 
 
 class Anderson(Update):
@@ -111,16 +126,21 @@ class Anderson(Update):
         if memory < 1:
             raise ValueError(f"memory = {memory}: give the sweeps that are remembered, 1 or more")
         self.damping = damping
-        self._past: deque[tuple[Tensor, Tensor]] = deque(maxlen=memory)  # values and residuals of every state
+        self._past: deque[tuple[NDArray[np.int64], Tensor, Tensor]] = deque(
+            maxlen=memory
+        )  # first rows, values and residuals
 
     def __call__(
         self, system: TriangularSystem, rows: Tensor, states: Tensor, outputs: Tensor, old: Tensor
     ) -> tuple[Tensor, Tensor]:
         plain = system.replay(rows, states, outputs)
         residual = plain - old
-        index, items = rows.to(states.device), torch.arange(rows.shape[1], device=states.device)
-        values = [(old, residual), *((x[index, items], r[index, items]) for x, r in self._past)]
-        self._remember(system.length, index, items, old, residual)
+        values = [(old, residual)]
+        first = rows.numpy()[0]
+        for began, *past in self._past:
+            value, residue = (_aligned(each, first - began, len(rows)) for each in past)
+            values.append((value, residue))
+        self._past.appendleft((first, old, residual))
         if len(values) == 1:
             return plain, plain
         pairs = list(pairwise(values))  # a state without a past has differences of zero, and is left alone
@@ -134,12 +154,6 @@ class Anderson(Update):
         weights[0] = 0.0
         weights = weights.movedim(-1, 0).to(states).reshape(*moved.shape[:3], *[1] * (moved.ndim - 3))
         return plain - (weights * (moved + turned)).sum(0), plain
-
-    def _remember(self, length: int, index: Tensor, items: Tensor, old: Tensor, residual: Tensor) -> None:
-        buffers = [old.new_full((length, *old.shape[1:]), float("nan")) for _ in range(2)]
-        for buffer, value in zip(buffers, (old, residual), strict=True):
-            buffer[index, items] = value
-        self._past.appendleft((buffers[0], buffers[1]))
 
 
 UPDATES: dict[str, Callable[[], Update]] = {
@@ -158,16 +172,16 @@ def make_update(iteration: str) -> Update:
     return UPDATES[iteration]()
 
 
-def _corrected(moved: Tensor, states: Tensor, slope: Tensor) -> Tensor:
-    """`z_{i+1} = F_i(y_i) + J_i (z_i - y_i)` from `z = y` in the first row, for J [R, B]."""
-    slope = slope.to(moved).reshape(*slope.shape, *[1] * (moved.ndim - slope.ndim))
-    new = [moved[0]]
-    for row in range(1, len(moved)):
-        new.append(torch.addcmul(moved[row], slope[row], new[-1] - states[row]))
-    return torch.stack(new)
+def _aligned(values: Tensor, shift: NDArray[np.int64], count: int) -> Tensor:
+    """`count` rows of `values` [R, B, ..], from row `shift` [B] on for each item; NaN past the end."""
+    place = np.arange(count)[:, None] + shift
+    known = torch.from_numpy(place < len(values)).to(values.device)
+    shown = taken(values, np.minimum(place, len(values) - 1))
+    return torch.where(known.reshape(*known.shape, *[1] * (values.ndim - 2)), shown, torch.nan)
 
 
 def _dots(one: Tensor, other: Tensor) -> Tensor:
     """Inner products [R, B] of [R, B, ..]."""
     dtype = accumulation_dtype(one.dtype)
-    return (one.flatten(2).to(dtype) * other.flatten(2).to(dtype)).sum(-1)
+    dims = tuple(range(2, one.ndim))
+    return (one.to(dtype) * other.to(dtype)).sum(dims)

@@ -34,6 +34,7 @@ class Plan:
     name: str
     solver: str
     options: tuple[tuple[str, Any], ...]
+    on_flow: tuple[tuple[str, Any], ...]  # the options that are added on flow models
     published: bool  # k-diffusion's own name: orders as there, however long the steps
     slopes: bool  # on flow models too a step is one of data + sigma noise
     noise: str
@@ -50,16 +51,17 @@ def plan_of(name: str, noise: str, s_noise: float, options: Mapping[str, Any]) -
     plain = str(name).removeprefix("sample_")
     own = plain in available() and plain not in COMFYUI and plain not in SLOPE_SAMPLERS
     if own:
-        solver, preset = plain, {}
+        solver, preset, on_flow = plain, {}, {}
     else:
         named = parse_sampler_name(_without_schedule(plain))
         if named.solver == "dpm-3s":
             raise ValueError(f"name = {name!r} lays out its own steps; use 'dpm-3s', which makes three calls a step")
-        solver, preset = named.solver, dict(named.options)
+        solver, preset, on_flow = named.solver, dict(named.options), dict(named.on_flow)
     if noise == "auto":
         noise = "brownian" if "sde" in solver else "independent"
     merged = tuple(sorted({**preset, **options}.items()))
-    plan = Plan(plain, solver, merged, not own, plain in SLOPE_SAMPLERS, noise, s_noise)
+    added = tuple((key, value) for key, value in on_flow.items() if key not in options)
+    plan = Plan(plain, solver, merged, added, not own, plain in SLOPE_SAMPLERS, noise, s_noise)
     planned(plan, (3.0, 2.0, 1.0, 0.0), flow=False)  # wrong options die here
     return plan
 
@@ -109,4 +111,5 @@ def _built(plan: Plan, schedule: NoiseSchedule, nodes: Sequence[Node]) -> Table:
         lower_final=False if plan.published else get_solver(plan.solver).lower_final,
         published=plan.published,
         **dict(plan.options),
+        **(dict(plan.on_flow) if schedule.kind == "flow" else {}),
     )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Any
+
+from fastsample.solvers.registry import nearest
 
 
 def peer_class(name: str) -> Any:
@@ -15,5 +16,5 @@ def peer_class(name: str) -> Any:
         if candidate in known:
             return getattr(diffusers, candidate)
     short = [entry.removesuffix("Scheduler") for entry in known]
-    near = difflib.get_close_matches(name, short, n=3, cutoff=0.3) or short[:3]
+    near = nearest(name, short) or short[:3]
     raise ValueError(f"peer = {name!r} is no scheduler class of diffusers: did you mean {', '.join(near)}?")

@@ -10,6 +10,8 @@ from typing import Any
 from diffusers.hooks import ModelHook
 from torch import Tensor, nn
 
+from fastsample.sampling.replay import GraphedForward
+
 NAMES = ("unet", "transformer")
 """Components that denoise whatever they are called with; others do when they are called with a timestep."""
 
@@ -27,6 +29,9 @@ BATCH_SECOND = ("encoder_hidden_states_llama3",)
 
 MADE_EVERY_STEP = ("residual", "controlnet", "block_samples")
 """In the names of arguments that a ControlNet makes anew in every step, row by row."""
+
+LIBRARIES = {"_diffusers_hook", "_hf_hook"}
+"""What diffusers and accelerate leave on a module whose forward they have replaced."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,11 @@ class Denoiser:
     def compiled(self) -> bool:
         """Whether torch.compile has it, as a wrapper or in place."""
         return self.module is not self.component or self.component._compiled_call_impl is not None
+
+    @property
+    def fixed_shapes(self) -> bool:
+        """Whether calls of another shape cost it dear: torch.compile's, and those that are graphs."""
+        return self.compiled or isinstance(vars(self.module).get("forward"), GraphedForward)
 
 
 def denoisers(pipe: Any) -> list[Denoiser]:
@@ -126,7 +136,8 @@ def check_caches(denoiser: Denoiser) -> None:
     hooks = {hook for module in model.modules() for hook in hooks_of(module)}
     if getattr(model, "is_cache_enabled", False) or any("cache" in hook or "broadcast" in hook for hook in hooks):
         raise ValueError(f"pipe.{name} has another cache, which would count other steps: disable_cache() first")
-    if "forward" in vars(model) and not vars(model).keys() & {"_diffusers_hook", "_hf_hook"}:
+    replaced = vars(model).get("forward")
+    if not (replaced is None or isinstance(replaced, GraphedForward)) and not vars(model).keys() & LIBRARIES:
         raise ValueError(
             f"pipe.{name}.forward was replaced by another package (DeepCache, cache-dit, ..): disable that first"
         )

@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 _HOME = {
     "AcceleratedScheduler": "adams",
+    "DDIMInverseScheduler": "inverse",
     "DDIMScheduler": "ddim",
     "DEISScheduler": "adams",
+    "DPMSolverInverseScheduler": "inverse",
     "DPMSolverScheduler": "dpm_solver",
     "GHVBScheduler": "momentum",
     "HeavyBallScheduler": "momentum",
     "IPNDMScheduler": "adams",
+    "SolverInverseScheduler": "inverse",
     "SolverScheduler": "solver",
     "UniPCScheduler": "unipc",
     "create_scheduler": "solver",
@@ -30,6 +33,9 @@ if TYPE_CHECKING:
     from fastsample.schedulers.adams import IPNDMScheduler as IPNDMScheduler
     from fastsample.schedulers.ddim import DDIMScheduler as DDIMScheduler
     from fastsample.schedulers.dpm_solver import DPMSolverScheduler as DPMSolverScheduler
+    from fastsample.schedulers.inverse import DDIMInverseScheduler as DDIMInverseScheduler
+    from fastsample.schedulers.inverse import DPMSolverInverseScheduler as DPMSolverInverseScheduler
+    from fastsample.schedulers.inverse import SolverInverseScheduler as SolverInverseScheduler
     from fastsample.schedulers.momentum import GHVBScheduler as GHVBScheduler
     from fastsample.schedulers.momentum import HeavyBallScheduler as HeavyBallScheduler
     from fastsample.schedulers.solver import SolverScheduler as SolverScheduler

@@ -35,6 +35,8 @@ def with_eta(run: Run, eta: float) -> Run:
         raise ValueError(
             f"eta = {eta}: {setup.name!r} takes none from a step; use DDIMScheduler, or the config's eta"
         )
+    if run.laid.layout is not None and run.laid.layout.tuned:
+        raise ValueError(f"eta = {eta} with a preset, whose tables draw no noise: leave one of them out")
     return Run(run.laid, run.step_index, run.begin_index, run.start, eta)
 
 

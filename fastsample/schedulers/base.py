@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,7 @@ from fastsample.schedulers.noising import Noising
 from fastsample.schedulers.readings import Readings
 from fastsample.schedulers.rows import apart, one_time, serves, step_rows
 from fastsample.schedulers.run import Evaluation, Run
+from fastsample.schedulers.setup import Setup
 from fastsample.schedulers.threshold import threshold
 from fastsample.tables.step import Step
 
@@ -81,7 +83,10 @@ class TableScheduler(Readings, EDMInterface, Noising, SchedulerMixin, ConfigMixi
             )
         request = Request(num_inference_steps, _floats(timesteps), _floats(sigmas), None if mu is None else float(mu))
         setup = self._setup
-        self._run = Run(laid(setup, lay_out(setup, request, request.kinds), device))
+        layout = lay_out(setup, request, request.kinds)
+        if setup.preset is not None and not layout.tuned:
+            _say_untuned(setup, len(layout))
+        self._run = Run(laid(setup, layout, device))
 
     def step(
         self,
@@ -218,6 +223,16 @@ class TableScheduler(Readings, EDMInterface, Noising, SchedulerMixin, ConfigMixi
 
     def _clip_data(self, data: Tensor) -> Tensor:
         return threshold(data, self.config["dynamic_thresholding_ratio"], self.config["sample_max_value"])
+
+
+def _say_untuned(setup: Setup, evaluations: int) -> None:
+    assert setup.preset is not None
+    tuned = ", ".join(str(entry.evaluations) for entry in setup.preset.entries)
+    warnings.warn(
+        f"preset: {evaluations} evaluations are sampled untuned, by {setup.name!r}; it has tables of {tuned}, for "
+        "runs without timesteps or sigmas of their own",
+        stacklevel=3,
+    )
 
 
 def _floats(values: Any) -> tuple[float, ...] | None:

@@ -14,6 +14,7 @@ from diffusers.configuration_utils import register_to_config
 from fastsample.sampling.noise import NOISES
 from fastsample.schedulers.grids.request import check_grid
 from fastsample.schedules.config import MODEL_CONFIG, is_flow, understood
+from fastsample.tables.preset import read_preset
 
 COMMON_CONFIG: dict[str, Any] = {
     **MODEL_CONFIG,
@@ -39,6 +40,8 @@ COMMON_CONFIG: dict[str, Any] = {
     "lower_order_final": True,
     "discard_next_to_last_sigma": False,
     "dualfast": 0.0,
+    "preset": None,
+    "preset_guidance": None,
     "noise": "independent",
 }
 """Config keys of every scheduler here, named and meant as in diffusers, and with its defaults.
@@ -49,8 +52,11 @@ to `set_timesteps` and a grid is named too: they ("use"), the grid ("replace"), 
 pipelines of flow-matching models pass by themselves, and all others over the grid. diffusers' flags, as there, space
 any sigmas of flow-matching models anew, but for "use". `discard_next_to_last_sigma` lays out one more step and leaves
 out the one before the end, as AUTOMATIC1111 does for some samplers; `dualfast`, see
-:func:`fastsample.tables.transforms.dualfast`. `noise` "brownian" makes the noise of a run's steps the increments of
-one path (:mod:`fastsample.sampling.brownian`): one seed follows it at any number of steps.
+:func:`fastsample.tables.transforms.dualfast`. `preset` holds tuned tables as the JSON text of a
+:class:`fastsample.tables.preset.Preset`, `preset_guidance` says which of its guidance scales is meant: runs of as
+many evaluations as one of them has are made by it, in place of solver and grid. `noise` "brownian" makes the noise
+of a run's steps the increments of one path (:mod:`fastsample.sampling.brownian`): one seed follows it at any number
+of steps.
 """
 
 CHOICES: dict[str, tuple[Any, ...]] = {
@@ -103,7 +109,9 @@ def read_config(
     Raises ValueError for options that `cls` does not have, and for models that keep their own scheduler.
     """
     own = set(inspect.signature(cls).parameters)
-    config = dict(config)
+    config, options = dict(config), dict(options)
+    if options.get("preset") is not None:
+        options["preset"] = read_preset(options["preset"]).to_json()
     for key, value in options.items():
         if key in own or key in ("return_unused_kwargs", "torch_dtype"):
             continue

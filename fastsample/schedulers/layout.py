@@ -12,11 +12,14 @@ import torch
 from torch import Tensor
 
 from fastsample.schedulers.grid import GridRequest, make_nodes, training_grid, whole_timesteps
+from fastsample.schedulers.grids.defaults import is_pipeline_default
 from fastsample.schedulers.grids.request import final_node
+from fastsample.schedulers.grids.rising import rising_nodes
 from fastsample.schedulers.setup import Setup
 from fastsample.schedules.base import Node
 from fastsample.schedules.edm import EDMSchedule
 from fastsample.schedules.flow import FlowSchedule
+from fastsample.tables.preset import Entry
 from fastsample.tables.spans import Span, noise_spans
 from fastsample.tables.table import Table
 
@@ -49,6 +52,7 @@ class Layout:
     sigmas: Tensor
     times: tuple[float, ...]
     starts: dict[float, int] = field(repr=False)  # the evaluation that starts a step, by its time
+    tuned: bool = False  # whether the table is a preset's
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Layout:
         return self
@@ -64,7 +68,11 @@ class Layout:
 def layout_of(setup: Setup, grid: Sequence[Node]) -> Layout:
     """The layout of the step boundaries `grid`. Raises ValueError where noise does not fall along them."""
     grid = tuple(grid)
-    table = setup.table(grid)
+    return _laid_by(setup, setup.table(grid), grid)
+
+
+def _laid_by(setup: Setup, table: Table, grid: tuple[Node, ...], tuned: bool = False) -> Layout:
+    """The layout of `table`, whose steps go along the boundaries `grid`."""
     nodes = (*[step.node for step in table.steps], grid[-1])
     told = [node.time for node in nodes[:-1]]
     whole = whole_timesteps(setup.schedule, setup.config.values) and not any(time % 1 for time in told)
@@ -72,7 +80,7 @@ def layout_of(setup: Setup, grid: Sequence[Node]) -> Layout:
     sigmas = torch.tensor([setup.schedule.level(node) for node in nodes], dtype=torch.float32, device="cpu")
     times = tuple(map(float, timesteps.tolist()))
     starts = {times[index]: index for index in reversed(range(0, len(times), setup.order))}
-    return Layout(setup, table, grid, nodes, setup.order, timesteps, sigmas, times, starts)
+    return Layout(setup, table, grid, nodes, setup.order, timesteps, sigmas, times, starts, tuned)
 
 
 @dataclass(frozen=True)
@@ -93,9 +101,25 @@ class Request:
 @functools.lru_cache(maxsize=64)
 def lay_out(setup: Setup, request: Request, kinds: tuple[type, ...]) -> Layout:
     """The layout that `request` asks for; ValueError where it asks for none."""
+    entry = _entry_for(setup, request)
+    if entry is not None:
+        table = entry.table
+        return _laid_by(setup, table, (*[step.node for step in table.steps], table.steps[-1].target), tuned=True)
     times, sigmas = (None if given is None else list(given) for given in (request.timesteps, request.sigmas))
     asked = GridRequest(request.steps, times, sigmas, request.mu, setup.leading_from_zero)
-    return layout_of(setup, make_nodes(setup.schedule, setup.config.values, asked))
+    nodes = make_nodes(setup.schedule, setup.config.values, asked)
+    return layout_of(setup, rising_nodes(setup.schedule, nodes, setup.rise) if setup.rise else nodes)
+
+
+def _entry_for(setup: Setup, request: Request) -> Entry | None:
+    """The tuned table for `request`: for its number of evaluations, and where it does not place them by itself."""
+    if setup.preset is None or request.timesteps is not None or type(request.steps) not in (int, type(None)):
+        return None
+    if request.sigmas is None:
+        return setup.preset.entry(request.steps) if request.steps else None
+    sigmas = np.asarray(request.sigmas)
+    own = setup.schedule.kind == "flow" and is_pipeline_default(sigmas, setup.schedule.train_steps)
+    return setup.preset.entry(len(sigmas)) if own and request.steps in (None, len(sigmas)) else None
 
 
 @functools.lru_cache(maxsize=64)
@@ -193,6 +217,7 @@ def at_times(laid: Laid, timesteps: Any) -> Laid:
     Raises ValueError where noise does not fall along them, or where they cannot be the evaluations of the solver.
     """
     setup = laid.setup
+    _refuse_rising(setup, "timesteps")
     told = timesteps if isinstance(timesteps, Tensor) else torch.as_tensor(np.asarray(timesteps), device="cpu")
     values = [float(value) for value in told.flatten().tolist()]
     if not values:
@@ -234,6 +259,7 @@ def at_levels(laid: Laid, sigmas: Any) -> Laid:
     Raises ValueError where they do not fall, or cannot be the evaluations of the solver.
     """
     setup = laid.setup
+    _refuse_rising(setup, "sigmas")
     given = sigmas if isinstance(sigmas, Tensor) else torch.as_tensor(np.asarray(sigmas, dtype=np.float64))
     values = [float(value) for value in given.flatten().tolist()]
     if len(values) < 2 or not np.all(np.isfinite(values)):
@@ -252,6 +278,7 @@ def at_levels(laid: Laid, sigmas: Any) -> Laid:
 def from_time(laid: Laid, time: float, end: float | None = None) -> Laid:
     """The run laid anew to start at `time`, which need not be one of its grid, and (with `end`) to go there next."""
     assert laid.layout is not None
+    _refuse_rising(laid.setup, f"timestep = {time:g}")
     setup, first = laid.setup, _point_told(laid, time, 0.0)
     rest = laid.layout.grid
     if end is not None:
@@ -266,6 +293,14 @@ def from_time(laid: Laid, time: float, end: float | None = None) -> Laid:
         )
     layout = layout_of(setup, [first, *later])
     return Laid(setup, layout, layout.timesteps.to(laid.timesteps.device), layout.sigmas)
+
+
+def _refuse_rising(setup: Setup, what: str) -> None:
+    """Raise ValueError for a scheduler that goes from clean to noisy."""
+    if setup.rise:
+        raise ValueError(
+            f"{what}: an inverse scheduler steps along the grid of set_timesteps alone; step at its timesteps"
+        )
 
 
 def node_told(setup: Setup, time: float) -> Node:

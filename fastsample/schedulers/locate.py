@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -32,6 +33,12 @@ def located(run: Run, timestep: Any, sample: Tensor | None = None) -> Run:
         first = from_time(run.laid, float(timestep))
         return Run(first, 0)
     if run.step_index is None:
+        if index and layout.tuned:
+            warnings.warn(
+                f"preset: a run that starts at step {index} of {len(layout)} is sampled untuned, by "
+                f"{run.laid.setup.name!r}: a tuned table is for whole runs",
+                stacklevel=3,
+            )
         return run.at(index)
     if index == run.step_index:
         return run

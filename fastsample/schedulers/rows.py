@@ -87,6 +87,8 @@ def step_rows(
         raise ValueError(
             f"timestep has a value for each row or token, and {setup.name!r} has stages: use DDIMScheduler"
         )
+    if setup.rise:
+        raise ValueError("timestep has a value for each row or token: an inverse scheduler takes one for all")
     times = _shaped(times, sample)
     dtype = accumulation_dtype(sample.dtype, output.dtype)
     tables = row_tables(setup, layout, sample.device, dtype)
@@ -212,7 +214,9 @@ def _carries_one_entry(setup: Setup, layout: Layout) -> bool:
         entry = step.entry or Combination()
         return bool(step.next.noise or step.states or step.next.states or any(step.next.history[1:] + entry.history))
 
-    return layout.order == 1 and not any(map(reads_more, compiled(setup, layout, 0, 0.0).table.steps))
+    return (
+        layout.order == 1 and not setup.rise and not any(map(reads_more, compiled(setup, layout, 0, 0.0).table.steps))
+    )
 
 
 def _data_weights(alpha: Tensor, sigma: Tensor, output_type: str) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin  # noqa: F401  
 from fastsample.names.samplers import parse_sampler_name
 from fastsample.schedulers.base import TableScheduler
 from fastsample.schedulers.config import configured
+from fastsample.schedules.config import schedule_kind
 from fastsample.solvers.registry import get_solver
 
 
@@ -38,29 +39,32 @@ def create_scheduler(
     one path of noise at any number of steps; `options` are the solver's, e.g. order=4, beta=0.8.
     Raises ValueError for unknown names and options.
     """
-    extra = {} if grid_options is None else {"grid_options": dict(grid_options)}
+    extra: dict[str, Any] = {} if grid_options is None else {"grid_options": dict(grid_options)}
     return _create(solver, config, options, grid=grid, dualfast=dualfast, noise=noise, **extra)
 
 
 def scheduler_from_name(
-    name: str, config: Mapping[str, Any], *, noise: str = "independent", **options: Any
+    name: str, config: Mapping[str, Any], *, grid: str | None = None, noise: str = "independent", **options: Any
 ) -> SolverScheduler:
-    """The scheduler that AUTOMATIC1111 or ComfyUI calls `name`, e.g. "DPM++ 2M SDE Karras", "dpmpp_2m karras".
+    """The scheduler that AUTOMATIC1111, Forge, ComfyUI, stable-diffusion.cpp or RES4LYF calls `name`.
 
-    Its time grid and last-step rule are those of the program; where the name has no schedule, its default one.
-    `options` of the solver override the name's; `noise` as in :func:`create_scheduler`. Raises ValueError,
-    with the nearest names, for unknown ones.
+    E.g. "DPM++ 2M SDE Karras", "dpmpp_2m karras", "er_sde bong_tangent", "euler beta(0.5, 0.7)". Its time grid and
+    last-step rule are those of the program; where the name has no schedule, `grid`, or the program's default one.
+    `options` of the solver override the name's; `noise` as in :func:`create_scheduler`. Raises ValueError for names
+    that cannot be served, with the reason, and for unknown ones, with the nearest.
     """
     named = parse_sampler_name(name)
+    extra = {"grid_options": dict(named.grid_options)} if named.grid_options and grid is None else {}
     return _create(
         named.solver,
         config,
-        {**named.options, **options},
-        grid=named.grid,
+        {**named.options_of(schedule_kind(config)), **options},
+        grid=grid or named.grid,
         # k-diffusion takes order 1 onto sigma = 0 and no lower order before it; UniPC lowers
         lower_order_final=get_solver(named.solver).always_lowers,
         discard_next_to_last_sigma=named.discard_penultimate,
         noise=noise,
+        **extra,
     )
 
 
@@ -69,6 +73,8 @@ def _create(
 ) -> SolverScheduler:
     if grid is not None:
         extra["timestep_grid"] = grid
+    # a solver by name is that solver, whatever preset the scheduler had whose config this is
+    extra = {"preset": None, "preset_guidance": None, **extra}
     return SolverScheduler.from_config(  # type: ignore[no-any-return]
         config, solver_name=solver, solver_options=dict(options), **extra
     )

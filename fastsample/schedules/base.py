@@ -125,26 +125,26 @@ class NoiseSchedule(ABC):
         """The noise level of `node` that diffusers' `sigmas` would hold: on VP models sigma / alpha."""
         return min(node.sbar, 2.0**12) if self.kind == "vp" else node.sigma
 
-    def nodes(self, times: ArrayLike) -> tuple[Node, ...]:
-        """Grid points for `times`. Raises ValueError unless the noise falls strictly along them."""
+    def nodes(self, times: ArrayLike, *, rising: bool = False) -> tuple[Node, ...]:
+        """Grid points for `times`. Raises ValueError unless noise falls, or with `rising` rises, at every step."""
         values = np.asarray(times, dtype=np.float64)
         if values.ndim != 1 or values.size < 2:
             raise ValueError(f"times has shape {values.shape}: give a list of at least 2 decreasing times")
         if not np.all(np.isfinite(values)):
             raise ValueError(f"times = {values.tolist()}: every time must be finite")
         nodes = self.nodes_at(values)
-        require_falling_noise(nodes)
+        require_falling_noise(nodes, rising=rising)
         return nodes
 
 
-def require_falling_noise(nodes: Sequence[Node]) -> None:
-    """Raise ValueError unless lam rises strictly from node to node."""
+def require_falling_noise(nodes: Sequence[Node], *, rising: bool = False) -> None:
+    """Raise ValueError unless lam rises (or with `rising`, where noise rises, falls) strictly from node to node."""
     lams = [node.lam for node in nodes]
     for index, (before, after) in enumerate(itertools.pairwise(lams)):
-        if not before < after:
+        if not (after < before if rising else before < after):
             source, target = nodes[index], nodes[index + 1]
+            way, order = ("rise", "clean to noisy") if rising else ("fall", "noisy to clean")
             raise ValueError(
-                f"times[{index}] = {source.time:g}, times[{index + 1}] = {target.time:g}: the noise must fall at "
-                f"every step (lam {before:.6g} -> {after:.6g}); remove repeated times and sort from "
-                "noisy to clean"
+                f"times[{index}] = {source.time:g}, times[{index + 1}] = {target.time:g}: the noise must {way} at "
+                f"every step (lam {before:.6g} -> {after:.6g}); remove repeated times and sort from {order}"
             )

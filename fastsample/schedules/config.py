@@ -42,6 +42,11 @@ def schedule_from_config(config: Mapping[str, Any]) -> NoiseSchedule:
     return EDMSchedule.from_config(config) if is_edm(config) else DiscreteSchedule.from_config(config)
 
 
+def schedule_kind(config: Mapping[str, Any]) -> str:
+    """The kind of the schedule that a config describes: "flow", "edm" or "vp"."""
+    return "flow" if is_flow(config) else "edm" if is_edm(config) else "vp"
+
+
 def linear_vp(beta_min: float = 0.1, beta_max: float = 20.0) -> NoiseSchedule:
     """Continuous VP with linear beta(t), t in [0, 1] (Song et al., arXiv:2011.13456, eq. 32)."""
     return LinearVPSchedule(beta_min, beta_max)

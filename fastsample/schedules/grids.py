@@ -1,8 +1,8 @@
 """Time grids by name: where along a noise schedule the model is evaluated.
 
 A grid function returns `steps` evaluation times, noisy to clean; :func:`time_grid` appends the final time.
-Adding a grid is adding one function to :data:`TIME_GRIDS`, or to `LEVEL_GRIDS` of
-:mod:`fastsample.schedules.levels` if it is placed by noise level.
+Adding a grid is adding one function to :data:`TIME_GRIDS`, to `LEVEL_GRIDS` of :mod:`fastsample.schedules.levels` if
+it is placed by noise level, or to `FIXED_GRIDS` of :mod:`fastsample.schedules.fixed` if it is one model's own.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 
 from fastsample.schedules.base import Array, NoiseSchedule
+from fastsample.schedules.fixed import FIXED_GRIDS
 from fastsample.schedules.levels import LEVEL_GRIDS, levels_of, min_time, noisiest_time, times_at, times_of_levels
 
-__all__ = ["GRIDS", "LEVEL_GRIDS", "TIME_GRIDS", "min_time", "noisiest_time", "time_grid"]
+__all__ = ["FIXED_GRIDS", "GRIDS", "LEVEL_GRIDS", "TIME_GRIDS", "min_time", "noisiest_time", "time_grid"]
 
 Grid = Callable[..., Array]
 """`(schedule, steps, **options) -> times`, `steps` of them, noisy to clean."""
@@ -89,7 +90,19 @@ def beta_time(schedule: NoiseSchedule, steps: int, a: float = 0.6, b: float = 0.
 
     quantiles = distribution.ppf(1.0 - np.linspace(0.0, 1.0, steps, endpoint=False), a, b)
     first = min_time(schedule)
-    return np.asarray(first + quantiles * (schedule.noise_time - first), dtype=np.float64)
+    return trained(schedule, first + quantiles * (schedule.noise_time - first))
+
+
+def smoothstep(schedule: NoiseSchedule, steps: int) -> Array:
+    """Time falls as 3 u^2 - 2 u^3, dense at both ends (stable-diffusion.cpp's "smoothstep")."""
+    u, first = 1 - np.arange(steps) / steps, min_time(schedule)
+    return trained(schedule, first + (schedule.noise_time - first) * u**2 * (3 - 2 * u))
+
+
+def trained(schedule: NoiseSchedule, times: Array) -> Array:
+    """`times` rounded to those of training, as the programs have them, unless that would make two of them one."""
+    rounded = np.rint(times)
+    return rounded if schedule.train_steps and np.all(np.diff(rounded) < 0) else np.asarray(times)
 
 
 def linear_quadratic(schedule: NoiseSchedule, steps: int, threshold: float = 0.025) -> Array:
@@ -118,15 +131,24 @@ TIME_GRIDS: dict[str, Grid] = {
     "simple": simple,
     "ddim-uniform": ddim_uniform,
     "beta-time": beta_time,
+    "beta57": partial(beta_time, a=0.5, b=0.7),
+    "smoothstep": smoothstep,
     "linear-quadratic": linear_quadratic,
 }
 """Those laid out in time, which a flow model's shift moves."""
 GRIDS: dict[str, Grid] = {**TIME_GRIDS, **{name: partial(times_of_levels, name) for name in LEVEL_GRIDS}}
+"""Those of any model."""
+
+
+def grid_names() -> list[str]:
+    """Every grid's name: those of any model, then those that are made for one kind."""
+    return [*GRIDS, *FIXED_GRIDS]
 
 
 def grid_options(name: str) -> dict[str, Any]:
     """The options of grid `name` and their defaults, e.g. rho of "karras", a and b of "beta"."""
-    function = LEVEL_GRIDS.get(name) or TIME_GRIDS[name]
+    fixed = FIXED_GRIDS.get(name)
+    function = fixed.layout if fixed else LEVEL_GRIDS.get(name) or TIME_GRIDS[name]
     parameters = inspect.signature(function).parameters.values()
     return {one.name: one.default for one in parameters if one.default is not inspect.Parameter.empty}
 
@@ -148,9 +170,15 @@ def time_grid(name: str, schedule: NoiseSchedule, steps: int, *, final: str = "z
 
 
 def evaluation_times(name: str, schedule: NoiseSchedule, steps: int, **options: Any) -> Array:
-    """The `steps` times of grid `name` at which the model is evaluated; `options` are the grid's."""
+    """The `steps` times of grid `name` at which the model is evaluated; `options` are the grid's.
+
+    Raises ValueError for unknown names, and for a grid that is made for another kind of model.
+    """
+    if name in FIXED_GRIDS:
+        FIXED_GRIDS[name].check(name, schedule.kind)
+        return FIXED_GRIDS[name].layout(schedule, steps, **options)
     if name not in GRIDS:
-        raise ValueError(f"grid = {name!r} is unknown: use one of {', '.join(GRIDS)}")
+        raise ValueError(f"grid = {name!r} is unknown: use one of {', '.join(grid_names())}")
     return GRIDS[name](schedule, steps, **options)
 
 

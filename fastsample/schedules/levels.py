@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from fastsample.schedules.base import Array, NoiseSchedule
+from fastsample.schedules.published import AYS_SD15, AYS_SDXL, AYS_SVD
 
 CAPPED = 2.0**12  # sigma / alpha that diffusers and ComfyUI give to zero SNR, about
 
@@ -50,9 +51,10 @@ def karras(levels: Levels, steps: int, rho: float = 7.0) -> Array:
     return np.asarray((first + np.linspace(0.0, 1.0, steps) * (last - first)) ** rho)
 
 
-def exponential(levels: Levels, steps: int) -> Array:
-    """Uniform in the logarithm of the level (k-diffusion's exponential)."""
-    return np.exp(np.linspace(np.log(levels.noisy), np.log(levels.clean), steps))
+def exponential(levels: Levels, steps: int, rho: float = 1.0) -> Array:
+    """Uniform in the logarithm of the level to the power 1 / rho (k-diffusion's exponential, polyexponential)."""
+    first, last = np.log(levels.noisy), np.log(levels.clean)
+    return np.asarray(np.exp(last + np.linspace(1.0, 0.0, steps) ** rho * (first - last)))
 
 
 def beta(levels: Levels, steps: int, a: float = 0.6, b: float = 0.6) -> Array:
@@ -91,8 +93,8 @@ def kl_optimal(levels: Levels, steps: int) -> Array:
     return np.asarray(np.sin(angles) / (np.sin(angles) + np.cos(angles)))
 
 
-def ays(published: Sequence[float], levels: Levels, steps: int) -> Array:
-    """Align Your Steps (arXiv:2404.14507): ten steps optimised for one model, others log-linear between them.
+def published_levels(published: Sequence[float], levels: Levels, steps: int) -> Array:
+    """Levels optimised for one model and number of steps (AYS, GITS); for others log-linear between them.
 
     The published levels are stretched in log(sigma / alpha) to the range, which on that model changes nothing. The
     last of them is where its sampling ends; where a range ends with an evaluation (`fraction`), it is left out.
@@ -108,12 +110,6 @@ def ays(published: Sequence[float], levels: Levels, steps: int) -> Array:
     return _in_log_snr(levels, steps, spread)
 
 
-# sigma / alpha, the last at the end of the training range, which https://research.nvidia.com/labs/toronto-ai/AlignYourSteps
-# prints as 0.029
-AYS_SD15 = (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.02917)
-AYS_SDXL = (14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.113, 0.02917)
-AYS_SVD = (700.0, 54.5, 15.886, 7.977, 4.248, 1.789, 0.981, 0.403, 0.173, 0.034, 0.002)
-
 LEVEL_GRIDS: dict[str, Spacing] = {
     "karras": karras,
     "exponential": exponential,
@@ -122,9 +118,9 @@ LEVEL_GRIDS: dict[str, Spacing] = {
     "beta": beta,
     "uniform-sigma": uniform_sigma,
     "kl-optimal": kl_optimal,
-    "ays-sd15": partial(ays, AYS_SD15),
-    "ays-sdxl": partial(ays, AYS_SDXL),
-    "ays-svd": partial(ays, AYS_SVD),
+    "ays-sd15": partial(published_levels, AYS_SD15),
+    "ays-sdxl": partial(published_levels, AYS_SDXL),
+    "ays-svd": partial(published_levels, AYS_SVD),
 }
 RATIO_GRIDS = ("karras", "exponential", "lu", "log-snr")
 """Those that diffusers and ComfyUI lay out in sigma / alpha from zero SNR too, capped; the others would collapse."""

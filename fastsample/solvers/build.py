@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from numpy.typing import ArrayLike
@@ -22,6 +22,7 @@ from fastsample.tables.orders import (
 )
 from fastsample.tables.prediction import check_prediction_type
 from fastsample.tables.row import Row
+from fastsample.tables.stability import stable
 from fastsample.tables.table import Table, compile_rows
 from fastsample.tables.transforms import dualfast as apply_dualfast
 
@@ -34,7 +35,9 @@ def build_table(
     prediction_type: str = "epsilon",
     lower_final: LowerFinal = False,
     dualfast: float = 0.0,
+    stable_guidance: float | None = None,
     blocks: Sequence[int] | None = None,
+    rising: bool = False,
     **options: Any,
 ) -> Table:
     """The coefficients of solver `name` on a grid.
@@ -46,19 +49,24 @@ def build_table(
 
     `lower_final` lowers the order of the last steps: never (False), always (True), or when there are fewer
     evaluations than the given int. `dualfast` in [0, 1) is the strength of DualFast's correction
-    (:func:`fastsample.tables.transforms.dualfast`; 0: none). `blocks` gives a single-step solver the order of
-    each step, as :func:`fastsample.tables.orders.fast_blocks` does. `options` are the solver's own
-    (`fastsample.available_solvers()[name].options`).
+    (:func:`fastsample.tables.transforms.dualfast`; 0: none). `stable_guidance` is the guidance scale, of at least 1,
+    under which every step of a multistep solver shall be stable, at a lower order or one in between where it is not
+    (:mod:`fastsample.tables.stability`; None: no such limit). `blocks` gives a single-step solver the order of each
+    step, as :func:`fastsample.tables.orders.fast_blocks` does. With `rising` the grid goes from clean to noisy, as
+    inversion does; from sigma = 0 on with a solver on noise predictions, "ddim" among them. `options` are the
+    solver's own (`fastsample.available_solvers()[name].options`).
     Raises ValueError for unknown names and options, values out of range, and grids whose noise does not fall.
     """
     return build_table_on_nodes(
         name,
-        schedule.nodes(times),
+        schedule.nodes(times, rising=rising),
         schedule=schedule,
         prediction_type=prediction_type,
         lower_final=lower_final,
         dualfast=dualfast,
+        stable_guidance=stable_guidance,
         blocks=blocks,
+        rising=rising,
         **options,
     )
 
@@ -72,8 +80,10 @@ def build_table_on_nodes(
     lower_final: LowerFinal = False,
     euler_at_final: bool = False,
     dualfast: float = 0.0,
+    stable_guidance: float | None = None,
     blocks: Sequence[int] | None = None,
     published: bool = False,
+    rising: bool = False,
     **options: Any,
 ) -> Table:
     """As :func:`build_table`, on given marginals; `euler_at_final` makes a multistep's last update of order 1.
@@ -89,8 +99,11 @@ def build_table_on_nodes(
         raise ValueError(f"lower_final = {lower_final!r}: use True, False or an integer of at least 0")
     order, options = _check_options(solver, options)
     nodes = tuple(nodes)
-    require_falling_noise(nodes)
+    require_falling_noise(nodes, rising=rising)
+    if rising:
+        _check_rising(solver, nodes[0], options, stable_guidance)
     _check_marginals(solver, nodes)
+    _check_stable_guidance(solver, stable_guidance)
     if solver.needs_schedule and schedule is None:
         raise ValueError(
             f"schedule = None: solver {solver.name!r} reads the noise schedule between its nodes; give it"
@@ -107,11 +120,10 @@ def build_table_on_nodes(
         if not published:
             longest = solver.longest if solver.limits else (math.inf,)
             orders = lower_at_long_steps(orders, nodes, solver.variable, longest)
-        if solver.limits:
-            orders = lower_at_limits(orders, nodes)
+        orders = lower_at_limits(orders, nodes, solver.variable)
         if euler_at_final:
             orders[-1] = 1
-    table = _assemble(solver, nodes, orders, schedule, published, prediction_type, options)
+    table = _assemble(solver, nodes, orders, schedule, published, prediction_type, stable_guidance, options)
     return apply_dualfast(table, dualfast, multistep=not solver.stages) if dualfast else table
 
 
@@ -122,6 +134,7 @@ def _assemble(
     schedule: NoiseSchedule | None,
     published: bool,
     prediction_type: str,
+    stable_guidance: float | None,
     options: dict[str, Any],
 ) -> Table:
     context: dict[str, Callable[[], Sequence[Any]]] = {
@@ -140,8 +153,18 @@ def _assemble(
     for index, target in enumerate(nodes[1:]):
         known.append(nodes[index])
         given = {name: values[index] for name, values in asked.items()}
-        rows.append(solver.rule(known, target, **given, **options))
+        falling = _falling_orders(solver, known, target, given, options)
+        rows.append(next(falling) if stable_guidance is None else stable(falling, stable_guidance))
     return compile_rows(solver.name, rows, solver.space, prediction_type, all(row.exact_variance for row in rows))
+
+
+def _falling_orders(
+    solver: Solver, known: Sequence[Node], target: Node, given: dict[str, Any], options: dict[str, Any]
+) -> Iterator[Row]:
+    """The row of the order in `given`, then those of lower orders, to 2; each is made when it is asked for."""
+    yield solver.rule(known, target, **given, **options)
+    for order in range(given.get("order", 1) - 1, 1, -1):
+        yield solver.rule(known, target, **{**given, "order": order}, **options)
 
 
 def _block_lengths(orders: Sequence[int]) -> list[int]:
@@ -200,9 +223,12 @@ def _with_stages(
     blocks: Sequence[int],
     options: Mapping[str, Any],
 ) -> tuple[tuple[Node, ...], list[int]]:
-    """The evaluation nodes with stages, and each one's position in its step. Onto sigma = 0 there are none."""
+    """The evaluation nodes with stages, and each one's position in its step. Onto sigma = 0 or zero SNR no stages."""
     steps = list(itertools.pairwise(nodes))
-    blocks = [block if target.sigma > 0 else 1 for (_, target), block in zip(steps, blocks, strict=True)]
+    blocks = [
+        block if target.sigma > 0 and target.alpha > 0 else 1
+        for (_, target), block in zip(steps, blocks, strict=True)
+    ]
     whole = [solver.whole_steps or block == solver.evaluations for block in blocks]
     shares = [solver.stages[: block - 1] if full else _even(block) for block, full in zip(blocks, whole, strict=True)]
     place = solver.place or _stage_lam
@@ -239,6 +265,32 @@ def _stage_lam(source: Node, target: Node, part: float, options: Mapping[str, An
         return source.lam + part * log_step(source, target)
     level = source.fraction + part * (target.fraction - source.fraction)
     return math.log((1 - level) / level)
+
+
+def _check_rising(solver: Solver, first: Node, options: Mapping[str, Any], stable_guidance: float | None) -> None:
+    """Raise ValueError where a solver has no way back: from clean data, or with noise drawn."""
+    if stable_guidance is not None:
+        raise ValueError(f"stable_guidance = {stable_guidance!r}: where the grid rises nothing damps; leave it out")
+    eta = {**solver.options, **options}.get("eta")
+    if solver.stochastic if eta is None else eta:
+        raise ValueError(
+            f"rising = True: solver {solver.name!r} draws noise, which no step back undoes; use 'ddim' or 'dpm-2m'"
+        )
+    if first.sigma == 0 and (solver.space == "data" or solver.stages):
+        raise ValueError(
+            f"times[0] = {first.time:g}: solver {solver.name!r} cannot begin on clean data, where sigma = 0; begin "
+            "at the first time of training, or use 'ddim', 'dpm-2m' or 'adams'"
+        )
+
+
+def _check_stable_guidance(solver: Solver, scale: float | None) -> None:
+    """Raise ValueError unless it is a guidance scale, or None, and the solver has orders to lower."""
+    if scale is None:
+        return
+    if isinstance(scale, (bool, str)) or not 1 <= scale < math.inf:
+        raise ValueError(f"stable_guidance = {scale!r}: give a guidance scale of at least 1, or None for no limit")
+    if solver.stages:
+        raise ValueError(f"stable_guidance = {scale!r}: {solver.name!r} is single-step: leave it out")
 
 
 def _check_marginals(solver: Solver, nodes: Sequence[Node]) -> None:

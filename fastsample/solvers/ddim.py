@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from fastsample.schedules.base import Node
 from fastsample.solvers.ancestral import ancestral_split
 from fastsample.solvers.registry import solver
-from fastsample.tables.row import Row, ddim_weights
+from fastsample.tables.row import Row, ddim_weights, first_order_weights
 
 
-@solver("ddim", order=1, space="data", references=("arXiv:2010.02502",))
+@solver("ddim", order=1, space="noise", references=("arXiv:2010.02502",))
 @solver(
     "euler",
     order=1,
-    space="data",
+    space="noise",
     references=("arXiv:2206.00364",),
     summary="Euler in sigma: the same as ddim",
 )
@@ -25,5 +25,7 @@ def ddim(nodes: Sequence[Node], target: Node, *, order: int = 1, eta: float = 0.
     "rf" in "Euler a RF".
     """
     source = nodes[-1]
+    if source.sigma == 0:
+        return Row(source, target, first_order_weights(source, target), "noise")
     down, noise = ancestral_split(source, target, eta, split)
-    return Row(source, target, ddim_weights(source, down, noise))
+    return Row(source, target, ddim_weights(source, down, noise), "noise")

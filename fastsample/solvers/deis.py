@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from fastsample.schedules.base import Node
 from fastsample.solvers.exponential import ExponentialStep
 from fastsample.solvers.registry import solver
-from fastsample.tables.row import Row, Weights, ddim_weights
+from fastsample.tables.row import Row, Weights, first_order_weights
 
 
 @solver(
@@ -23,6 +23,6 @@ def deis(nodes: Sequence[Node], target: Node, *, order: int = 3) -> Row:
     source = nodes[-1]
     history = [node for node in nodes[-order:] if node.has_signal]
     if order == 1 or not history:
-        return Row(source, target, ddim_weights(source, target), "noise")
+        return Row(source, target, first_order_weights(source, target), "noise")
     step = ExponentialStep(source, target, "noise")
     return Row(source, target, Weights(step.sample, history=step.adams(history)), "noise")

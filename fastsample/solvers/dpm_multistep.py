@@ -8,7 +8,7 @@ from fastsample.schedules.base import Node
 from fastsample.solvers.exponential import FAMILIES, SOLVER_TYPES, ExponentialStep
 from fastsample.solvers.registry import check_choice, log_step, solver
 from fastsample.tables.prediction import Space
-from fastsample.tables.row import Row, Weights, ddim_weights
+from fastsample.tables.row import Row, Weights, first_order_weights
 
 VARIANTS = ("released", "exact")
 
@@ -46,8 +46,9 @@ def multistep(
     """The multistep update of `order` from the newest node, one model call a step. `variant` is of order 3 alone."""
     check_choice("solver_type", solver_type, SOLVER_TYPES)
     check_choice("variant", variant, VARIANTS)
+    source = nodes[-1]
     if order == 1:
-        return ddim_weights(nodes[-1], target)
+        return first_order_weights(source, target)
     step = ExponentialStep(nodes[-1], target, space)
     return Weights(step.sample, history=multistep_weights(step, nodes[-order:], solver_type, variant))
 

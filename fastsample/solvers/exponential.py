@@ -74,6 +74,8 @@ class ExponentialStep:
 
     def moment(self, k: int) -> float:
         """The exact integral of a prediction that grows as ((lam - lam_s) / h)^k."""
+        if self.space == "data" and self.target.alpha == 0:  # the limit, where a grid rises to zero SNR
+            return -self.source.alpha * self.target.sigma / self.source.sigma if k == 0 else 0.0
         if self.space == "data":
             length = (1 + self.eta) * self.h
             whole = -math.expm1(-length) if k == 0 else length * math.factorial(k) * phi(k + 1, -length)

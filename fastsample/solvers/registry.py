@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import importlib
 import inspect
 import math
 import pkgutil
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -171,9 +171,40 @@ def get_solver(name: str) -> Solver:
     """The solver registered as `name`; ValueError with the nearest names otherwise."""
     solvers = available()
     if name not in solvers:
-        near = difflib.get_close_matches(str(name), solvers, n=3, cutoff=0.3) or list(solvers)
-        raise ValueError(f"solver = {name!r} is unknown: did you mean {', '.join(near)}? See `fastsample solvers`")
+        near = nearest(str(name), solvers)
+        asked = f"did you mean {', '.join(near)}?" if near else "it is none of ours."
+        raise ValueError(
+            f"solver = {name!r} is unknown: {asked} See `fastsample solvers`; names of other programs, as "
+            "'euler_ancestral', are scheduler_from_name's"
+        )
     return solvers[name]
+
+
+def plain(name: str) -> str:
+    """`name` without case, spaces and punctuation; "++" is "pp"."""
+    return re.sub(r"[^a-z0-9]", "", name.lower().replace("++", "pp"))
+
+
+def nearest(text: str, known: Iterable[str]) -> list[str]:
+    """Up to three of `known` that few edits make of `text`, the nearest first; none where all are another word."""
+    wanted = plain(text)
+    edits = {name: distance(wanted, plain(name)) for name in known}
+    least = min(edits.values(), default=0)
+    close = [name for name in sorted(edits, key=edits.__getitem__) if edits[name] <= least + 1]
+    return close[:3] if least <= 1 + len(wanted) // 4 else []
+
+
+def distance(one: str, other: str) -> int:
+    """How many letters must be put in, left out, changed or swapped with the next to make `other` of `one`."""
+    before, row = list[int](), list(range(len(other) + 1))
+    for i, letter in enumerate(one, start=1):
+        before, last, row = row, before, [i]
+        for j, wanted in enumerate(other, start=1):
+            least = min(before[j] + 1, row[-1] + 1, before[j - 1] + (letter != wanted))
+            if i > 1 and j > 1 and letter == other[j - 2] and one[i - 2] == wanted:
+                least = min(least, last[j - 2] + 1)
+            row.append(least)
+    return row[-1]
 
 
 def check_choice(argument: str, value: object, choices: Sequence[object]) -> None:

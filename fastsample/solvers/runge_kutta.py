@@ -83,7 +83,7 @@ def stage(
     source, evaluated = nodes[-1], nodes[-position:]
     if block == 1:
         integrals = [constant]
-    reached = ExponentialStep(source, target, "data", eta) if target.lam > source.lam else None
+    reached = ExponentialStep(source, target, "data", eta) if target.lam != source.lam else None
     carried = reached.sample if reached else 1.0  # a stage may lie on the step's end
     weights = _integral(integrals[position - 1], evaluated, target, eta)
     if position > 1:

@@ -91,6 +91,22 @@ class Lowered:
         slot = self.slots.index(name) - STORED
         return self.steps[-1].scales[slot] * stored[slot]
 
+    def transitions(self) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+        """Each step on the vector of the sample and the stored values: its matrix, [steps, s, s], and what it adds.
+
+        That is the output and the noise by the weights [steps, s] of the second and third result; s is 1 for the
+        sample and one for each stored slot. Values that nobody reads again are 0.
+        """
+        kept = [SAMPLE, *range(STORED, len(self.slots))]
+        result = np.zeros((len(self.steps), len(kept), len(self.slots)))
+        for matrix, step in zip(result, self.steps, strict=True):
+            rows = _written_out(step, len(self.slots))
+            matrix[0] = rows[-1]
+            for row, place in enumerate(step.keeps, start=1):
+                if place is not None:
+                    matrix[row] = rows[place]
+        return result[:, :, kept], result[:, :, OUTPUT], result[:, :, NOISE]
+
     def dense(self) -> NDArray[np.float64]:
         """Each step as a matrix, [steps, 1 + targets, inputs] in float64: the next sample's row, then the targets'.
 
@@ -99,15 +115,21 @@ class Lowered:
         width = len(self.slots)
         result = np.zeros((len(self.steps), 1 + len(self.targets), width))
         for matrix, step in zip(result, self.steps, strict=True):
-            rows = list(np.eye(width))
-            for lead, others, factor in step.sums:
-                rows.append(factor * sum((ratio * rows[place] for place, ratio in others), rows[lead]))
+            rows = _written_out(step, width)
             matrix[0] = rows[-1]
             for row, slot in enumerate(self.targets, start=1):
                 place = step.keeps[slot - STORED]
                 if place is not None:
                     matrix[row] = rows[place]
         return result[:, :, list(self.inputs)]
+
+
+def _written_out(step: LoweredStep, width: int) -> list[NDArray[np.float64]]:
+    """The values at all places of a step in terms of its `width` slots, the next sample last."""
+    rows = list(np.eye(width))
+    for lead, others, factor in step.sums:
+        rows.append(factor * sum((ratio * rows[place] for place, ratio in others), rows[lead]))
+    return rows
 
 
 def advance(

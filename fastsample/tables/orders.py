@@ -91,7 +91,7 @@ def break_long_blocks(positions: Sequence[int], nodes: Sequence[Node], longest: 
 
 def _lengths(nodes: Sequence[Node], variable: Variable) -> list[float]:
     places = [node.lam if variable == "lam" else -node.sbar for node in nodes]
-    return [target - source for source, target in itertools.pairwise(places)]
+    return [abs(target - source) for source, target in itertools.pairwise(places)]
 
 
 def _within(order: int, step: float, longest: Sequence[float]) -> int:
@@ -101,12 +101,18 @@ def _within(order: int, step: float, longest: Sequence[float]) -> int:
     return order
 
 
-def lower_at_limits(orders: Sequence[int], nodes: Sequence[Node]) -> list[int]:
-    """Order 1 wherever an exponential integrator has no higher one: onto sigma = 0.
+def lower_at_limits(orders: Sequence[int], nodes: Sequence[Node], variable: Variable) -> list[int]:
+    """Order 1 wherever a solver that extrapolates in `variable` has no higher one.
 
-    `nodes` are the evaluation nodes and the final one, `len(orders) + 1` in all.
+    In log-SNR that is a step onto sigma = 0, and where the grid rises from there one whose history would hold it; in
+    sigma / alpha a step onto zero SNR. `nodes` are the evaluation nodes and the final one, `len(orders) + 1` in all.
     """
-    return [1 if target.sigma == 0 else order for order, target in zip(orders, nodes[1:], strict=True)]
+    if variable == "sbar":
+        return [order if target.alpha > 0 else 1 for order, target in zip(orders, nodes[1:], strict=True)]
+    if nodes[0].sigma == 0:
+        orders = [max(min(order, index), 1) for index, order in enumerate(orders)]
+    ends = [target.sigma > 0 and target.alpha > 0 for target in nodes[1:]]
+    return [order if exists else 1 for order, exists in zip(orders, ends, strict=True)]
 
 
 def _lowers(lower_final: LowerFinal, count: int) -> bool:

@@ -100,3 +100,10 @@ def ddim_weights(source: Node, target: Node, noise: float = 0.0) -> Weights:
     """
     ratio = target.sigma / source.sigma
     return Weights(ratio, target.alpha - source.alpha * ratio, noise=noise)
+
+
+def first_order_weights(source: Node, target: Node) -> Weights:
+    """:func:`ddim_weights` of a rule on noise predictions: from clean data too, where a rising grid begins."""
+    if source.sigma:
+        return ddim_weights(source, target)
+    return Weights(target.alpha / source.alpha, history=(target.sigma,))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import json
+import math
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -9,16 +12,22 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.style import Style
+from rich.table import Table
 from rich.text import Text
 
 from fastsample.cli import arguments
 from fastsample.cli.engines import common
 from fastsample.decoding.pipeline import MaskedDiffusionPipeline
+from fastsample.decoding.plan import DecodingPlan, Trial, plan_decoding
 from fastsample.demo.language.loading import load_language_model
-from fastsample.demo.language.sums import Sum
+from fastsample.demo.language.sums import Sum, problems
 from fastsample.names.rules import parse_method
 
 EXAMPLE = "123+45+678+901+234"
+RULE = "factor:factor=0.3"
+"""By default: on the bundled model no measured loss at a small part of the forwards (benchmarks/decoding_cpu)."""
+PLANNED = 48
+"""Problems of the training split from which a plan for the bundled model is made."""
 
 
 def check(rule: str, block_length: int | None, steps: int | None) -> dict[str, Any]:
@@ -30,10 +39,12 @@ def check(rule: str, block_length: int | None, steps: int | None) -> dict[str, A
     return settings
 
 
-def read_texts(prompt: list[str] | None, file: Path | None, model: str | None) -> list[str]:
-    """The prompts; for the bundled model sums as it reads them, by default an example."""
+def read_texts(prompt: list[str] | None, file: Path | None, model: str | None, *, plan: bool = False) -> list[str]:
+    """The prompts; for the bundled model sums as it reads them, by default an example, or PLANNED with `plan`."""
     if model is not None:
         return arguments.read_prompts(prompt or [], file)
+    if plan and not prompt and file is None:
+        return [problem.prompt for problem in itertools.islice(problems(0, test=False), PLANNED)]
     given = arguments.read_prompts(prompt or [], file) if prompt or file is not None else [EXAMPLE]
     return [Sum.from_text(text).prompt for text in given]
 
@@ -102,3 +113,49 @@ def show(written: dict[str, Any], colours: bool | None) -> None:
     console.print(line)
     cost = f"{written['forwards']} forwards, {written['tokens_per_forward']:g} tokens a forward"
     console.print(f"{cost}, {written['seconds']:.2f} s")
+
+
+def plan(pipe: Any, texts: list[str], budget: float, settings: dict[str, Any]) -> DecodingPlan:
+    """The plan for the pipeline's model with these prompts; `settings` but for the rule and its steps."""
+    options = {
+        name: value
+        for name, value in settings.items()
+        if name in ("gen_length", "block_length", "guidance_scale", "temperature") and value is not None
+    }
+    if options.pop("temperature", 0.0):
+        raise ValueError("--temperature with --plan: texts are compared, leave it at 0")
+    return plan_decoding(pipe, texts, budget, **options)
+
+
+def show_plan(found: DecodingPlan, as_json: bool) -> None:
+    """The trials by rising risk, the choice marked; or JSON."""
+    if as_json:
+        rows = {"reference": found.reference, "chosen": found.chosen}
+        made = {name: _numbers(trial) for name, trial in rows.items()}
+        made |= {"trials": [_numbers(trial) for trial in found.trials]}  # type: ignore[dict-item]
+        made |= {"budget": found.budget, "prompts": found.prompts}  # type: ignore[dict-item]
+        made["information"] = None if math.isnan(found.information) else found.information  # type: ignore[assignment]
+        print(json.dumps(made, indent=2))
+        return
+    table = Table(title=f"{found.prompts} prompts; at most {found.budget:.1%} of the texts may differ")
+    for name in ("rule", "same texts", "95 % interval", "predicted", "risk", "forwards", "evaluated"):
+        table.add_column(name, justify="left" if name == "rule" else "right", no_wrap=True)
+    for trial in (found.reference, *found.trials):
+        low, high = trial.interval
+        table.add_row(
+            trial.name + (" <-" if trial is found.chosen else ""), f"{trial.agreement:.1%}",
+            f"{low:.1%} to {high:.1%}", f"{trial.predicted:.1%}", f"{trial.risk:.3f}", f"{trial.forwards:.2f}",
+            f"{trial.evaluated:.2f}",
+        )  # fmt: skip
+    Console(width=max(Console().width, 100)).print(table)
+    print(f"--rule {found.chosen.name}: {found.reference.forwards / found.chosen.forwards:.1f} times fewer forwards")
+    steps = (8, 16, 32)
+    expected = ", ".join(f"{found.expected_wrong(count):.0%}" for count in steps)
+    print(
+        f"information {found.information:.2f} nats: of an exact model's texts {expected} would differ after "
+        f"{', '.join(map(str, steps))} steps in random order; nothing is decided by it"
+    )
+
+
+def _numbers(trial: Trial) -> dict[str, Any]:
+    return {key: value for key, value in vars(trial).items() if key != "rule"}

@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from fastsample.bench.context import environment
+from fastsample.cache import cache_folder
 from fastsample.demo.bundled import model_path
-from fastsample.demo.mixture import cache_folder
 from fastsample.sampling.backend import fuses
 
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "numpy", "scipy", "triton")

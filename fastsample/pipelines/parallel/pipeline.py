@@ -148,7 +148,7 @@ def _settings(
         window,
         tolerance,
         cuts=lambda timesteps: _expert_boundary(pipe, timesteps),
-        constant_rows=any(denoiser.compiled for denoiser in modules),
+        constant_rows=any(denoiser.fixed_shapes for denoiser in modules),
         interrupted=lambda: bool(getattr(pipe, "interrupt", False)),
         shares=RowShares() if distributed else None,
         on_sweep=on_sweep,

@@ -84,7 +84,9 @@ class Segment:
             )
         self._trajectory = SchedulerTrajectory(stepper, self.start, end, sample, known.outputs[0], nodes)
         update = make_update(settings.iteration)
-        self.fixed = FixedPoint(self._trajectory, update, window=settings.window, tolerance=settings.tolerance)
+        self.fixed = FixedPoint(
+            self._trajectory, update, window=settings.window, tolerance=settings.tolerance, keep=True
+        )
         self._on_sweep = settings.on_sweep
         self._constant = self.fixed.window + 1 if settings.constant_rows else 0
         self._inputs: tuple[Tensor, Tensor] | None = None

@@ -25,8 +25,14 @@ from fastsample.pipelines.parallel.segment import Settings
 class Session:
     """A context in which a call of `pipe` is driven, in this thread alone; all of it is undone on exit."""
 
-    def __init__(self, pipe: Any, denoisers: list[Denoiser], settings: Settings) -> None:
-        self._pipe, self._denoisers, self._settings = pipe, denoisers, settings
+    def __init__(
+        self,
+        pipe: Any,
+        denoisers: list[Denoiser],
+        settings: Settings,
+        make_loop: Callable[[Any, list[Tensor], Settings], Loop] = Loop,
+    ) -> None:
+        self._pipe, self._denoisers, self._settings, self._make_loop = pipe, denoisers, settings, make_loop
         self.loops: list[Loop] = []  # that steps were made in
         self.swept = False  # whether a denoiser has been given many rows
         self._scheduler = pipe.scheduler
@@ -71,7 +77,7 @@ class Session:
             if threading.current_thread() is not self._thread or (self._loop is not None and self._loop.running):
                 yield from plain
                 return
-            around, loop = self._loop, Loop(self._scheduler, list(plain), self._settings)
+            around, loop = self._loop, self._make_loop(self._scheduler, list(plain), self._settings)
             self._loop = loop
             self.loops.append(loop)
             yield from loop

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fastsample.fixed_point.trajectory import Trajectory
+from fastsample.fixed_point.trajectory import SteppedTrajectory
 from fastsample.pipelines.overlay import class_beneath
 from fastsample.pipelines.parallel.streams import Drawn, Streams
 from fastsample.pipelines.stateful import stateful
@@ -106,7 +106,7 @@ class Stepper:
 _UNKNOWN = Node(0.0, 1.0, 1.0)
 
 
-class SchedulerTrajectory(Trajectory):
+class SchedulerTrajectory(SteppedTrajectory):
     """The samples of a stepper from number `start` on, `x` the sample there, `output` the one that made it."""
 
     def __init__(

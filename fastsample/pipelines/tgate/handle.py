@@ -21,6 +21,7 @@ from fastsample.pipelines.tgate.policy import TGatePolicy
 from fastsample.pipelines.tgate.registration import register
 from fastsample.pipelines.tgate.summary import TGateSummary
 from fastsample.pipelines.tgate.targets import attention_modules, gated_denoisers
+from fastsample.sampling.replay import GraphedForward
 
 _APPLYING = threading.Lock()  # held while hooks are put on a pipeline
 
@@ -95,6 +96,11 @@ class TGate:
                 if any(layer.name == GATE for layer in layers_on(denoiser)):
                     raise ValueError(f"pipe.{denoiser.name} is gated already: remove that handle first")
                 check_caches(denoiser)
+                if isinstance(vars(denoiser.module).get("forward"), GraphedForward):
+                    raise ValueError(
+                        f"pipe.{denoiser.name} is replayed by fastsample.graphs, which would repeat what T-GATE did at "
+                        "one step in all: leave that block first, or use GuidanceCut"
+                    )
             return TGateHandle(self, pipe, found)
 
 

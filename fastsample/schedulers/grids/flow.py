@@ -24,7 +24,7 @@ from fastsample.schedulers.grids.request import (
 from fastsample.schedules.base import Array, Node
 from fastsample.schedules.discrete import DiscreteSchedule
 from fastsample.schedules.flow import FlowSchedule, Shift, dynamic_shift, shift_sigmas
-from fastsample.schedules.grids import LEVEL_GRIDS, evaluation_times
+from fastsample.schedules.grids import FIXED_GRIDS, LEVEL_GRIDS, evaluation_times
 from fastsample.schedules.levels import CAPPED, Levels
 
 NEAR_NOISE = 1 - float(np.float32(1 - 1e-6))  # alpha that diffusers' UniPC leaves at the first step, in float32
@@ -79,6 +79,8 @@ def _laid_out(
     sigmas = shift(base)
     if name in LEVEL_GRIDS:
         sigmas = _between(config, name, sigmas, count)
+    elif name in FIXED_GRIDS:  # no shift moves it
+        sigmas = evaluation_times(name, schedule, count, **chosen_options(config, name)) / schedule.scale
     elif name is not None:
         base = evaluation_times(name, schedule, count, **chosen_options(config, name)) / schedule.scale
         shift = Shift.of(base, factor, terminal)

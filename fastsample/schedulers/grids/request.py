@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from fastsample.schedules.base import Array, Node, NoiseSchedule
-from fastsample.schedules.grids import GRIDS, LEVEL_GRIDS, check_steps, grid_options, min_time
+from fastsample.schedules.grids import FIXED_GRIDS, LEVEL_GRIDS, check_steps, grid_names, grid_options, min_time
 
 FLAGS = {
     "use_karras_sigmas": "karras",
@@ -70,8 +70,9 @@ def grid_name(config: Mapping[str, Any], default: str) -> str:
     """`timestep_grid` of the config, or the grid that diffusers' flags or `timestep_spacing` mean."""
     flagged = flagged_grid(config)
     name = config.get("timestep_grid") or flagged or default
-    if name not in GRIDS:
-        raise ValueError(f"timestep_grid (or timestep_spacing) = {name!r} is unknown: use one of {', '.join(GRIDS)}")
+    if name not in grid_names():
+        known = ", ".join(grid_names())
+        raise ValueError(f"timestep_grid (or timestep_spacing) = {name!r} is unknown: use one of {known}")
     return str(name)
 
 
@@ -80,6 +81,8 @@ def check_grid(config: Mapping[str, Any], kind: str) -> None:
     spacing = str(config.get("timestep_spacing") or "linspace")
     grid_name({"timestep_spacing": spacing}, spacing)
     name = grid_name(config, spacing)
+    if name in FIXED_GRIDS:
+        FIXED_GRIDS[name].check(name, kind)
     named, flagged = config.get("timestep_grid"), flagged_grid(config)
     options = config.get("grid_options") or {}
     known = grid_options(named or flagged or spacing)

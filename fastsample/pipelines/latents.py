@@ -1,0 +1,104 @@
+"""Between pictures and the latents that a pipeline's loop holds, by the pipeline's own autoencoder and packing."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+PACKED = ("latents", "batch_size", "num_channels_latents", "height", "width")
+"""The arguments of `_pack_latents` of Flux and 30 pipelines like it: 2 x 2 latents a token."""
+
+
+def encode(pipe: Any, image: Any) -> tuple[Tensor, int, int]:
+    """`image` (PIL, a list of them, an array, or a tensor in [0, 1] [B, 3, H, W]) as latents; its height and width.
+
+    The mean of what the autoencoder says; on the pipeline's device, in its dtype, scaled and packed as its loop has
+    them. Raises ValueError where the pipeline has no autoencoder of still pictures.
+    """
+    vae = autoencoder(pipe)
+    pixels = pipe.image_processor.preprocess(image)
+    height, width = pixels.shape[-2:]
+    dtype, upcast = vae.dtype, bool(vae.config.get("force_upcast")) and vae.dtype == torch.float16
+    if upcast:  # SDXL's overflows in half precision
+        vae.to(torch.float32)
+    try:
+        with torch.no_grad():
+            encoded = vae.encode(pixels.to(pipe._execution_device, vae.dtype))
+    finally:
+        if upcast:
+            vae.to(dtype)
+    distribution = getattr(encoded, "latent_dist", None)  # TAESD's are the latents
+    latents = encoded.latents if distribution is None else distribution.mode()
+    latents = (latents - (vae.config.get("shift_factor") or 0.0)) * vae.config.scaling_factor
+    return pack(pipe, latents.to(dtype)), height, width
+
+
+def decode(pipe: Any, latents: Tensor) -> Tensor:
+    """Unpacked latents as pictures in [0, 1], float32 [B, 3, H, W], by the pipeline's autoencoder."""
+    vae = autoencoder(pipe)
+    scaled = latents.to(vae.dtype) / vae.config.scaling_factor + (vae.config.get("shift_factor") or 0.0)
+    with torch.no_grad():
+        pictures: Tensor = vae.decode(scaled, return_dict=False)[0]
+    return (pictures.float() / 2 + 0.5).clamp(0, 1)
+
+
+def pack(pipe: Any, latents: Tensor) -> Tensor:
+    """Latents [B, C, h, w] as the pipeline's loop has them. Raises ValueError for packings that are not Flux's."""
+    if not hasattr(pipe, "_pack_latents"):
+        return latents
+    _check_packing(pipe)
+    packed: Tensor = pipe._pack_latents(latents, *latents.shape)
+    return packed
+
+
+def unpack(pipe: Any, latents: Tensor, height: int | None = None, width: int | None = None) -> Tensor:
+    """Latents of the pipeline's loop as [B, C, h, w].
+
+    `height` and `width` are those of the picture; without them packed ones are taken for a square.
+    Raises ValueError where they are not, and for packings that are not Flux's.
+    """
+    if latents.ndim == 4:
+        return latents
+    if latents.ndim != 3 or not hasattr(pipe, "_unpack_latents"):
+        raise ValueError(
+            f"latents have shape {tuple(latents.shape)}, which is none of pictures that {type(pipe).__name__} unpacks"
+        )
+    _check_packing(pipe)
+    scale = pipe.vae_scale_factor
+    if height is None or width is None:
+        side = math.isqrt(latents.shape[1])
+        if side**2 != latents.shape[1]:
+            raise ValueError(
+                f"height, width = {height}, {width}: the {latents.shape[1]} tokens are of no square; give both"
+            )
+        height = width = 2 * side * scale
+    if (height // (2 * scale)) * (width // (2 * scale)) != latents.shape[1]:
+        raise ValueError(
+            f"height, width = {height}, {width}: not those of {latents.shape[1]} tokens; give the call's"
+        )
+    unpacked: Tensor = pipe._unpack_latents(latents, height, width, scale)
+    return unpacked
+
+
+def autoencoder(pipe: Any) -> Any:
+    """The pipeline's autoencoder of still pictures; ValueError where it has none with one scaling factor."""
+    vae = getattr(pipe, "vae", None)
+    convolution = next((part for part in vae.modules() if isinstance(part, torch.nn.Conv3d)), None) if vae else None
+    if vae is None or convolution is not None or vae.config.get("scaling_factor") is None:
+        reason = (
+            "no vae" if vae is None else f"a {type(vae).__name__}, which is none of still pictures with one scale"
+        )
+        raise ValueError(f"pipe = {type(pipe).__name__} has {reason}: encode and decode by yourself")
+    return vae
+
+
+def _check_packing(pipe: Any) -> None:
+    parameters = tuple(inspect.signature(pipe._pack_latents).parameters)
+    if parameters != PACKED:
+        raise ValueError(
+            f"pipe = {type(pipe).__name__} packs its latents by ({', '.join(parameters)}), which is not known here"
+        )
