@@ -9,6 +9,7 @@ import torch
 
 from fastsample.pipelines.denoisers import MADE_EVERY_STEP, Denoiser, latents_of, timestep_reader
 from fastsample.pipelines.guidance.caller import Branches, Caller
+from fastsample.pipelines.guidance.perturbed import put_back
 from fastsample.pipelines.guidance.reading import Branch
 from fastsample.pipelines.guidance.rows import Batch, gathered
 from fastsample.pipelines.tgate.attention import AttentionHook, Evaluation
@@ -32,12 +33,14 @@ class GatedDenoiser:
         caller = Caller.find(gated.pipe)
         branches = caller.branches(self._denoiser.name)
         timestep = self._timestep(args, kwargs)
-        run = gated.runs.enter(caller, group, timestep, lambda new: self._begin(new, branches))
+        run = gated.runs.enter(caller, group, timestep, lambda new: self._begin(new, caller, branches))
         (step,) = run.steps_of(group, branches)
         batch = Batch(beneath, args, kwargs, branches)
         return self._evaluated(run, batch, gated.policy.decide(step, _guidance(batch)))
 
-    def _begin(self, run: GatedRun, branches: Branches) -> None:
+    def _begin(self, run: GatedRun, caller: Caller, branches: Branches) -> None:
+        if branches.perturbed_attention:  # which is refused
+            put_back(caller, self._denoiser.module)
         self._gated.begin(run, branches)
         # where the attention is compiled, not what calls it
         run.compiled = any(part._compiled_call_impl is not None for part in self._denoiser.module.modules())

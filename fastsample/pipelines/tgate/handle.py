@@ -98,8 +98,8 @@ class TGate:
                 check_caches(denoiser)
                 if isinstance(vars(denoiser.module).get("forward"), GraphedForward):
                     raise ValueError(
-                        f"pipe.{denoiser.name} is replayed by fastsample.graphs, which would repeat what T-GATE did at "
-                        "one step in all: leave that block first, or use GuidanceCut"
+                        f"pipe.{denoiser.name} is replayed by fastsample.graphs, which would repeat what T-GATE did "
+                        "at one step: leave that block first, or use GuidanceCut"
                     )
             return TGateHandle(self, pipe, found)
 
