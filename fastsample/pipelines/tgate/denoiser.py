@@ -43,8 +43,8 @@ class GatedDenoiser:
             put_back(caller, self._denoiser.module)
         self._gated.begin(run, branches)
         # where the attention is compiled, not what calls it
-        run.compiled = any(part._compiled_call_impl is not None for part in self._denoiser.module.modules())
-        run.compiled = run.compiled or self._denoiser.compiled
+        own = any(part._compiled_call_impl is not None for part in self._denoiser.module.modules())
+        run.compiled = own or self._denoiser.compiled or caller.compiled
 
     def _evaluated(self, run: GatedRun, batch: Batch, decision: Decision) -> Any:
         """The output: behind the gate that of one branch in the place of each, which guidance leaves as it is."""
