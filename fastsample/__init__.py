@@ -32,6 +32,9 @@ _HOME = {
     "load_pipeline": "fastsample.pipelines.swap",
     "load_preset": "fastsample.tuning",
     "tune": "fastsample.tuning",
+    "Recipe": "fastsample.pipelines.recipe",
+    "recommend": "fastsample.pipelines.recommend",
+    "speed_up": "fastsample.pipelines.recommend",
     "scheduler_from_name": "fastsample.schedulers",
     "set_scheduler": "fastsample.pipelines.swap",
     "invert": "fastsample.pipelines.inversion",
@@ -81,6 +84,7 @@ _HOME = {
     "Random": "fastsample.decoding",
     "Threshold": "fastsample.decoding",
     "anchor": "fastsample.decoding",
+    "load_causal_model": "fastsample.demo.causal.loading",
     "load_language_model": "fastsample.demo.language.loading",
     "TarFlowModel": "fastsample.tarflow",
     "TarFlowPipeline": "fastsample.tarflow",
@@ -122,6 +126,7 @@ if TYPE_CHECKING:
     from fastsample.decoding.schedulers import ProphetScheduler as ProphetScheduler
     from fastsample.decoding.schedulers import RiskScheduler as RiskScheduler
     from fastsample.decoding.schedulers import ThresholdScheduler as ThresholdScheduler
+    from fastsample.demo.causal.loading import load_causal_model as load_causal_model
     from fastsample.demo.language.loading import load_language_model as load_language_model
     from fastsample.demo.mixture import GaussianMixture as GaussianMixture
     from fastsample.fixed_point import integrate_parallel as integrate_parallel
@@ -132,6 +137,9 @@ if TYPE_CHECKING:
     from fastsample.pipelines.parallel import ParallelSampler as ParallelSampler
     from fastsample.pipelines.parallel import parallelise as parallelise
     from fastsample.pipelines.preview import preview_callback as preview_callback
+    from fastsample.pipelines.recipe import Recipe as Recipe
+    from fastsample.pipelines.recommend import recommend as recommend
+    from fastsample.pipelines.recommend import speed_up as speed_up
     from fastsample.pipelines.swap import load_pipeline as load_pipeline
     from fastsample.pipelines.swap import set_scheduler as set_scheduler
     from fastsample.pipelines.tgate import TGate as TGate

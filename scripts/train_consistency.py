@@ -1,8 +1,8 @@
 """Train the bundled causal language model on the sums, and its consistency model for Jacobi decoding, from a seed.
 
-    python scripts/train_consistency.py teacher --out build/causal --device cuda
-    python scripts/train_consistency.py consistency --out build/causal --device cuda
-    python scripts/train_consistency.py evaluate --out build/causal
+    python scripts/train_consistency.py teacher --device cuda --workers 4
+    python scripts/train_consistency.py consistency --device cuda --workers 4
+    python scripts/train_consistency.py evaluate --out fastsample/demo/causal
 
 The second stage is that of CLLM (Kou et al. 2024, arXiv:2403.00835): the model meets the states of its own Jacobi
 decoding and learns to write, from each, what it writes at their fixed point, while the text itself stays what it was.
@@ -35,7 +35,7 @@ BLOCK = 32
 """Tokens that are guessed at once in training; shorter blocks gain too."""
 SWEEPS = 8
 """States are of fewer sweeps than this; later ones differ little from the fixed point."""
-STAGES = {"teacher": (3000, 2e-3), "consistency": (1500, 1e-3)}
+STAGES = {"teacher": (2000, 2e-3), "consistency": (1000, 1e-3)}
 """Steps and largest rate; one cosine each, after a hundredth of warm-up."""
 BATCH = 512
 TEXT_WEIGHT = 10.0

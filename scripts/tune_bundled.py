@@ -128,7 +128,7 @@ class Measured:
         self.bench, self.calls = bench, Calls(bench.pipe, scale, {})
         self.pairs = [(prompt, seed) for seed in SEEDS for prompt in bench.fresh]
         self.problem = bench.target.problem(whole=False)
-        oracle = Oracle(self.calls, self.pairs, bench.batch, whole=False)
+        self.oracle = oracle = Oracle(self.calls, self.pairs, bench.batch, whole=False)
         start = oracle.start()
         reference = teach(oracle, self.problem, start, bench.target.last, LONG_RUN).final
         self.set = Pairs(oracle, self.problem, start, reference, spread(reference), Purse(10**9))
@@ -139,6 +139,7 @@ class Measured:
         best, untuned = self.best_untuned(entry.evaluations)
         tuned, images = self.of(linear_of(entry.table))
         _, before = self.of(best)
+        self.oracle.close()  # a pipeline has one guidance at a time
         peers = {peer: self.peer(peer, entry.evaluations) for peer in PEERS}
         as_good = next((n for n in MATCHED if self.peer(PEERS[0], n) <= rms(tuned)), None)
         halves = np.split(tuned, len(SEEDS)), np.split(untuned["errors"], len(SEEDS))

@@ -11,7 +11,6 @@ import types
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
-from unittest import mock
 
 import pytest
 
@@ -37,8 +36,13 @@ def k_diffusion_sampling() -> ModuleType:
         for name in ("transforms", "datasets", "utils"):
             setattr(stand_ins["torchvision"], name, stand_ins[f"torchvision.{name}"])
         stand_ins["torchvision.transforms"].functional = types.ModuleType("functional")  # type: ignore[attr-defined]
-    with mock.patch.dict(sys.modules, stand_ins), mock.patch.object(sys, "path", [*sys.path, str(package.parent)]):
-        try:
-            return importlib.import_module("k_diffusion.sampling")
-        except ModuleNotFoundError as error:
-            pytest.skip(f"k-diffusion misses {error.name}")
+    sys.modules.update(stand_ins)
+    sys.path.append(str(package.parent))
+    try:
+        return importlib.import_module("k_diffusion.sampling")
+    except ModuleNotFoundError as error:
+        pytest.skip(f"k-diffusion misses {error.name}")
+    finally:  # by name: what it imported itself stays
+        sys.path.remove(str(package.parent))
+        for name in stand_ins:
+            sys.modules.pop(name, None)

@@ -1,4 +1,4 @@
-"""Run by every process of tests/test_parallel_processes.py: one image, its rows shared."""
+"""Run by every process of tests/test_parallel_processes.py: one image, its rows shared; a tuning."""
 
 from __future__ import annotations
 
@@ -13,7 +13,20 @@ import fastsample as fs
 from fastsample.pipelines.counting import count
 
 
+def tuned(out: str) -> None:
+    """Tune, and keep the preset and the rows that this process evaluated."""
+    pipe = quiet(stable_diffusion())
+    prompts = [f"a small red circle {number}" for number in range(6)]
+    rows = []
+    pipe.unet.register_forward_hook(lambda module, args, output: rows.append(len(output[0])))
+    preset = fs.tune(pipe, prompts, steps=(2,), guidance=(2.0,), budget=1800, folder=f"{out}-stages")
+    torch.save({"preset": preset.to_json(), "rows": sum(rows)}, f"{out}.{torch.distributed.get_rank()}")
+
+
 def main(case: str, out: str) -> None:
+    if case == "tune":
+        tuned(out)
+        return
     seed = 0
     inputs = {"num_inference_steps": 10, "output_type": "latent"}
     if case == "controlnet":

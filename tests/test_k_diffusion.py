@@ -173,6 +173,16 @@ def test_slope_methods_written_out_on_ve_and_flow(name: str, second: str | None,
         torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("name", ["DPM++ 2M", "k_dpmpp_2m", "sample_dpmpp_2m", "Heun", "heun"])
+def test_a_name_means_the_same_however_it_is_spelt(name: str) -> None:
+    levels = karras(6) / 14.6
+    plain = "dpmpp_2m" if "2" in name else "heun"
+    got, want = (
+        sampler(own, flow=True)(Denoiser(True), start(levels), levels, disable=True) for own in (name, plain)
+    )
+    assert torch.equal(got, want)
+
+
 @pytest.mark.parametrize("grid", GRIDS)
 @pytest.mark.parametrize("flow", [False, True], ids=["ve", "flow"])
 def test_2m_written_out(grid: str, flow: bool) -> None:
@@ -253,7 +263,7 @@ def test_without_a_step_x_comes_back(length: int) -> None:
     ("call", "words"),
     [
         (lambda: sampler("dpmpp_2n"), r"name = 'dpmpp_2n' is unknown: did you mean .*dpmpp_2m"),
-        (lambda: sampler("DPM++ 2M Karras"), r"says a schedule.*use 'DPM\+\+ 2M'"),
+        (lambda: sampler("DPM++ 2M Karras"), r"says a schedule.*use the sampler alone"),
         (lambda: sampler("dpm_fast"), r"lays out its own steps"),
         (lambda: sampler("dpmpp_2m", eta=1.0), r"option eta = 1.0 is unknown to solver 'dpmpp-2m'"),
         (lambda: sampler("euler", eta=3.0), r"eta = 3.0"),

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import json
 import random
+import sys
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +22,7 @@ from fastsample.demo.language.loading import load_language_model, model_path
 from fastsample.demo.language.model import MaskedDiffusionLM
 from fastsample.demo.language.sums import Sum, problems
 
+ROOT = Path(__file__).parents[1]
 EXAMPLE = Sum((123, 45, 678, 901, 234))
 FOLDER_FILES = {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "training.json"}
 
@@ -47,6 +52,31 @@ def test_every_text_is_right_step_by_step() -> None:
             carry, ones = total // 10, str(total % 10) + ones
         assert answer == f"answer:{carry}{ones}"
         assert sums.read_answer(problem.response) == sum(problem.numbers)
+
+
+def test_the_training_scripts_texts_are_those_of_problems() -> None:
+    """Made one by one or as tensors; none is of the test split."""
+    spec = importlib.util.spec_from_file_location("train_language", ROOT / "scripts" / "train_language.py")
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = script  # dataclasses look their module up
+    spec.loader.exec_module(script)
+    generator = torch.Generator().manual_seed(0)
+    for row in script.uniform_texts(300, generator, torch.device("cpu")):
+        text = "".join(sums.VOCABULARY[token] for token in row)
+        problem = Sum.from_text(text[: sums.PROMPT_LENGTH - 1])
+        assert not problem.is_test
+        assert torch.equal(row, script.batch_of(iter([problem]), 1)[0])
+        assert text.partition(sums.END)[0] == problem.prompt + problem.response
+    model, _ = load_language_model()
+    tokens = script.uniform_texts(4, generator, torch.device("cpu"))
+    masked = script.in_response(tokens) & (script.uniform(tokens, generator) < 0.5)
+    for passes in ((1.0,), (0.0, 1.0), (0.0, 0.0, 1.0)):  # soft passes are inputs: gradients reach the embedding
+        phase = replace(script.PHASES[-1], passes=passes)
+        logits = script.predictions(model, phase, generator, tokens, masked)
+        assert logits.shape == (4, 116, len(sums.VOCABULARY))
+        assert logits.isfinite().all()
 
 
 @pytest.mark.parametrize("text", ["1+2", "1+2+3+4+5+6", "1000+2+3+4+5", "a+2+3+4+5", "1+2+3+4+", ""])

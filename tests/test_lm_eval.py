@@ -5,15 +5,17 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 import fastsample
-from fastsample.bench.harness import HarnessModel, harness_model
+from fastsample.bench.harness import Generation, HarnessModel, harness_model
 from fastsample.decoding.pipeline import MaskedDiffusionPipeline
+from fastsample.decoding.prompts import encode, tokens_of
 from fastsample.demo.language.sums import Sum, problems
 from fastsample.names.rules import parse_method
 
@@ -100,6 +102,95 @@ def test_rolling_likelihoods_and_empty_continuations(pipe: MaskedDiffusionPipeli
     likely, unlikely = model.loglikelihood_rolling([Instance((text,)), Instance((shuffled,))])
     assert 0 > likely > unlikely
     assert model.loglikelihood([Instance((asked[0].prompt, ""))]) == [(0.0, True)]
+
+
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [
+        ({}, Generation()),
+        ({"until": "a"}, Generation(until=("a",))),
+        ({"until": ["a", "", "b"]}, Generation(until=("a", "b"))),
+        ({"until": None, "max_new_tokens": 7}, Generation(length=7)),
+        ({"max_gen_toks": 5, "max_new_tokens": 7}, Generation(length=5)),
+        ({"max_tokens": "9"}, Generation(length=9)),
+        ({"max_completion_tokens": 3}, Generation(length=3)),
+        ({"temperature": 0.5}, Generation(temperature=0.5)),
+        ({"temperature": 0.0}, Generation()),
+        ({"do_sample": False, "temperature": 0.5, "top_p": 0.9, "top_k": 4}, Generation()),
+        ({"do_sample": True}, Generation(temperature=1.0)),
+        ({"do_sample": True, "temperature": 0.3, "top_p": 0.9}, Generation(temperature=0.3, top_p=0.9)),
+        ({"temperature": 0.3, "top_k": 0, "num_beams": 1}, Generation(temperature=0.3)),
+        ({"repetition_penalty": 1.2}, Generation(repetition_penalty=1.2)),
+    ],
+)
+def test_generation_arguments_are_read_as_the_harness_reads_them(given: dict[str, Any], read: Generation) -> None:
+    before = dict(given)
+    assert Generation.read(given) == read
+    assert given == before
+
+
+@pytest.mark.skipif(not HARNESS, reason="lm_eval is not installed: the extra lm-eval")
+@pytest.mark.parametrize("sample", [None, True, False])
+@pytest.mark.parametrize("heat", [None, 0.0, 0.7])
+@pytest.mark.parametrize("length", ["max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens"])
+def test_as_its_own_reading(sample: bool | None, heat: float | None, length: str) -> None:
+    from lm_eval.models.utils import normalize_gen_kwargs
+
+    given = {"until": "x", "do_sample": sample, "temperature": heat, length: 12}
+    given = {name: value for name, value in given.items() if value is not None}
+    theirs, ours = normalize_gen_kwargs(given), Generation.read(given)
+    assert (list(ours.until), ours.length) == (theirs["until"], theirs["max_gen_toks"])
+    if "temperature" in theirs:
+        assert ours.temperature == theirs["temperature"]
+    assert (ours.temperature > 0) == (theirs["do_sample"] and theirs.get("temperature") != 0.0)
+
+
+def test_an_unknown_generation_argument_is_refused(pipe: MaskedDiffusionPipeline) -> None:
+    model = model_of(pipe)
+    with pytest.raises(ValueError, match=r"generation arguments \{'num_beams': 4\}: give some of until"):
+        model.generate_until([Instance(("1+2", {"num_beams": 4}))])
+    assert model.forwards == 0
+
+
+def test_a_stop_spares_the_forwards_behind_it(pipe: MaskedDiffusionPipeline, asked: list[Sum]) -> None:
+    whole, short = model_of(pipe, "low-confidence:block=8"), model_of(pipe, "low-confidence:block=8")
+    (text,) = whole.generate_until([Instance((asked[0].prompt, {}))])
+    (cut,) = short.generate_until([Instance((asked[0].prompt, {"until": [";"]}))])
+    assert cut == text.partition(";")[0]
+    assert short.forwards < whole.forwards / 2
+
+
+class Begun:
+    """The bundled tokenizer, which begins texts by a BOS: here the character 0."""
+
+    def __init__(self, inner: Any) -> None:
+        self._inner, self.bos_token_id = inner, inner("0").input_ids[0]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def __call__(self, text: str, add_special_tokens: bool = True) -> Any:
+        found = self._inner(text, add_special_tokens=False)
+        if add_special_tokens:
+            found["input_ids"] = [self.bos_token_id, *found["input_ids"]]
+        return found
+
+
+def test_a_text_begins_by_one_bos(pipe: MaskedDiffusionPipeline) -> None:
+    """Added where the tokenizer adds it, and not where the text has it: a chat template's, say."""
+    tokenizer = Begun(pipe.tokenizer)
+    ids = tokenizer("123", add_special_tokens=False)["input_ids"]
+    begin = tokenizer.bos_token_id
+    assert tokens_of(tokenizer, "123") == tokens_of(tokenizer, "0123") == [begin, *ids]
+    assert tokens_of(pipe.tokenizer, "123") == ids
+    rows, mask = encode(tokenizer, ["0123", "123", "0"], chat=False)
+    assert rows[0].tolist() == rows[1].tolist() == [begin, *ids]
+    assert mask.sum(-1).tolist() == [4, 4, 1]
+    model = model_of(pipe)
+    split = replace(model, pipe=SimpleNamespace(tokenizer=tokenizer, device="cpu"))._split  # type: ignore[arg-type]
+    assert [part.tolist() for part in split("12", "3")] == [[begin, *ids[:2]], ids[2:]]
+    assert [part.tolist() for part in split("", "123")] == [[begin], ids]
+    assert [part.tolist() for part in model._split("", "123")] == [[], ids]
 
 
 @pytest.mark.skipif(HARNESS, reason="lm_eval is installed")

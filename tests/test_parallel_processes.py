@@ -89,3 +89,13 @@ def test_prompts_are_split_between_processes(tmp_path: Path) -> None:
     assert alone(*command, "--out", str(tmp_path / "one")).returncode == 0
     for name in ("prompt000-seed1.png", "prompt001-seed1.png", "prompt002-seed1.png", "contact-sheet.png"):
         assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
+
+
+def test_two_processes_tune_together(tmp_path: Path) -> None:
+    """Each evaluates about half of the rows, and both find the same preset."""
+    one, other = shared("tune", tmp_path)
+    assert one["preset"] == other["preset"]
+    preset = fs.load_preset(one["preset"])
+    spent = 2 * sum(entry.calls for entry in preset.entries)  # guided: two rows each
+    assert one["rows"] == other["rows"]
+    assert one["rows"] < 0.8 * (spent + 2 * 41 * (3 + 8 + 16))

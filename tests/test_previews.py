@@ -171,7 +171,7 @@ def test_what_cannot_be_drawn_is_refused() -> None:
         pipe("a small red circle", num_inference_steps=2, callback_on_step_end=fs.preview_callback())
 
 
-def test_in_a_notebook_the_pictures_replace_each_other() -> None:
+def test_in_a_notebook_the_pictures_replace_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
     """With a stand-in of IPython's two functions: a display that is updated in place."""
     shown: list[tuple[str, tuple[int, int]]] = []
     handle = types.SimpleNamespace(update=lambda image: shown.append(("update", image.size)))
@@ -180,11 +180,12 @@ def test_in_a_notebook_the_pictures_replace_each_other() -> None:
         shown.append(("new", image.size))
         return handle
 
-    modules = {"IPython": types.ModuleType("IPython"), "IPython.display": types.ModuleType("IPython.display")}
-    modules["IPython"].get_ipython = lambda: object()  # type: ignore[attr-defined]
-    modules["IPython.display"].display = display  # type: ignore[attr-defined]
-    with mock.patch.dict(sys.modules, modules):
-        preview = fs.preview_callback(decoder="vae")
+    shell, output = types.ModuleType("IPython"), types.ModuleType("IPython.display")
+    shell.get_ipython = lambda: object()  # type: ignore[attr-defined]
+    output.display = display  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "IPython", shell)
+    monkeypatch.setitem(sys.modules, "IPython.display", output)
+    preview = fs.preview_callback(decoder="vae")
     pipe = stable_diffusion()
     pipe.scheduler = fs.DDIMScheduler.from_config(pipe.scheduler.config)
     pipe(["a small red circle"] * 2, num_inference_steps=3, callback_on_step_end=preview)

@@ -300,7 +300,8 @@ def embedded(count: int) -> list[dict[str, Tensor]]:
 def test_flow_models_and_narrow_dtypes_are_tuned(kind: str, tmp_path: Path) -> None:
     pipe = quiet(sd3() if kind == "flow" else stable_diffusion().to(torch.bfloat16))
     prompts: list[Any] = embedded(6) if kind == "flow" else PROMPTS
-    preset = fs.tune(pipe, prompts, steps=(3,), guidance=(2.0,), budget=3000, folder=tmp_path)
+    preset = fs.tune(pipe, prompts, steps=(3,), guidance=(2.0,), budget=3000, folder=tmp_path, solver="ghvb")
+    assert {one.solver for one in preset.entries} == {"ghvb"}
     pipe.scheduler = fs.DDIMScheduler.from_config(pipe.scheduler.config, preset=preset)
     call = prompts[0] if kind == "flow" else {"prompt": prompts[0]}
     latents = pipe(**call, num_inference_steps=3, guidance_scale=2.0, output_type="latent").images
@@ -341,6 +342,9 @@ def test_wrong_input_is_refused_before_any_evaluation(pipe: Any, counted: list[i
         ({"budget": 100}, "budget = 100"),
         ({"objective": "lpips"}, "objective"),
         ({"quality": 3}, "quality"),
+        ({"solver": "dpmpp-2m-sde"}, "draws noise"),
+        ({"solver": "heun"}, "stages"),
+        ({"solver": "ghbv"}, "ghvb"),
         ({"batch": 0}, "batch"),
         ({"call": {"num_inference_steps": 3}}, "num_inference_steps"),
     ]
@@ -350,6 +354,14 @@ def test_wrong_input_is_refused_before_any_evaluation(pipe: Any, counted: list[i
         check_refused(lambda: fs.tune(pipe, prompts, **given), words)  # noqa: B023
     with fs.TGate(2).apply(pipe):
         check_refused(lambda: fs.tune(pipe, PROMPTS, folder=tmp_path), "T-GATE")
+    before = pipe.scheduler
+    pipe.scheduler = fs.create_scheduler("dpmpp-2m-sde", before.config)
+    try:
+        check_refused(lambda: fs.tune(pipe, PROMPTS, folder=tmp_path), "draws noise")
+    finally:
+        pipe.scheduler = before
+    with fs.GuidanceCut(0, 2).apply(pipe):
+        check_refused(lambda: fs.tune(pipe, PROMPTS, folder=tmp_path), "guidance cut")
     assert counted[0] == 0
     assert not list(tmp_path.iterdir())
 
@@ -357,7 +369,17 @@ def test_wrong_input_is_refused_before_any_evaluation(pipe: Any, counted: list[i
 def test_sets_have_no_pair_in_common() -> None:
     for count, seeds in itertools.product((2, 3, 4, 9, 40), ((0,), (0, 5))):
         asked = Arguments(
-            tuple(f"prompt {index}" for index in range(count)), (5,), (3.0,), seeds, 1, "rms", False, None, 8, None
+            tuple(f"prompt {index}" for index in range(count)),
+            (5,),
+            (3.0,),
+            seeds,
+            1,
+            "rms",
+            None,
+            False,
+            None,
+            8,
+            None,
         )
         sets = asked.sets
         pairs = [*sets.tune, *sets.validation, *sets.check]
@@ -366,3 +388,38 @@ def test_sets_have_no_pair_in_common() -> None:
         if count >= 4:
             kinds = [{prompt for prompt, _ in part} for part in (sets.tune, sets.validation, sets.check)]
             assert all(not one & other for one, other in itertools.combinations(kinds, 2))
+
+
+# --- the command ------------------------------------------------------------------------------------------
+
+
+def test_the_command_writes_a_preset(run: Any, pipe: Any, tmp_path: Path) -> None:
+    pipe.save_pretrained(tmp_path / "model")
+    (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
+    options = ["--steps", "2", "--guidance", "2", "--budget", "3000", "--grid-only"]
+    options += ["--folder", "stages", "--out", "preset.json"]
+    status, out, err = run("tune", "--prompts", "prompts.txt", "--model", str(tmp_path / "model"), *options)
+    assert status == 0, err
+    assert "2 evaluations" in out
+    preset = fs.load_preset(tmp_path / "preset.json", pipe, guidance=2)
+    assert [one.evaluations for one in preset.entries] == [2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--prompts", "absent.txt"], "absent.txt"),
+        (["--prompts", "one.txt"], "at least two"),
+        (["--prompts", "one.txt", "--steps", "5,x"], "--steps"),
+        (["--prompts", "one.txt", "--seed", "0", "--seed", "1", "--budget", "9"], "budget = 9"),
+        (["--prompts", "one.txt", "--seed", "0", "--seed", "1", "--objective", "l1"], "objective"),
+        ([], "prompts"),
+    ],
+)
+def test_the_command_refuses_in_one_line(run: Any, tmp_path: Path, arguments: list[str], words: str) -> None:
+    (tmp_path / "one.txt").write_text("a red circle\n")
+    status, out, err = run("tune", *arguments)
+    assert status == 2
+    assert words in err
+    assert len(err.strip().splitlines()) == 1
+    assert not out

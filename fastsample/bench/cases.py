@@ -9,15 +9,21 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fastsample.bench.accelerations import Gate, Parallel
+from fastsample.bench.peers import peer_scheduler
 from fastsample.names.options import parse_options
-from fastsample.names.peers import peer_class
+from fastsample.names.peers import peer_class, peer_names
+from fastsample.names.recommended import RECOMMENDED
+from fastsample.names.samplers import parse_sampler_name
 from fastsample.schedulers import create_scheduler, scheduler_from_name
 from fastsample.solvers import available
 
 
 @dataclass(frozen=True)
 class Arm:
-    """A sampler: a solver, by our name or another program's, or (`peer`) a diffusers class, perhaps accelerated."""
+    """A sampler, perhaps accelerated.
+
+    `name` is a registered solver, a sampler of AUTOMATIC1111 or ComfyUI, or a class of diffusers (then `peer`).
+    """
 
     name: str
     options: tuple[tuple[str, Any], ...] = ()
@@ -48,10 +54,11 @@ class Arm:
 
     def scheduler(self, config: Mapping[str, Any]) -> Any:
         """A fresh scheduler of this arm for the model that `config` describes."""
+        options = dict(self.options)
         if self.peer:
-            return peer_class(self.name).from_config(config, **dict(self.options))
+            return peer_scheduler(self.name, config, **options)
         create = create_scheduler if self.name in available() else scheduler_from_name
-        return create(self.name, config, grid=self.grid, **dict(self.options))
+        return create(self.name, config, grid=self.grid, **options)
 
 
 @dataclass(frozen=True)
@@ -70,14 +77,40 @@ class Case:
 
 
 def parse_arm(text: str, *, grid: str | None = None, peer: bool = False) -> Arm:
-    """An arm from `name` or `name:key=value,key=value`; unknown names and options raise ValueError."""
-    name, _, tail = text.strip().partition(":")
-    arm = Arm(name, parse_options(tail.split(",") if tail else [], text), grid, peer)
+    """An arm from `name` or `name:key=value,key=value`, where `grid=` names its own time grid in place of `grid`.
+
+    With `peer` the name is a class of diffusers; else a registered solver, a sampler by the name that AUTOMATIC1111
+    or ComfyUI give it, or a class of diffusers. Unknown names and options raise ValueError.
+    """
+    name, _, tail = (part.strip() for part in text.partition(":"))
+    options = dict(parse_options(tail.split(",") if tail else [], text))
+    grid = options.pop("grid", grid)
+    peer = peer or _is_peer(name)
     if peer:
         peer_class(name)
-    else:
+    arm = Arm(name, tuple(options.items()), None if peer else grid, peer)
+    if not peer:
         arm.scheduler({})
     return arm
+
+
+def _is_peer(name: str) -> bool:
+    """Whether the name of a sampler means a class of diffusers; ValueError for a name that means nothing."""
+    if name in available():
+        return False
+    try:
+        parse_sampler_name(name)
+    except ValueError:
+        if {name, f"{name}Scheduler"} & set(peer_names()):
+            return True
+        raise
+    return False
+
+
+def recommended_arm(kind: str) -> Arm:
+    """What the documents recommend for models whose noise schedule is of that kind."""
+    setting = RECOMMENDED[kind]
+    return Arm(setting.solver, tuple(setting.options.items()), setting.grid)
 
 
 def make_cases(

@@ -10,6 +10,7 @@ from typing import Any
 
 import diffusers
 import torch
+from accelerate.utils.modeling import get_state_dict_offloaded_model
 from torch import Tensor, nn
 
 from fastsample.version import __version__
@@ -28,7 +29,10 @@ def weights_digest(modules: Sequence[nn.Module]) -> str:
     """A hash of all parameters and buffers: their names, dtypes, shapes and bytes."""
     total = hashlib.sha256()
     for module in modules:
-        for name, value in module.state_dict().items():
+        state = module.state_dict()
+        if any(isinstance(value, Tensor) and value.is_meta for value in state.values()):
+            state = get_state_dict_offloaded_model(module)  # a layer at a time is on the GPU, the rest elsewhere
+        for name, value in state.items():
             if isinstance(value, Tensor):
                 total.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
                 total.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)

@@ -1,10 +1,32 @@
-"""The speed-up to expect of parallel sampling, computed from measured rounds and the cost of a call by its rows."""
+"""What to expect: of a benchmark, the time it takes; of parallel sampling, the speed-up, from measured rounds."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
+
+
+@dataclass
+class Clock:
+    """How long cases that are expected to take `seconds` each will still take, corrected by how long they took."""
+
+    seconds: Sequence[float]
+    _done: int = 0
+    _started: float = field(default_factory=time.perf_counter)
+
+    def tick(self) -> None:
+        """The next case is done."""
+        self._done += 1
+
+    @property
+    def left(self) -> str:
+        """In words."""
+        done, rest = sum(self.seconds[: self._done]), sum(self.seconds[self._done :])
+        pace = (time.perf_counter() - self._started) / done if done else 1.0
+        left = rest * pace
+        return f"{left:.0f} s" if left < 100 else f"{left / 60:.0f} min"
 
 
 @dataclass(frozen=True)

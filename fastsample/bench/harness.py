@@ -9,8 +9,8 @@ Needs the extra: pip install 'fastsample[lm-eval]'. :class:`HarnessModel` itself
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor
 from fastsample.decoding import decode_masked
 from fastsample.decoding.denoiser import Denoiser
 from fastsample.decoding.pipeline import MaskedDiffusionPipeline
+from fastsample.decoding.prompts import tokens_of
 from fastsample.names.rules import Method, parse_method
 
 
@@ -26,9 +27,9 @@ from fastsample.names.rules import Method, parse_method
 class HarnessModel:
     """Answers requests (objects with `args`) by a pipeline, each independently of the others in its batch.
 
-    `method` writes texts of `gen_length` tokens, or of a request's `max_gen_toks`, in whole blocks. Likelihoods are
-    Monte Carlo estimates of a lower bound, over `draws` maskings (LLaDA, arXiv:2502.09992, eq. 6), the same for all
-    continuations of one length. `forwards` counts what was evaluated.
+    `method` writes texts of `gen_length` tokens, or of a request's `max_gen_toks`, in whole blocks, up to its stops.
+    Likelihoods are Monte Carlo estimates of a lower bound, over `draws` maskings (LLaDA, arXiv:2502.09992, eq. 6),
+    the same for all continuations of one length. `forwards` counts what was evaluated.
     """
 
     pipe: MaskedDiffusionPipeline
@@ -40,14 +41,13 @@ class HarnessModel:
     forwards: int = 0
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
-        """For each (context, {until, max_gen_toks, temperature, do_sample}) the text before the first stop."""
+        """For each (context, generation arguments) the text before the first stop; see :class:`Generation`."""
         found: dict[int, str] = {}
         for settings, places in _grouped(requests):
-            length, temperature, stops = settings
             for begin in range(0, len(places), self.batch):
                 own = places[begin : begin + self.batch]
-                texts = self._written([requests[place].args[0] for place in own], own, length, temperature)
-                found |= {place: _cut(text, stops) for place, text in zip(own, texts, strict=True)}
+                texts = self._written([requests[place].args[0] for place in own], own, settings)
+                found |= dict(zip(own, texts, strict=True))
         return [found[place] for place in range(len(requests))]
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
@@ -58,15 +58,17 @@ class HarnessModel:
         """For each (text,) the estimate of the whole of it, in nats, without a context."""
         return [self._scored("", request.args[0])[0] for request in requests]
 
-    def _written(
-        self, contexts: Sequence[str], places: Sequence[int], length: int | None, temperature: float
-    ) -> list[str]:
+    def _written(self, contexts: Sequence[str], places: Sequence[int], settings: Generation) -> list[str]:
         block = self.method.block or 1
         out: Any = self.pipe(
             contexts,
             use_chat_template=False,  # the harness has applied it
-            gen_length=-(-(length or self.gen_length) // block) * block,
-            temperature=temperature,
+            gen_length=-(-(settings.length or self.gen_length) // block) * block,
+            stop_strings=settings.until,
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+            top_k=settings.top_k,
+            repetition_penalty=settings.repetition_penalty,
             generator=[torch.Generator().manual_seed(self.seed + place) for place in places],
             **self.method.pipeline_settings,
         )
@@ -80,11 +82,20 @@ class HarnessModel:
         return self._bound(prompt, target), self._is_greedy(prompt, target)
 
     def _split(self, context: str, continuation: str) -> tuple[Tensor, Tensor]:
-        """Tokens of the context and of the continuation, split where the context ends, spaces with what follows."""
-        head = context.rstrip()
-        tail = context[len(head) :] + continuation
-        both = self.pipe.tokenizer(head + tail, add_special_tokens=False).input_ids
-        cut = len(self.pipe.tokenizer(head, add_special_tokens=False).input_ids) if head else 0
+        """Tokens of the context and of the continuation, split where the context ends, spaces with what follows.
+
+        The context begins by a BOS where the tokenizer begins texts so; an empty one is the BOS of a tokenizer that
+        has one.
+        """
+        tokenizer, head = self.pipe.tokenizer, context.rstrip()
+        tail, begin = context[len(head) :] + continuation, tokenizer.bos_token_id
+        if head:
+            both, cut = tokens_of(tokenizer, head + tail), len(tokens_of(tokenizer, head))
+        else:
+            both = tokenizer(tail, add_special_tokens=False).input_ids
+            if begin is not None and both[:1] != [begin]:
+                both = [begin, *both]
+            cut = int(begin is not None)
         whole = torch.tensor(both, dtype=torch.int64, device=self.pipe.device)
         return whole[:cut], whole[cut:]
 
@@ -160,7 +171,10 @@ def harness_model(
 
         def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
             written: str = self.pipe.tokenizer.apply_chat_template(
-                chat_history, tokenize=False, add_generation_prompt=add_generation_prompt
+                chat_history,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=not add_generation_prompt,
             )
             return written
 
@@ -176,23 +190,57 @@ def harness_model(
     return FastsampleLM(model, method, **options)
 
 
-def _grouped(requests: Sequence[Any]) -> Iterator[tuple[tuple[int | None, float, tuple[str, ...]], list[int]]]:
+@dataclass(frozen=True)
+class Generation:
+    """The generation arguments of a request, read as lm-evaluation-harness reads them.
+
+    until: one string or several. length: max_gen_toks, max_new_tokens, max_tokens or max_completion_tokens, the first
+    of these that is there. Without `do_sample` a temperature above 0 samples; with do_sample false the temperature is
+    0, with true and none given 1.
+    """
+
+    until: tuple[str, ...] = ()
+    length: int | None = None
+    temperature: float = 0.0
+    top_p: float | None = None
+    top_k: int | None = None
+    repetition_penalty: float = 1.0
+
+    @classmethod
+    def read(cls, arguments: Mapping[str, Any]) -> Generation:
+        """From a request's arguments; ValueError for one that is not known, before any forward."""
+        given = dict(arguments)
+        until = given.pop("until", None) or ()
+        lengths = [given.pop(name, None) for name in LENGTHS]
+        sample, heat = given.pop("do_sample", None), given.pop("temperature", None)
+        if sample is None:
+            sample = float(heat or 0.0) > 0
+        found = cls(
+            until=tuple(filter(None, (until,) if isinstance(until, str) else until)),
+            length=next((int(length) for length in lengths if length is not None), None),
+            temperature=(1.0 if heat is None else float(heat)) if sample else 0.0,
+            top_p=given.pop("top_p", None),
+            top_k=given.pop("top_k", None) or None,  # 0 is none in transformers
+            repetition_penalty=float(given.pop("repetition_penalty", 1.0)),
+        )
+        unknown = {name: value for name, value in given.items() if (name, value) != ("num_beams", 1)}
+        if unknown:
+            known = ", ".join(("until", *LENGTHS, "do_sample", "temperature", "top_p", "top_k", "repetition_penalty"))
+            raise ValueError(f"generation arguments {unknown}: give some of {known}")
+        return found if found.temperature else replace(found, top_p=None, top_k=None)
+
+
+LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+"""Names of the most tokens to write, the first that is given counts."""
+
+
+def _grouped(requests: Sequence[Any]) -> Iterator[tuple[Generation, list[int]]]:
     """Groups of requests with the same settings: the settings, and the requests' places, longest contexts first.
 
     So a batch that does not fit into memory fails at once.
     """
-    groups: dict[tuple[int | None, float, tuple[str, ...]], list[int]] = {}
+    groups: dict[Generation, list[int]] = {}
     for place, request in enumerate(requests):
-        options = dict(request.args[1])
-        until = options.pop("until", None) or ()
-        stops = (until,) if isinstance(until, str) else tuple(until)
-        temperature = float(options.pop("temperature", 0.0)) if options.pop("do_sample", False) else 0.0
-        length = options.pop("max_gen_toks", None)
-        groups.setdefault((length, temperature, stops), []).append(place)
+        groups.setdefault(Generation.read(request.args[1]), []).append(place)
     for settings, places in groups.items():
         yield settings, sorted(places, key=lambda place: -len(requests[place].args[0]))
-
-
-def _cut(text: str, stops: Sequence[str]) -> str:
-    """The text before the first of the stops."""
-    return text[: min((at for at in map(text.find, filter(None, stops)) if at >= 0), default=len(text))]

@@ -44,10 +44,12 @@ def frechet_distance(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
 
 
 def decode(pipe: object, latents: Tensor, batch: int = 64) -> Tensor:
-    """Images [n, 3, H, W] in [0, 1] of a pipeline's latents."""
+    """Images [n, 3, H, W] in [0, 1] of latents as the scheduler of a Stable Diffusion (1 to 3) pipeline leaves them.
+
+    Of any pipeline, while it draws: :func:`fastsample.pipelines.drawing.draw`.
+    """
     vae = pipe.vae  # type: ignore[attr-defined]
-    parts = []
+    scale, shift = vae.config.scaling_factor, vae.config.shift_factor or 0.0
     with torch.no_grad():
-        for part in latents.split(batch):
-            parts.append(vae.decode(part.to(vae.dtype) / vae.config.scaling_factor, return_dict=False)[0].float())
+        parts = [vae.decode(part.to(vae.dtype) / scale + shift).sample.float() for part in latents.split(batch)]
     return (torch.cat(parts) / 2 + 0.5).clamp(0, 1)

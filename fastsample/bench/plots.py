@@ -13,35 +13,48 @@ from torch import Tensor
 
 from fastsample.bench import decoding_report
 from fastsample.bench.record import Result
-from fastsample.bench.report import Summary
+from fastsample.bench.report import Summary, foremost, is_peer
+
+GREYS = ("0.25", "0.5", "0.7")
 
 
-def pareto(rows: Sequence[Summary], path: Path, metric: str = "latent_rms") -> None:
-    """`metric` against NFE, one panel per guidance scale; diverged points are left out."""
+def pareto(rows: Sequence[Summary], path: Path, metric: str = "latent_rms", *, keep: str = "") -> None:
+    """`metric` against NFE, one panel per guidance scale; diverged points are left out.
+
+    The samplers of :func:`fastsample.bench.report.foremost`, `keep` drawn thick, diffusers' in greys.
+    """
     guidances = sorted({row.guidance for row in rows})
-    figure = Figure(figsize=(5 * len(guidances) + 2.5, 4.2))
+    figure = Figure(figsize=(5.6 * len(guidances), 5.6))
     axes = figure.subplots(1, len(guidances), squeeze=False)
-    arms = list(dict.fromkeys(row.arm for row in rows))
+    colours = {arm: f"C{index}" for index, arm in enumerate(a for a in _arms(rows) if not is_peer(a) and a != keep)}
+    greys = {arm: GREYS[index % 3] for index, arm in enumerate(a for a in _arms(rows) if is_peer(a))}
+    styles = colours | greys | {keep: "black"}
     for axis, guidance in zip(axes[0], guidances, strict=True):
-        for index, arm in enumerate(arms):
-            own = sorted(
-                (row for row in rows if row.arm == arm and row.guidance == guidance), key=lambda row: row.nfe
-            )
+        panel = [row for row in rows if row.guidance == guidance]
+        for arm in foremost(panel, keep=keep):
+            own = sorted((row for row in panel if row.arm == arm), key=lambda row: row.nfe)
             points = [(row.nfe, *value) for row in own if (value := row.metrics.get(metric)) is not None]
-            if points:
-                x, y, spread = np.array(points).T
-                style = "--" if arm.startswith("diffusers ") else "-"
-                axis.errorbar(x, y, spread, label=arm, marker="o", ms=4, ls=style, color=f"C{index % 10}", capsize=2)
+            if not points:
+                continue
+            x, y, spread = np.array(points).T
+            style = {"ls": "--" if is_peer(arm) else "-", "marker": "s" if is_peer(arm) else "o", "ms": 4}
+            width = 2.5 if arm == keep else 1.3
+            label = f"{arm} (recommended)" if arm == keep else arm
+            axis.errorbar(x, y, spread, label=label, color=styles[arm], lw=width, capsize=2, **style)
         axis.set(
             title=f"guidance {guidance:g}", xlabel="model evaluations an image (NFE)", yscale="log", xscale="log"
         )
-        ticks = sorted({row.nfe for row in rows if row.guidance == guidance})
+        ticks = sorted({row.nfe for row in panel})
         axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axis.xaxis.set_minor_locator(NullLocator())
         axis.grid(alpha=0.3)
+        axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.13), frameon=False)
     axes[0][0].set_ylabel("RMS error to the converged solution")
-    axes[0][-1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1.02, 0.5))
     figure.savefig(path, dpi=110, bbox_inches="tight")
+
+
+def _arms(rows: Sequence[Summary]) -> list[str]:
+    return list(dict.fromkeys(row.arm for row in rows))
 
 
 def decoding_pareto(results: Sequence[Result], path: Path) -> None:

@@ -6,7 +6,7 @@ import csv
 import io
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,6 +69,34 @@ def summarise(results: Sequence[Result]) -> list[Summary]:
         nfe, finite = own[0]["nfe"], all(result["finite"] for result in own)
         rows.append(Summary(arm, steps, guidance, nfe, len(own), finite, metrics))
     return rows
+
+
+def enough_steps(rows: Iterable[Summary], error: float = 0.1) -> int:
+    """The fewest steps at which some sampler's error is below `error`; the most where none's is."""
+    rows = list(rows)
+    return min((row.steps for row in rows if _error(row) < error), default=max(row.steps for row in rows))
+
+
+def foremost(rows: Sequence[Summary], *, keep: str = "", most: int = 8) -> list[str]:
+    """The samplers to show of one guidance scale, in their order: `keep`, three of diffusers', and the best of ours.
+
+    Those with the least error, by its geometric mean over steps: at most `most`.
+    """
+
+    def mean(arm: str) -> float:
+        errors = [max(_error(row), 1e-12) for row in rows if row.arm == arm]
+        return sum(map(math.log, errors)) / len(errors)
+
+    ranked = sorted(_distinct(rows, "arm"), key=lambda arm: (arm != keep, mean(arm)))
+    peers = [arm for arm in ranked if is_peer(arm)]
+    ours = [arm for arm in ranked if not is_peer(arm)][: most - min(len(peers), 3)]
+    chosen = {*ours, *peers[: most - len(ours)]}
+    return [arm for arm in _distinct(rows, "arm") if arm in chosen]
+
+
+def is_peer(arm: str) -> bool:
+    """Whether a sampler, by its label, is one of diffusers'."""
+    return arm.startswith("diffusers ")
 
 
 def _columns(rows: Sequence[Summary]) -> list[str]:

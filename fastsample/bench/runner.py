@@ -2,33 +2,47 @@
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastsample.bench.cases import Arm, Case
-from fastsample.bench.context import context_of, environment, modules_of
-from fastsample.bench.metrics import decode, frechet_distance, psnr, rms
+from fastsample.bench.context import context_of, environment, modules_of, weights_digest
+from fastsample.bench.metrics import frechet_distance, psnr, rms
 from fastsample.bench.record import Record, Result
-from fastsample.bench.reference import converged
+from fastsample.bench.reference import STEPS, converged, reference_path, reference_scheduler
 from fastsample.demo.bundled import features, prompt_fidelity, real_features
-from fastsample.pipelines.configured import configured
+from fastsample.pipelines.configured import Setup, configured
 from fastsample.pipelines.counting import count
+from fastsample.pipelines.drawing import Drawing, LastSample, draw
+from fastsample.pipelines.overlay import class_beneath
 from fastsample.pipelines.parallel import ParallelRun
+from fastsample.pipelines.rehearsal import rehearse
+from fastsample.pipelines.request import Request, check_draws
 from fastsample.pipelines.tgate import TGateSummary
+from fastsample.sampling.ledger import Ledger
+from fastsample.schedules import NoiseSchedule
+
+FEW = 2
+"""Steps of a short run: some pipelines take a single step in another way."""
 
 
 @dataclass
 class Bench:
-    """A benchmark of a text-to-image `pipe` on `prompts`, in batches, with `repeats` timed runs per case.
+    """A benchmark of a text-to-image or text-to-video `pipe` on `prompts`, with `repeats` timed runs per case.
 
-    Arms are interleaved within each repeat, after one warm-up call. With `judge`, images are scored by the
-    bundled classifier (prompt fidelity, Frechet distance to real held-out images).
+    Errors are RMS distances to the converged solution of the same pipeline from the same noise, of the latents as the
+    pipeline's decoder gets them, relative to their spread. Arms are interleaved within each repeat, after a warm-up.
+    `request` is what the pipeline is asked for beside prompts. With `judge`, images are scored by the bundled
+    classifier (prompt fidelity, Frechet distance to real held-out images).
+    Raises ValueError for a pipeline that draws nothing from prompts.
     """
 
     pipe: Any
@@ -37,36 +51,61 @@ class Bench:
     batch: int = 64
     repeats: int = 1
     judge: bool = False
+    request: Request = field(default_factory=Request)
 
     def __post_init__(self) -> None:
-        missing = [name for name in ("scheduler", "vae") if getattr(self.pipe, name, None) is None]
-        if missing:
-            raise ValueError(
-                f"model = {type(self.pipe).__name__} has no {missing[0]}: give a latent text-to-image model"
-            )
+        check_draws(self.pipe)
         self._own = self.pipe.scheduler
-        self._environment = environment(self.pipe.device)
-        kind, config = type(self.pipe).__name__, sorted((key, str(value)) for key, value in self._own.config.items())
-        self._context = context_of(modules_of(self.pipe), self.pipe.device, kind, config, list(self.prompts))
-        self._converged: dict[tuple[float, int], tuple[Tensor, Tensor]] = {}
+        self._environment = environment(self.pipe._execution_device)
+        kind, config = class_beneath(self.pipe).__name__, sorted((k, str(v)) for k, v in self._own.config.items())
+        modules, self._settings = modules_of(self.pipe), (kind, config, self.request, list(self.prompts))
+        self._context = context_of(modules, self.pipe._execution_device, *self._settings)
+        self._weights = weights_digest(modules)
+        self._converged: dict[tuple[float, int], Drawing] = {}
         self._plain: tuple[Any, Tensor] | None = None  # the last sequential latents compared to
+        self._warm = False
+
+    @property
+    def kind(self) -> str:
+        """The kind of the model's noise schedule; ValueError for a model that none of our schedulers is for."""
+        return NoiseSchedule.from_config(self._own.config).kind
+
+    def check(self, arm: Arm, steps: int, guidance: float) -> None:
+        """Raise ValueError, before any evaluation, where the pipeline cannot be called so, or has no reference."""
+        reference_scheduler(self._own.config)
+        with self._set_up(arm, guidance):
+            rehearse(self.pipe, self._call(range(len(self.prompts))[: self.batch], steps, guidance, 0))
+
+    def expected(self, cases: Sequence[Case]) -> list[float]:
+        """Seconds that each of `cases` will take, by those of a step at its guidance scale, references included."""
+        found = []
+        firsts = {case.guidance: case for case in reversed(cases)}
+        a_step = {guidance: self._warm_up(case) for guidance, case in firsts.items()}
+        known: set[tuple[float, int]] = set()
+        for case in cases:
+            steps, noise = case.steps * self.repeats, (case.guidance, case.seed)
+            if noise not in known and not self._reference_path(*noise).exists():
+                steps += STEPS
+            known.add(noise)
+            found.append(steps * a_step[case.guidance])
+        return found
 
     def run(self, cases: Sequence[Case]) -> Iterator[Result]:
         """Run what the record does not hold yet, yielding each result once it is on disk."""
         todo = [case for case in cases if self.result(case) is None]
-        if todo:
-            self._sample(todo[0].arm.plain, 1, todo[0].guidance, 0)  # warm-up
+        if todo and not self._warm:
+            self._warm_up(todo[0])
         for (guidance, steps, seed), group in groupby(todo, lambda case: (case.guidance, case.steps, case.seed)):
             arms = [case.arm for case in group]
             seconds: dict[Arm, list[float]] = {arm: [] for arm in arms}
             results: dict[Arm, Result] = {}
             for repeat in range(self.repeats):
                 for arm in arms:
-                    latents, ledger, cost = self._sample(arm, steps, guidance, seed)
+                    drawing, ledger, cost = self._sample(arm, steps, guidance, seed)
                     seconds[arm].append(ledger.seconds)
                     if repeat == 0:
                         results[arm] = (
-                            self._judge(latents, guidance, seed)
+                            self._judge(drawing, guidance, seed)
                             | cost
                             | {
                                 "nfe": ledger.model_evaluations,
@@ -76,7 +115,7 @@ class Bench:
                         )
                         if arm.accelerations:
                             name = "ungated_rms" if arm.gate else "sequential_rms"
-                            results[arm][name] = self._from_plain(latents, arm, steps, guidance, seed)
+                            results[arm][name] = self._from_plain(drawing.latents, arm, steps, guidance, seed)
                     if repeat == self.repeats - 1:
                         case = Case(arm, steps, guidance, seed)
                         result = self._describe(case) | results[arm] | {"seconds": statistics.median(seconds[arm])}
@@ -87,13 +126,18 @@ class Bench:
         return self.record.results.get(self._key(case))
 
     def images(self, arm: Arm, steps: int, guidance: float, seed: int) -> Tensor:
-        """Decoded images of one case, for a picture grid."""
-        return decode(self.pipe, self._sample(arm, steps, guidance, seed)[0])
+        """The pictures [n, 3, h, w] of one case, the middle frames of videos."""
+        return self._sample(arm, steps, guidance, seed)[0].stills
 
-    def trace(self, arm: Arm, steps: int, guidance: float, seed: int) -> tuple[list[Tensor], Tensor]:
-        """The guess of the final latents after each sweep of a parallel `arm`, and what its solver alone makes.
+    def converged_images(self, guidance: float, seed: int) -> Tensor:
+        """Those of the converged solution."""
+        return self._reference(guidance, seed).stills
+
+    def trace(self, arm: Arm, steps: int, guidance: float, seed: int) -> tuple[list[Tensor], Tensor, Tensor]:
+        """The guess of the scheduler's last sample after each sweep of a parallel `arm`, and its solver's alone.
 
         All steps at once, of the first batch of prompts: with a window the final state is not reached before the end.
+        Then the first prompt's pictures [sweeps + 1, 3, h, w] of these, by the pipeline's own decoding.
         """
         assert arm.parallel is not None
         found: list[Tensor] = []
@@ -101,8 +145,13 @@ class Bench:
         options = arm.parallel.options | {"window": None}
         options["on_sweep"] = lambda fixed: found.append(fixed.trajectory[-1].clone())
         with configured(self.pipe, arm.scheduler(self._own.config), parallel=options):
-            shown._latents(steps, guidance, seed)
-        return found, shown._plain_latents(arm, steps, guidance, seed)
+            shown._draw(steps, guidance, seed)
+        last = LastSample()
+        with last.of(scheduler := arm.scheduler(self._own.config)), configured(self.pipe, scheduler):
+            shown._draw(steps, guidance, seed)
+        first = replace(self, prompts=self.prompts[:1])
+        pictures = [first._picture(arm, sample[:1], guidance, seed) for sample in [*found, last.sample]]
+        return found, last.sample, torch.cat(pictures)
 
     def _key(self, case: Case) -> str:
         return f"{self._context} {case.key}"
@@ -124,34 +173,36 @@ class Bench:
             "environment": self._environment,
         }
 
-    def _judge(self, latents: Tensor, guidance: float, seed: int) -> Result:
-        finite = bool(torch.isfinite(latents).all())
-        reference, exact = self._reference(guidance, seed)
-        images = decode(self.pipe, latents)
-        spread = float(reference.std())
+    def _judge(self, drawing: Drawing, guidance: float, seed: int) -> Result:
+        exact, images = self._reference(guidance, seed), drawing.pixels
         result: Result = {
-            "finite": finite,
-            "latent_rms": rms(latents, reference) / spread,
-            "pixel_rms": rms(images, exact),
-            "pixel_psnr": psnr(images, exact),
+            "finite": drawing.finite,
+            "latent_rms": rms(drawing.latents, exact.latents) / float(exact.latents.std()),
+            "pixel_rms": rms(images, exact.pixels),
+            "pixel_psnr": psnr(images, exact.pixels),
         }
         if self.judge:
             fidelity = prompt_fidelity(images, self.prompts)
             result |= {"attributes": fidelity["attributes"], "prompts": fidelity["prompts"]}
-            result["frechet"] = frechet_distance(features(images), real_features()) if finite else float("inf")
+            result["frechet"] = (
+                frechet_distance(features(images), real_features()) if drawing.finite else float("inf")
+            )
         return result
 
-    def _reference(self, guidance: float, seed: int) -> tuple[Tensor, Tensor]:
-        """The converged latents and their images."""
+    def _reference(self, guidance: float, seed: int) -> Drawing:
+        """The converged solution."""
 
-        def sample(scheduler: Any, steps: int) -> Tensor:
+        def sample(scheduler: Any, steps: int) -> Drawing:
             with configured(self.pipe, scheduler):
-                return self._latents(steps, guidance, seed)
+                return self._draw(steps, guidance, seed)
 
         if (guidance, seed) not in self._converged:
-            latents = converged(self.pipe, self.prompts, seed, guidance, sample)
-            self._converged[guidance, seed] = latents, decode(self.pipe, latents)
+            path = self._reference_path(guidance, seed)
+            self._converged[guidance, seed] = converged(path, self._own.config, sample)
         return self._converged[guidance, seed]
+
+    def _reference_path(self, guidance: float, seed: int) -> Path:
+        return reference_path(self._weights, self._settings, float(guidance), seed)
 
     def _from_plain(self, latents: Tensor, arm: Arm, steps: int, guidance: float, seed: int) -> float:
         """RMS to the latents that the arm's solver alone makes, relative to their spread."""
@@ -161,41 +212,49 @@ class Bench:
     def _plain_latents(self, arm: Arm, steps: int, guidance: float, seed: int) -> Tensor:
         key = (arm.plain, steps, guidance, seed)
         if self._plain is None or self._plain[0] != key:
-            self._plain = key, self._sample(arm.plain, steps, guidance, seed)[0]
+            self._plain = key, self._sample(arm.plain, steps, guidance, seed)[0].latents
         return self._plain[1]
 
-    def _sample(self, arm: Arm, steps: int, guidance: float, seed: int) -> tuple[Tensor, Any, Result]:
-        """Latents, the ledger, and what accelerations saved."""
-        gate = arm.gate.tgate(guidance) if arm.gate else None
-        parallel = arm.parallel.options if arm.parallel else None
-        with (
-            configured(self.pipe, arm.scheduler(self._own.config), gate=gate, parallel=parallel) as setup,
-            count(self.pipe, len(self.prompts)) as ledger,
-        ):
-            latents = self._latents(steps, guidance, seed)
+    def _warm_up(self, case: Case) -> float:
+        """Seconds of one step, once everything is loaded."""
+        for _ in range(2):
+            _, ledger, _ = self._sample(case.arm.plain, FEW, case.guidance, 0)
+        self._warm = True
+        return ledger.seconds / FEW
+
+    def _sample(self, arm: Arm, steps: int, guidance: float, seed: int) -> tuple[Drawing, Ledger, Result]:
+        """What was drawn, the ledger, and what accelerations saved."""
+        with self._set_up(arm, guidance) as setup, count(self.pipe, len(self.prompts)) as ledger:
+            drawing = self._draw(steps, guidance, seed, ledger)
         batches = -(-len(self.prompts) // self.batch)
         savings = _savings(setup.gate.summary()) if setup.gate else {}
-        return latents, ledger, savings | (_rounds(setup.run, batches) if setup.run else {})
+        return drawing, ledger, savings | (_rounds(setup.run, batches) if setup.run else {})
 
-    def _latents(self, steps: int, guidance: float, seed: int) -> Tensor:
+    def _set_up(self, arm: Arm, guidance: float) -> contextlib.AbstractContextManager[Setup]:
+        """The pipeline with an arm's scheduler, gate and parallel iteration."""
+        gate = arm.gate.tgate(guidance) if arm.gate else None
+        parallel = arm.parallel.options if arm.parallel else None
+        return configured(self.pipe, arm.scheduler(self._own.config), gate=gate, parallel=parallel)
+
+    def _draw(self, steps: int, guidance: float, seed: int, ledger: Ledger | None = None) -> Drawing:
         """Of all prompts, by the pipeline as it is set up. Each image has a generator, so all arms start alike."""
-        parts = []
-        for begin in range(0, len(self.prompts), self.batch):
-            rows = range(begin, min(begin + self.batch, len(self.prompts)))
-            parts.append(
-                self.pipe(
-                    prompt=[self.prompts[i] for i in rows],
-                    num_inference_steps=steps,
-                    guidance_scale=guidance,
-                    generator=[torch.Generator().manual_seed(1_000_003 * (seed + 1) + i) for i in rows],
-                    output_type="latent",
-                ).images.float()
-            )
-        latents = torch.cat(parts)
-        if latents.ndim != 4:
-            shape = tuple(latents.shape)
-            raise ValueError(f"model = {type(self.pipe).__name__} has latents of shape {shape}: need [n, c, h, w]")
-        return latents
+        rows = range(len(self.prompts))
+        parts = [
+            draw(self.pipe, self._call(rows[begin : begin + self.batch], steps, guidance, seed), ledger)
+            for begin in rows[:: self.batch]
+        ]
+        return Drawing(torch.cat([part.latents for part in parts]), torch.cat([part.pixels for part in parts]))
+
+    def _call(self, rows: Sequence[int], steps: int, guidance: float, seed: int) -> dict[str, Any]:
+        """The pipeline's arguments for the prompts of numbers `rows`."""
+        prompts, seeds = [self.prompts[i] for i in rows], [1_000_003 * (seed + 1) + i for i in rows]
+        return self.request.call(self.pipe, prompts, steps, guidance, seeds)
+
+    def _picture(self, arm: Arm, sample: Tensor, guidance: float, seed: int) -> Tensor:
+        """The picture of a sample as the scheduler leaves it, by a short run whose steps all end on it."""
+        scheduler = arm.scheduler(self._own.config)
+        with LastSample(sample).of(scheduler), configured(self.pipe, scheduler):
+            return self._draw(FEW, guidance, seed).stills
 
 
 def _savings(summary: TGateSummary) -> Result:

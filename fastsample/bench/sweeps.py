@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from fastsample.bench import plots
 from fastsample.bench.cases import Arm
-from fastsample.bench.metrics import decode, rms
+from fastsample.bench.metrics import rms
 from fastsample.bench.runner import Bench
 
 
-def draw(runner: Bench, arms: Sequence[Arm], steps: int, guidance: float, folder: Path) -> None:
-    """Write sweeps.png, the error by sweep with all steps at once, and strip.png, the first prompt's image by sweep.
+def trace(runner: Bench, arms: Sequence[Arm], steps: int, guidance: float) -> dict[str, Callable[[Path], None]]:
+    """Files by name, and what writes them: the error by sweep with all steps at once, and the first prompt's image.
 
     A line or row is a solver with an iteration, at the least of the arms' tolerances.
     """
@@ -23,12 +22,15 @@ def draw(runner: Bench, arms: Sequence[Arm], steps: int, guidance: float, folder
     strips: dict[str, Tensor] = {}
     for arm in tightest(arms):
         assert arm.parallel is not None
-        guesses, exact = runner.trace(arm, steps, guidance, seed=0)
+        guesses, exact, strip = runner.trace(arm, steps, guidance, seed=0)
         label = f"{arm.plain.label} {arm.parallel.iteration}"
         errors[label] = [rms(guess, exact) / float(exact.std()) for guess in guesses]
-        strips[label] = decode(runner.pipe, torch.cat([*(guess[:1] for guess in guesses), exact[:1]]))
-    plots.sweeps(errors, folder / "sweeps.png", f"{steps} steps at once, guidance {guidance:g}")
-    plots.strips(strips, folder / "strip.png")
+        strips[label] = strip
+    title = f"{steps} steps at once, guidance {guidance:g}"
+    return {
+        "sweeps.png": lambda path: plots.sweeps(errors, path, title),
+        "strip.png": lambda path: plots.strips(strips, path),
+    }
 
 
 def tightest(arms: Sequence[Arm]) -> list[Arm]:

@@ -5,9 +5,42 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, TypeVar
+
+import typer
 
 Number = TypeVar("Number", int, float)
+
+Model = Annotated[
+    str | None,
+    typer.Option(
+        help="Folder or hub id of any text-to-image or text-to-video pipeline of diffusers, or a bundled one: "
+        "text_to_image (default), flow_text_to_image."
+    ),
+]
+Height = Annotated[int | None, typer.Option(help="Pixels; default: the pipeline's own.")]
+Width = Annotated[int | None, typer.Option(help="Pixels; default: the pipeline's own.")]
+Frames = Annotated[
+    int | None, typer.Option("--frames", "--num-frames", help="Frames of a video; default: the pipeline's own.")
+]
+NegativePrompt = Annotated[
+    str | None, typer.Option(help="What guidance leads away from; default: the pipeline's own, mostly the empty one.")
+]
+Call = Annotated[
+    list[str] | None,
+    typer.Option(help="Another argument key=value of the pipeline's call, as max_sequence_length=128; repeat."),
+]
+Dtype = Annotated[
+    str | None,
+    typer.Option(help="float32, float16 or bfloat16; default: float32, and bfloat16 with --model on a GPU."),
+]
+Device = Annotated[
+    str | None, typer.Option(help="cpu, cuda, cuda:0, mps; default: the GPU where there is one, else the CPU.")
+]
+Offload = Annotated[
+    str,
+    typer.Option(help="To the CPU: none, model (a network at a time on the GPU) or sequential (a layer at a time)."),
+]
 
 
 def numbers(text: str, argument: str, kind: Callable[[str], Number]) -> list[Number]:
@@ -20,11 +53,11 @@ def numbers(text: str, argument: str, kind: Callable[[str], Number]) -> list[Num
     return values
 
 
-def check_least(**values: int) -> None:
-    """Raise ValueError, naming the option, for a value below 1."""
+def check_least(**values: int | None) -> None:
+    """Raise ValueError, naming the option, for a value below 1; None is not given."""
     for name, value in values.items():
-        if value < 1:
-            raise ValueError(f"--{name} = {value}: give an integer of at least 1")
+        if value is not None and value < 1:
+            raise ValueError(f"--{name.replace('_', '-')} = {value}: give an integer of at least 1")
 
 
 def writable_folder(path: Path, argument: str = "out") -> Path:

@@ -9,16 +9,20 @@ import typer
 
 from fastsample.cli import arguments
 
-SOLVERS = ["ddim", "dpmpp-2m", "hb-dpmpp-2m", "unipc", "ghvb:order=1,beta=0.8"]
-PEERS = ["DDIM", "DPMSolverMultistep", "UniPCMultistep", "DEISMultistep"]
-
 
 def bench(
-    model: Annotated[str | None, typer.Option(help="Diffusers folder or hub id; default: the bundled model.")] = None,
+    model: arguments.Model = None,
     solver: Annotated[
-        list[str] | None, typer.Option(help="name or name:key=value,..; repeat. Default: five.")
+        list[str] | None,
+        typer.Option(
+            help="A solver name or name:key=value,.. (grid=quadratic for its own grid), a sampler as AUTOMATIC1111 "
+            "or ComfyUI call it, or a scheduler class of diffusers; repeat. Default: the recommended one and a few."
+        ),
     ] = None,
-    peer: Annotated[list[str] | None, typer.Option(help="A diffusers scheduler class (or 'none'); repeat.")] = None,
+    peer: Annotated[
+        list[str] | None,
+        typer.Option(help="A diffusers scheduler class (or 'none'); repeat. Default: the model's own and a few."),
+    ] = None,
     steps: Annotated[str, typer.Option(help="Comma-separated step counts.")] = "5,8,10,20",
     grid: Annotated[list[str] | None, typer.Option(help="Time grid for our solvers; repeat to compare.")] = None,
     tgate: Annotated[
@@ -35,15 +39,30 @@ def bench(
     tolerance: Annotated[
         str, typer.Option(help="With --parallel: comma-separated tolerances, relative to a step's noise; 0 is exact.")
     ] = "1e-2",
-    guidance: Annotated[str, typer.Option(help="Comma-separated guidance scales; 1 means none.")] = "2,7.5",
+    guidance: Annotated[
+        str | None,
+        typer.Option(
+            help="Comma-separated guidance scales; 1 means none (in Z-Image 0). Default: the pipeline's own; 2,7.5 "
+            "for the bundled text_to_image, 3 for flow_text_to_image. Where a network was distilled with guidance, "
+            "its scale, or with --negative-prompt true guidance."
+        ),
+    ] = None,
+    negative_prompt: arguments.NegativePrompt = None,
+    height: arguments.Height = None,
+    width: arguments.Width = None,
+    frames: arguments.Frames = None,
+    call: arguments.Call = None,
     prompts: Annotated[str, typer.Option(help="A file of prompts, or how many held-out bundled ones.")] = "64",
-    seeds: Annotated[int, typer.Option(help="Repetitions with other noise; their spread is reported.")] = 2,
-    batch: Annotated[int, typer.Option(help="Prompts per batch.")] = 64,
+    seeds: Annotated[
+        int, typer.Option(help="Images of each prompt, with other noise; the spread over them is reported.")
+    ] = 2,
+    batch: Annotated[int | None, typer.Option(help="Prompts per batch; default: 64, or 1 with --model.")] = None,
     repeats: Annotated[int, typer.Option(help="Timed runs per case; the median is reported.")] = 1,
-    dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:0, mps.")] = "cpu",
+    dtype: arguments.Dtype = None,
+    device: arguments.Device = None,
+    offload: arguments.Offload = "none",
     out: Annotated[Path, typer.Option(help="Folder for results.jsonl and the files below.")] = Path("results/bench"),
-    as_json: Annotated[bool, typer.Option("--json", help="Also write and print results.json.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Also write results.json.")] = False,
     csv: Annotated[bool, typer.Option("--csv", help="Also write results.csv.")] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="Also write results.md.")] = False,
     plot: Annotated[
@@ -63,29 +82,52 @@ def bench(
 ) -> None:
     """Compare samplers: error to the converged solution, prompt fidelity, Frechet distance, seconds.
 
+    The converged solution is 200 steps of DPM-Solver++ 3M (on flow models on the quadratic grid) by the same pipeline
+    from the same noise. The error is the RMS of the latents to its latents, relative to their spread: of latents as
+    the pipeline's own decoder gets them, unpacked and scaled, all frames of a video together; of the pixels where
+    there is no decoder. In bfloat16 and float16 rounding sets a floor to it. Seconds are without decoding.
+
     With --decode, ways to decode a language model: right answers, wholly right texts, forwards, seconds.
 
-    Every result is appended to results.jsonl as it comes; the same command goes on after an interruption.
+    Every result is appended to results.jsonl as it comes; the same command goes on after an interruption. Other files
+    of a run with other results are numbered, and none is overwritten. Wrong input, and a pipeline that cannot be
+    benchmarked, is one line before any evaluation.
     """
     from fastsample.cli.engines import bench as engine  # torch and diffusers: not for --help
     from fastsample.cli.engines import bench_decoding, common
 
     if decode:
-        run = bench_decoding.BenchDecoding(rule or [], model, problems, batch, dtype, device, out, resume)
+        run = bench_decoding.BenchDecoding(
+            rule or [], model, problems, batch or 64, dtype or "float32", device or "cpu", out, resume
+        )
         run(as_json=as_json, markdown=markdown, plot=plot)
         return
     added = [*engine.read_gates(tgate), *engine.read_iterations(parallel, window, tolerance)]
-    arms = engine.read_arms(solver or SOLVERS, PEERS if peer is None else peer, grid or [None], added)
-    scales = arguments.numbers(guidance, "guidance", float)
+    arms = engine.Arms.read(solver, peer, grid or [None], added)
+    counts = arguments.numbers(steps, "steps", int)
+    scales = engine.read_scales(guidance, model)
     arguments.check_least(seeds=seeds, batch=batch, repeats=repeats)
-    cases = engine.make_cases(arms, arguments.numbers(steps, "steps", int), scales, range(seeds))
-    common.check_device(device, dtype)
+    engine.make_cases([], counts, scales or [], range(seeds))
+    request = common.read_request(height, width, frames, negative_prompt, call)
+    device, dtype = common.placement(model, device, dtype, offload)
     common.check_model(model)
     texts = engine.read_prompts(prompts, model)
     folder = arguments.writable_folder(out)
     common.quiet()
-    pipe = common.load_model(model, device, dtype)
-    runner, results = engine.execute(pipe, texts, folder, cases, batch, repeats, resume, judge=model is None)
-    engine.write(results, folder, as_json=as_json, csv=csv, markdown=markdown)
+    pipe = common.load_model(model, device, dtype, offload)
+    bundled = common.bundled_name(model) is not None
+    runner = engine.make_runner(
+        pipe,
+        texts,
+        folder,
+        batch=batch or (64 if bundled else 1),
+        repeats=repeats,
+        resume=resume,
+        judge=bundled,
+        request=request,
+    )
+    cases = arms.cases(runner, counts, scales, range(seeds))
+    results = engine.execute(runner, cases)
+    engine.write(results, folder, kind=runner.kind, as_json=as_json, csv=csv, markdown=markdown)
     if plot:
-        engine.draw(runner, results, arms, cases, folder)
+        engine.draw(runner, results, cases, folder)

@@ -1,4 +1,4 @@
-"""`fastsample sample`: images from prompts, with any solver."""
+"""`fastsample sample`: images or videos from prompts, with any solver."""
 
 from __future__ import annotations
 
@@ -18,15 +18,34 @@ def sample(
             help="A file with one prompt a line. Under torchrun or accelerate launch each process samples a part."
         ),
     ] = None,
-    model: Annotated[str | None, typer.Option(help="Diffusers folder or hub id; default: the bundled model.")] = None,
+    model: arguments.Model = None,
     solver: Annotated[
-        str,
-        typer.Option(help='A solver, see `fastsample solvers`, or what other programs call one: "DPM++ 2M Karras".'),
-    ] = "dpmpp-2m",
+        str | None,
+        typer.Option(
+            help="A solver of `fastsample solvers`, name or name:key=value,..; a sampler as AUTOMATIC1111 or ComfyUI "
+            "call it ('DPM++ 2M Karras', dpmpp_2m); or a scheduler class of diffusers. Default: the recommended one."
+        ),
+    ] = None,
     option: Annotated[list[str] | None, typer.Option(help="A solver option key=value; repeat for several.")] = None,
     steps: Annotated[int, typer.Option(help="Steps: calls of the network.")] = 20,
-    grid: Annotated[str | None, typer.Option(help="Time grid; default: the model's own spacing.")] = None,
-    guidance: Annotated[float, typer.Option(help="Guidance scale; 1 means none.")] = 5.0,
+    grid: Annotated[
+        str | None, typer.Option(help="Time grid; default: the model's own spacing, or the recommended solver's.")
+    ] = None,
+    guidance: Annotated[
+        float | None,
+        typer.Option(
+            help="Guidance scale, 1 means none (in Z-Image 0); default: the pipeline's own (bundled models: 3). "
+            "Where a network was distilled with guidance, its scale, or with --negative-prompt true guidance."
+        ),
+    ] = None,
+    negative_prompt: arguments.NegativePrompt = None,
+    height: arguments.Height = None,
+    width: arguments.Width = None,
+    frames: arguments.Frames = None,
+    images: Annotated[
+        int, typer.Option("--images", "--num-images", help="Images per prompt: seeds --seed, --seed + 1, ..")
+    ] = 1,
+    call: arguments.Call = None,
     tgate: Annotated[int | None, typer.Option(help="T-GATE's gate step; default: no gate.")] = None,
     parallel: Annotated[
         str | None, typer.Option(help="Make many steps at once: picard, replay, secant or anderson.")
@@ -36,27 +55,34 @@ def sample(
         float, typer.Option(help="With --parallel: accepted error, relative to a step's noise; 0 is exact.")
     ] = 1e-2,
     seed: Annotated[list[int] | None, typer.Option(help="A seed; repeat for several images per prompt.")] = None,
-    dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:0, mps.")] = "cpu",
+    dtype: arguments.Dtype = None,
+    device: arguments.Device = None,
+    offload: arguments.Offload = "none",
     out: Annotated[Path, typer.Option(help="Folder for the images.")] = Path("results/sample"),
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a line per image.")] = False,
 ) -> None:
-    """Sample images and write them with a contact sheet.
+    """Sample images (.png) or videos (.webp) with any diffusers pipeline, and a contact sheet of them.
 
-    Example: fastsample sample --solver ghvb --prompt "a large red circle at the left on a white background"
+    Files are numbered by prompt and seed; of a second run with the same ones they get -2, -3, .., and none is
+    overwritten. Wrong input, and a pipeline that draws nothing from prompts, is one line before any evaluation.
+
+    Example: fastsample sample --prompt "a large red circle at the left on a white background" --steps 10
     """
     from fastsample.cli.engines import common  # torch and diffusers: not for --help
     from fastsample.cli.engines import sample as engine
 
-    seeds = seed or [0]
+    arguments.check_least(images=images)
+    seeds = [first + number for first in seed or [0] for number in range(images)]
     arm = engine.check(solver, option or [], grid, steps, guidance, seeds)
-    gate = engine.check_gate(tgate, steps, guidance)
+    gate = engine.check_gate(tgate, steps)
     iteration = engine.check_iteration(parallel, window, tolerance, tgate)
-    common.check_device(device, dtype)
+    request = common.read_request(height, width, frames, negative_prompt, call)
+    device, dtype = common.placement(model, device, dtype, offload)
     common.check_model(model)
     texts = engine.read_texts(prompt, prompts, model)
     folder = arguments.writable_folder(out)
     common.quiet()
-    pipe = common.load_model(model, device, dtype)
-    made = engine.generate(pipe, arm, texts, seeds, steps, guidance, folder, gate, iteration)
+    pipe = common.load_model(model, device, dtype, offload)
+    sampler = engine.Sampler(pipe, arm, grid, request, steps, engine.scale(guidance, model), gate, iteration)
+    made = engine.generate(sampler, texts, seeds, folder)
     engine.report(made, folder, as_json)

@@ -36,6 +36,7 @@ def decode_masked(
     temperature: float = 0.0,
     top_p: float | None = None,
     top_k: int | None = None,
+    repetition_penalty: float = 1.0,
     constraints: Constraints = None,
     generator: Generators = None,
     eos_token_id: int | Sequence[int] | None = None,
@@ -63,6 +64,8 @@ def decode_masked(
     attention_mask: [B, P], 0 for padding, which is on the left.
     guidance_scale: w of (1 + w) logits - w logits with the prompt masked; 0 is none, else each forward counts twice.
     temperature, top_p, top_k, scaled: see :class:`Sampling`.
+    repetition_penalty: logits of tokens that the prompt or the text so far has are divided by it where positive, else
+        multiplied (arXiv:1909.05858, as in transformers); 1 is none.
     constraints: {response position: token} that is given, for all rows or one mapping a row; see :func:`anchor`.
     generator: of the draws at a temperature, and of random rules; a list gives one a row, which then does not depend
         on its batch.
@@ -87,6 +90,7 @@ def decode_masked(
         guidance_scale=guidance_scale, eos_token_ids=ends,
         pad_token_id=pad_token_id if pad_token_id is not None else ends[0] if ends else mask_token_id,
         caching=Caching(cache) if isinstance(cache, str) else cache, refinement=refinement,
+        repetition_penalty=repetition_penalty,
     )  # fmt: skip
     settings.check_model(model, adapter)
     attention = check_prompt(input_ids, attention_mask)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -87,6 +88,7 @@ class Decoder:
         seed, masked = rows.seed[:, columns], rows.masked[:, columns]
         eligible = masked & self._own()[:, columns]
         memory: Memory = ()
+        logits = self._penalised(logits, rows.tokens, slice(None))
         if isinstance(settings.rule, Remembering):
             logits, memory = self._remember(settings.rule, logits, eligible, columns)
         statistics = statistics_of(
@@ -120,6 +122,23 @@ class Decoder:
     def stop(self) -> None:
         """End all rows as they are."""
         self._settle([self._settings.blocks] * len(self._active), whole=False)
+
+    def finish(self, lengths: Mapping[int, int]) -> None:
+        """End rows of the batch, {row: tokens of the response that are kept}; what follows becomes padding."""
+        rows, blocks = self._rows, list(self._blocks)
+        for row, length in lengths.items():
+            place = self._active.index(row)
+            rows.tokens[place, self._prompt + length :] = self._settings.pad_token_id
+            rows.masked[place, length:] = False
+            rows.committed_at[place, length:] = 0
+            rows.confidence[place, length:] = 1
+            blocks[place] = self._settings.blocks
+        self._settle(blocks, self._whole)
+
+    @property
+    def active(self) -> list[int]:
+        """The rows of the batch that are not finished."""
+        return list(self._active)
 
     def _window(self) -> Window:
         """What is evaluated and read: the blocks that rows are in, or more where the rule or the cache needs it."""
@@ -233,7 +252,18 @@ class Decoder:
         self.ledger.forward_calls += 1
         for row in rows:
             self.ledger.row_forwards[self._active[row]] += 1
-        return self._predicted(self._count(self._denoiser(text, read.first, read.last, rows=index)).logits)
+        logits = self._count(self._denoiser(text, read.first, read.last, rows=index)).logits
+        return self._predicted(self._penalised(logits, text, index))
+
+    def _penalised(self, logits: Tensor, tokens: Tensor, rows: slice | Tensor) -> Tensor:
+        """The logits with those of tokens in sight made smaller, by `tokens` [B, L] of the rows `rows`."""
+        penalty = self._settings.repetition_penalty
+        if penalty == 1:
+            return logits
+        visible = (self._denoiser.attention[rows] > 0) & (tokens != self._settings.mask_token_id)
+        seen = torch.zeros(len(tokens), logits.shape[-1] + 1, dtype=torch.bool, device=tokens.device)
+        seen = seen.scatter(1, torch.where(visible, tokens, logits.shape[-1]), True)[:, None, :-1]
+        return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
 
     def _take_back(self, support: Tensor | None, chosen: Tensor, columns: slice) -> Tensor:
         """bool [A, G]: drafts that go back to masks."""

@@ -52,6 +52,11 @@ class Denoiser:
             self._known = torch.cat([self._known[:, :prompt], given], 1)
 
     @property
+    def attention(self) -> Tensor:
+        """int64 [B, L]: 0 for padding."""
+        return self._attention
+
+    @property
     def branches(self) -> int:
         """Rows that one row takes in a forward: 2 with guidance."""
         return 2 if self._guidance else 1

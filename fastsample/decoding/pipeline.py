@@ -14,12 +14,14 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
 from fastsample.decoding.adapters import adapter_of, mask_token_of
-from fastsample.decoding.commit import CommitRule, LowConfidence
+from fastsample.decoding.commit import Checking, CommitRule, LowConfidence
 from fastsample.decoding.decode import decode_masked
 from fastsample.decoding.decoder import Decoder
 from fastsample.decoding.ledger import DecodingLedger
 from fastsample.decoding.prompts import Message, encode, encode_chats, texts_of
 from fastsample.decoding.rows import Commit, Stream
+from fastsample.decoding.settings import constrained
+from fastsample.decoding.streaming import Deltas, Stops, Transcript
 from fastsample.sampling.noise import Generators
 
 StepCallback = Callable[[Any, int, int, dict[str, Tensor]], Any]
@@ -113,6 +115,8 @@ class MaskedDiffusionPipeline(DiffusionPipeline):  # type: ignore[misc]
         output_type: str = "text",
         return_dict: bool = True,
         stream: Stream | None = None,
+        streamer: Any = None,
+        stop_strings: str | Sequence[str] | None = None,
         callback_on_step_end: StepCallback | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("tokens",),
         **options: Any,
@@ -125,6 +129,10 @@ class MaskedDiffusionPipeline(DiffusionPipeline):  # type: ignore[misc]
             which says what the other arguments and `options` are (guidance_scale, temperature, cache, ..).
         eos_token_id: the tokenizer's by default; with `eos_early_stop` a row ends at it, and texts in any case.
         generator: one, or a list of one a row.
+        streamer: a streamer of transformers (`TextStreamer`, `TextIteratorStreamer`, ..), for one prompt: it gets the
+            prompt's tokens, then the response's as they become final, in their order. stream: a function of each
+            forward's commits.
+        stop_strings: a row ends where its text has one of them, and its text before it.
         callback_on_step_end: called as (pipe, step, 0, {"tokens": [B, P + gen_length]}) after each forward; it may
             set `pipe._interrupt = True` to end the run.
 
@@ -141,9 +149,25 @@ class MaskedDiffusionPipeline(DiffusionPipeline):  # type: ignore[misc]
         if eos_token_id is None:
             eos_token_id = getattr(self.tokenizer, "eos_token_id", None)
         ends = [eos_token_id] if isinstance(eos_token_id, int) else list(eos_token_id or [])
+        strings = [stop_strings] if isinstance(stop_strings, str) else list(stop_strings or [])
+        self._check_strings(strings, streamer, len(ids))
         self._interrupt = False
+        ids, mask = ids.to(self._execution_device), mask.to(self._execution_device)
+        block = gen_length if block_length is None else block_length
+        rule = LowConfidence() if rule is None else rule
+        stops = Stops(strings, self.tokenizer)
+        given = constrained(
+            options.get("constraints"), len(ids), max(gen_length, 0), self.config.mask_token_id
+        ).tolist()
+        transcript = Transcript(given, self.config.mask_token_id, ends, block if isinstance(rule, Checking) else 1)
+        deltas = None if streamer is None else Deltas(streamer, stops, ids)
 
         def step_ended(decoder: Decoder) -> bool:
+            if strings:
+                lengths = {row: stops.length(transcript.final(row)) for row in decoder.active}
+                decoder.finish({row: length for row, length in lengths.items() if length is not None})
+            if deltas is not None:
+                deltas.put(transcript.final(0))
             if callback_on_step_end is not None:
                 tensors = {name: getattr(decoder, name) for name in callback_on_step_end_tensor_inputs}
                 callback_on_step_end(self, decoder.forwards - 1, 0, tensors)
@@ -152,30 +176,52 @@ class MaskedDiffusionPipeline(DiffusionPipeline):  # type: ignore[misc]
         with self.progress_bar(total=len(ids) * gen_length) as bar:
 
             def committed(commits: list[Commit]) -> None:
-                bar.update(len(commits))
+                bar.update(transcript.take(commits))
                 if stream is not None:
                     stream(commits)
 
-            sequences, ledger = decode_masked(
-                self.model,
-                ids.to(self._execution_device),
-                rule=LowConfidence() if rule is None else rule,
-                gen_length=gen_length,
-                block_length=block_length,
-                steps=num_inference_steps,
-                mask_token_id=self.config.mask_token_id,
-                attention_mask=mask.to(self._execution_device),
-                eos_token_id=ends if eos_early_stop else None,
-                generator=generator,
-                adapter=self.adapter,
-                stream=committed,
-                callback=step_ended,
-                **options,
-            )
+            try:
+                sequences, ledger = decode_masked(
+                    self.model,
+                    ids,
+                    rule=rule,
+                    gen_length=gen_length,
+                    block_length=block_length,
+                    steps=num_inference_steps,
+                    mask_token_id=self.config.mask_token_id,
+                    attention_mask=mask,
+                    eos_token_id=ends if eos_early_stop else None,
+                    generator=generator,
+                    adapter=self.adapter,
+                    stream=committed,
+                    callback=step_ended,
+                    **options,
+                )
+                if deltas is not None:
+                    deltas.end(transcript.final(0), self.tokenizer)
+                    deltas = None
+            finally:
+                if deltas is not None:  # who reads on another thread would wait for ever
+                    deltas.close()
         self.maybe_free_model_hooks()
         responses = sequences[:, ids.shape[1] :]
-        texts = texts_of(self.tokenizer, responses, ends) if output_type == "text" else None
+        if strings:
+            filler = options.get("pad_token_id", ends[0] if ends else self.config.mask_token_id)
+            for row in range(len(responses)):
+                responses[row, stops.length(transcript.final(row)) or gen_length :] = filler
+        texts = None
+        if output_type == "text":
+            texts = [stops.cut(text) for text in texts_of(self.tokenizer, responses, ends)]
         return MaskedDiffusionOutput(responses, texts, ledger) if return_dict else (responses, texts, ledger)
+
+    def _check_strings(self, strings: Sequence[str], streamer: Any, rows: int) -> None:
+        if "" in strings:
+            raise ValueError("stop_strings has an empty one: give strings of at least one character")
+        for name, value in (("stop_strings", strings), ("streamer", streamer)):
+            if value and self.tokenizer is None:
+                raise ValueError(f"{name} needs a tokenizer: give the pipeline one")
+        if streamer is not None and rows != 1:
+            raise ValueError(f"streamer with {rows} prompts: it takes one text, give one prompt or `stream`")
 
     def _encode(
         self,

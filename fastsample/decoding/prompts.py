@@ -18,15 +18,27 @@ def encode(tokenizer: Any, prompts: Sequence[str], *, chat: bool) -> tuple[Tenso
     """
     if chat and getattr(tokenizer, "chat_template", None):
         return encode_chats(tokenizer, [[{"role": "user", "content": prompt}] for prompt in prompts])
-    return left_pad([tokenizer(prompt)["input_ids"] for prompt in prompts], _filler(tokenizer))
+    rows, begin = [list(tokenizer(prompt)["input_ids"]) for prompt in prompts], tokenizer.bos_token_id
+    # a prompt that a chat template has made begins by its own
+    rows = [row[1:] if begin is not None and row[:2] == [begin, begin] else row for row in rows]
+    return left_pad(rows, _filler(tokenizer))
 
 
 def encode_chats(tokenizer: Any, chats: Sequence[Sequence[Message]]) -> tuple[Tensor, Tensor]:
     """As :func:`encode`, for lists of messages, by the tokenizer's chat template up to where the answer begins."""
     texts = [tokenizer.apply_chat_template(list(chat), add_generation_prompt=True, tokenize=False) for chat in chats]
-    # the template writes the special tokens itself
-    ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
-    return left_pad(ids, _filler(tokenizer))
+    return left_pad([tokens_of(tokenizer, text) for text in texts], _filler(tokenizer))
+
+
+def tokens_of(tokenizer: Any, text: str) -> list[int]:
+    """Tokens of a text without special tokens but for one BOS, where the tokenizer begins texts by one.
+
+    A text that has it already, as chat templates write it, gets no second one.
+    """
+    ids, begin = list(tokenizer(text, add_special_tokens=False)["input_ids"]), tokenizer.bos_token_id
+    if begin is None or ids[:1] == [begin] or list(tokenizer("")["input_ids"][:1]) != [begin]:
+        return ids
+    return [begin, *ids]
 
 
 def left_pad(rows: Sequence[Sequence[int]], filler: int) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -35,6 +36,7 @@ class Settings:
     pad_token_id: int
     caching: Caching | None
     refinement: LatentRefinement | None
+    repetition_penalty: float
 
     def __post_init__(self) -> None:
         for name in ("gen_length", "block_length", "steps"):
@@ -48,6 +50,8 @@ class Settings:
             )
         if not self.guidance_scale >= 0:
             raise ValueError(f"guidance_scale = {self.guidance_scale}: give 0 (none) or more")
+        if not 0 < self.repetition_penalty < math.inf:
+            raise ValueError(f"repetition_penalty = {self.repetition_penalty}: give 1 (none) or more, above 0")
         if not isinstance(self.rule, CommitRule):
             raise ValueError(f"rule = {self.rule!r}: give a commit rule such as fastsample.LowConfidence()")
         if self.schedule not in ("even", "dream"):

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 CLASSIFIER_FILE = "classifier.safetensors"
 MODELS = ("text_to_image", "flow_text_to_image")
+GUIDANCE = 3.0
+"""A guidance scale at which both models draw what is asked for."""
 
 
 def model_path(name: str = "text_to_image") -> Path:

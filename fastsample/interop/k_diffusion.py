@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from fastsample.interop.plans import OWN_SPLITS, Plan, plan_of, planned
+from fastsample.interop.plans import OWN_SPLITS, Plan, is_flow, plan_of, planned
 from fastsample.sampling.brownian import BrownianPath
 from fastsample.sampling.executor import Runner
 from fastsample.solvers import get_solver
@@ -62,9 +62,11 @@ def sampler(
             return x
         chosen = plan_of(name, noise, changed.pop("s_noise", s_noise), {**options, **changed}) if changed else plan
         sampling = model_sampling(model)
-        is_flow = flow if flow is not None else sampling is not None and _is_flow(sampling)
+        flows = flow if flow is not None else sampling is not None and is_flow(sampling)
         levels = tuple(torch.as_tensor(sigmas).tolist())
-        table, spans, starts = planned(chosen, _offset(levels, chosen, sampling, is_flow), flow=is_flow)
+        table, spans, starts = planned(
+            chosen, _offset(levels, chosen, sampling, flows), flow=flows, comfyui=sampling is not None
+        )
         extra = dict(extra_args or {})
         draw = _noise(chosen, x, extra.get("seed"), noise_sampler)
         amount = chosen.s_noise * float(getattr(sampling, "noise_scale", 1.0))  # some models of ComfyUI have one
@@ -88,11 +90,6 @@ def model_sampling(model: Any) -> Any:
     """ComfyUI's `model_sampling` of a model that it hands to a sampler; None for what other programs hand over."""
     patcher = getattr(getattr(model, "inner_model", None), "model_patcher", None)
     return None if patcher is None else patcher.get_model_object("model_sampling")
-
-
-def _is_flow(sampling: Any) -> bool:
-    """Whether ComfyUI's `sampling` is of a model whose x is a mean of data and noise, which it calls CONST."""
-    return any(kind.__name__ == "CONST" for kind in type(sampling).__mro__)
 
 
 def _offset(sigmas: tuple[float, ...], plan: Plan, sampling: Any, flow: bool) -> tuple[float, ...]:

@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from fastsample.interop.nodes import sigma_nodes
-from fastsample.names.samplers import COMFYUI, GRID_LABELS, parse_sampler_name
+from fastsample.interop.sigmas import sigma_nodes
+from fastsample.names.samplers import COMFYUI, GRID_LABELS, SAMPLERS, parse_sampler_name
 from fastsample.schedules.base import Node, NoiseSchedule
+from fastsample.schedules.grids import grid_names
 from fastsample.solvers import available, build_table_on_nodes, get_solver
-from fastsample.solvers.registry import check_choice
+from fastsample.solvers.registry import check_choice, plain
 from fastsample.tables.spans import Span, noise_spans
 from fastsample.tables.table import Table
 
@@ -48,12 +49,12 @@ def plan_of(name: str, noise: str, s_noise: float, options: Mapping[str, Any]) -
         raise ValueError(
             f"s_noise = {s_noise!r}: give a finite number of at least 0 (1 adds the noise of the solver)"
         )
-    plain = str(name).removeprefix("sample_")
-    own = plain in available() and plain not in COMFYUI and plain not in SLOPE_SAMPLERS
+    bare = str(name).removeprefix("sample_").removeprefix("k_")
+    own = bare in available() and bare not in COMFYUI and bare not in SLOPE_SAMPLERS
     if own:
-        solver, preset, on_flow = plain, {}, {}
+        solver, preset, on_flow = bare, {}, {}
     else:
-        named = parse_sampler_name(_without_schedule(plain))
+        named = parse_sampler_name(_without_schedule(bare))
         if named.solver == "dpm-3s":
             raise ValueError(f"name = {name!r} lays out its own steps; use 'dpm-3s', which makes three calls a step")
         solver, preset, on_flow = named.solver, dict(named.options), dict(named.on_flow)
@@ -61,17 +62,21 @@ def plan_of(name: str, noise: str, s_noise: float, options: Mapping[str, Any]) -
         noise = "brownian" if "sde" in solver else "independent"
     merged = tuple(sorted({**preset, **options}.items()))
     added = tuple((key, value) for key, value in on_flow.items() if key not in options)
-    plan = Plan(plain, solver, merged, added, not own, plain in SLOPE_SAMPLERS, noise, s_noise)
+    slopes = not own and plain(bare) in map(plain, SLOPE_SAMPLERS)
+    plan = Plan(bare, solver, merged, added, not own, slopes, noise, s_noise)
     planned(plan, (3.0, 2.0, 1.0, 0.0), flow=False)  # wrong options die here
     return plan
 
 
 def _without_schedule(name: str) -> str:
-    """`name` itself; ValueError where it says more than a sampler."""
-    for label in GRID_LABELS:
-        stem = name[: -len(label)].strip(" _-")
-        if name.lower().endswith(label.lower()) and stem:
-            raise ValueError(f"name = {name!r} says a schedule, but the sigmas are the caller's: use {stem!r}")
+    """`name` itself; ValueError where it says a sampler and a schedule."""
+    known = {plain(sampler) for sampler in (*SAMPLERS, *available())}
+    for label in (*GRID_LABELS, *grid_names()):
+        stem = plain(name).removesuffix(plain(label))
+        if plain(name) not in known and stem in known:
+            raise ValueError(
+                f"name = {name!r} says a schedule, but the sigmas are the caller's: use the sampler alone"
+            )
     return name
 
 
@@ -84,15 +89,15 @@ class Planned(NamedTuple):
 
 
 @functools.lru_cache(maxsize=32)
-def planned(plan: Plan, sigmas: tuple[float, ...], *, flow: bool) -> Planned:
-    """The table of a plan on `sigmas`, made once. Raises ValueError where they make none."""
+def planned(plan: Plan, sigmas: tuple[float, ...], *, flow: bool, comfyui: bool = False) -> Planned:
+    """The table of a plan on `sigmas`, made once; of `comfyui` as it is there. ValueError where they make none."""
     schedule, nodes = sigma_nodes(sigmas, flow=flow)
     if flow and plan.slopes:
         slopes = sigma_nodes(sigmas, flow=False)
-        table = _built(plan, *slopes)
+        table = _built(plan, *slopes, comfyui)
         if not table.stochastic:  # with an eta it needs the true levels
             return _planned(table, slopes[1])
-    return _planned(_built(plan, schedule, nodes), nodes)
+    return _planned(_built(plan, schedule, nodes, comfyui), nodes)
 
 
 def _planned(table: Table, nodes: Sequence[Node]) -> Planned:
@@ -102,14 +107,22 @@ def _planned(table: Table, nodes: Sequence[Node]) -> Planned:
     return Planned(table, noise_spans(table), tuple(index in begins for index in range(table.nfe)))
 
 
-def _built(plan: Plan, schedule: NoiseSchedule, nodes: Sequence[Node]) -> Table:
+def _built(plan: Plan, schedule: NoiseSchedule, nodes: Sequence[Node], comfyui: bool) -> Table:
+    # in ComfyUI every step onto 0 ends on the data prediction; in k-diffusion Adams' method goes on
+    ends_on_data = plan.published and nodes[-1].sigma == 0 and (comfyui or plain(plan.name) != "lms")
     return build_table_on_nodes(
         plan.solver,
         nodes,
         schedule=schedule,
         prediction_type="sample",
         lower_final=False if plan.published else get_solver(plan.solver).lower_final,
+        euler_at_final=ends_on_data,
         published=plan.published,
         **dict(plan.options),
         **(dict(plan.on_flow) if schedule.kind == "flow" else {}),
     )
+
+
+def is_flow(sampling: Any) -> bool:
+    """Whether ComfyUI's `sampling` is of a model whose x is a mean of data and noise, which it calls CONST."""
+    return any(kind.__name__ == "CONST" for kind in type(sampling).__mro__)

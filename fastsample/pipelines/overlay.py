@@ -14,7 +14,7 @@ import functools
 import inspect
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 _CHANGING = threading.Lock()  # held while an object changes its class
@@ -32,16 +32,16 @@ class Attribute:
 
 
 @contextlib.contextmanager
-def overlaid(target: Any, **members: Callable[..., Any] | Attribute) -> Iterator[None]:
+def overlaid(target: Any, *, everywhere: bool = False, **members: Callable[..., Any] | Attribute) -> Iterator[None]:
     """In the block and its thread `target.name(..)` is `members[name](beneath, ..)`, with the method beneath it.
 
-    An :class:`Attribute` replaces an attribute. Raises ValueError where a method was replaced on `target` itself,
-    which would hide ours.
+    With `everywhere` in every thread. An :class:`Attribute` replaces an attribute. Raises ValueError where a method
+    was replaced on `target` itself, which would hide ours.
     """
     hidden = [name for name in members if name in vars(target) and not isinstance(members[name], Attribute)]
     if hidden:
         raise ValueError(f"{type(target).__name__}.{hidden[0]} was replaced on the object itself: undo that first")
-    layer = _Layer(members)
+    layer = _Layer(members, None if everywhere else threading.current_thread())
     with _CHANGING:
         base, layers = _layers(target)
         _put_on(target, base, (*layers, layer))
@@ -61,8 +61,7 @@ def class_beneath(target: Any) -> type:
 @dataclass(frozen=True, eq=False)
 class _Layer:
     members: dict[str, Callable[..., Any] | Attribute]
-    # not its number, which a later thread may have again
-    thread: threading.Thread = field(default_factory=threading.current_thread)
+    thread: threading.Thread | None  # not its number, which a later thread may have again; None: every thread
 
     def over(self, below: type) -> dict[str, Any]:
         """The members of a class over `below`."""
@@ -73,10 +72,15 @@ class _Layer:
             for name, member in self.members.items()
         }
 
+    @property
+    def asked(self) -> bool:
+        """Whether the thread that asks is the layer's."""
+        return self.thread is None or threading.current_thread() is self.thread
+
     def _method(self, own: Callable[..., Any], beneath: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(beneath)
         def method(target: Any, *args: Any, **kwargs: Any) -> Any:
-            if threading.current_thread() is not self.thread:
+            if not self.asked:
                 return beneath(target, *args, **kwargs)
             return own(functools.partial(beneath, target), *args, **kwargs)
 
@@ -88,10 +92,10 @@ class _Layer:
 
         def get(target: Any) -> Any:
             value = beneath.__get__(target) if beneath else vars(target)[name]
-            return own.get(value) if threading.current_thread() is self.thread else value
+            return own.get(value) if self.asked else value
 
         def put(target: Any, value: Any) -> None:
-            if threading.current_thread() is self.thread and own.put(value):
+            if self.asked and own.put(value):
                 return
             if beneath:
                 beneath.__set__(target, value)

@@ -19,6 +19,8 @@ from tqdm import tqdm
 
 from fastsample.pipelines.configured import configured
 from fastsample.pipelines.denoisers import inner
+from fastsample.pipelines.guidance.cut import CUT
+from fastsample.pipelines.layers import layers_on
 from fastsample.pipelines.overlay import class_beneath, overlaid
 from fastsample.pipelines.parallel.conversion import TimestepConversion
 from fastsample.pipelines.parallel.distributed import RowShares, process_state
@@ -210,7 +212,9 @@ def serve(
 
 def check_servable(pipe: Any, call: Mapping[str, Any]) -> None:
     """Raise ValueError where the loop of `pipe(**call)` does more than step, or its denoisers keep caches."""
-    stepped_denoisers(pipe)
+    for denoiser in stepped_denoisers(pipe):
+        if any(layer.name == CUT for layer in layers_on(denoiser)):
+            raise ValueError(f"the guidance of pipe.{denoiser.name} is cut at some steps: remove() the guidance cut")
     decision = step_decision(class_beneath(pipe), call)
     if decision:
         raise ValueError(f"pipe = {type(pipe).__name__} cannot be asked for rows of samples: {decision}")

@@ -37,20 +37,41 @@ class Ledger:
         cuda = torch.cuda.is_available()
         if cuda:
             torch.cuda.reset_peak_memory_stats()
-        started = time.perf_counter()
+        started = _now()
         try:
             yield self
         finally:
-            if cuda:
-                torch.cuda.synchronize()
-            self.seconds += time.perf_counter() - started
-            self.peak_memory = torch.cuda.max_memory_allocated() if cuda else _resident_peak()
+            self.seconds += _now() - started
+            self._note_memory()
+
+    @contextlib.contextmanager
+    def left_out(self) -> Iterator[None]:
+        """Take the block, within :meth:`running`, out of its time, and on the GPU out of its memory."""
+        started = _now()
+        self._note_memory()
+        try:
+            yield
+        finally:
+            self.seconds -= _now() - started
+            if torch.cuda.is_available():
+                torch.cuda.reset_peak_memory_stats()
+
+    def _note_memory(self) -> None:
+        now = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else _resident_peak()
+        self.peak_memory = max(self.peak_memory, now)
 
 
 def clock(device: torch.device) -> float:
     """A clock's seconds, once `device` has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def _now() -> float:
+    """Seconds, once the GPU has done what it was given, where there is one."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
     return time.perf_counter()
 
 

@@ -40,6 +40,7 @@ COMMON_CONFIG: dict[str, Any] = {
     "lower_order_final": True,
     "discard_next_to_last_sigma": False,
     "dualfast": 0.0,
+    "stable_guidance": "auto",
     "preset": None,
     "preset_guidance": None,
     "noise": "independent",
@@ -56,7 +57,10 @@ out the one before the end, as AUTOMATIC1111 does for some samplers; `dualfast`,
 :class:`fastsample.tables.preset.Preset`, `preset_guidance` says which of its guidance scales is meant: runs of as
 many evaluations as one of them has are made by it, in place of solver and grid. `noise` "brownian" makes the noise
 of a run's steps the increments of one path (:mod:`fastsample.sampling.brownian`): one seed follows it at any number
-of steps.
+of steps. `stable_guidance` is the guidance scale under which the steps of a multistep solver shall be stable, where
+they are too long for its order at a lower one or one in between (:mod:`fastsample.tables.stability`); give the scale
+that you sample with, 1 where there is no guidance. "auto" is 5 on flow-matching models, which is never worse than
+Euler there, and no limit (None) on others and on configs of diffusers' own multistep classes, whose values are kept.
 """
 
 CHOICES: dict[str, tuple[Any, ...]] = {
@@ -87,6 +91,10 @@ def check_config(config: Mapping[str, Any], kind: str) -> None:
             raise ValueError(f"{key} = {config[key]!r}: use True or False")
     for key in POSITIVE:
         _check_number(config, key, 0.0, math.inf)
+    scale = config.get("stable_guidance", "auto")
+    number = isinstance(scale, Real) and not isinstance(scale, bool)
+    if scale not in ("auto", None) and not (number and float(scale) >= 1):
+        raise ValueError(f"stable_guidance = {scale!r}: give a guidance scale of at least 1, None or 'auto'")
     if config.get("shift_terminal"):  # 0 is none, as in diffusers
         _check_number(config, "shift_terminal", 0.0, 1.0)
     _check_number(config, "dynamic_thresholding_ratio", 0.0, 1.0 + 2**-52)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastsample.schedulers.config import check_config
+from fastsample.schedulers.grids.flow import is_multistep
 from fastsample.schedulers.grids.rising import Rise
 from fastsample.schedulers.levels import TrainingLevels
 from fastsample.schedulers.live_config import Key
@@ -16,6 +17,9 @@ from fastsample.solvers import build_table_on_nodes, get_solver
 from fastsample.solvers.registry import Solver
 from fastsample.tables.preset import Preset, read_preset
 from fastsample.tables.table import Table
+
+GUIDANCE = 5.0
+"""The scale under which steps are stable on flow-matching models, unless the config says: most are guided by less."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +47,15 @@ class Setup:
         """Whether the noise of a run's steps is of one path."""
         return bool(self.config.values["noise"] == "brownian")
 
+    @property
+    def stable_guidance(self) -> float | None:
+        """The guidance scale under which steps shall be stable; None where orders are as published."""
+        value = self.config.values["stable_guidance"]
+        if value != "auto":
+            return None if value is None else float(value)
+        flow = self.schedule.kind == "flow" and not is_multistep(self.config.values)
+        return GUIDANCE if flow and not self.solver.stages and self.rise is None else None
+
     def table(self, grid: Sequence[Node], eta: float = 0.0) -> Table:
         """The solver's table on `grid`; `eta`, where it is not 0, takes the place of the solver's own."""
         config = self.config.values
@@ -54,6 +67,7 @@ class Setup:
             lower_final=self.rise is None and config["lower_order_final"] and self.solver.lower_final,
             rising=self.rise is not None,
             dualfast=config["dualfast"],
+            stable_guidance=self.stable_guidance,
             **(self.options.values | ({"eta": eta} if eta else {})),
         )
 

@@ -30,16 +30,21 @@ def create_scheduler(
     grid_options: Mapping[str, float] | None = None,
     dualfast: float = 0.0,
     noise: str = "independent",
+    stable_guidance: float | str | None = "auto",
     **options: Any,
 ) -> SolverScheduler:
     """A scheduler that runs `solver` on the model that `config`, any diffusers scheduler's, describes.
 
     `grid` names a time grid (default: the config's own spacing), with `grid_options` of its own, e.g. a and b of
     "beta"; `dualfast` is the strength of DualFast's correction; `noise` "brownian" makes a stochastic solver follow
-    one path of noise at any number of steps; `options` are the solver's, e.g. order=4, beta=0.8.
+    one path of noise at any number of steps; `stable_guidance` is the guidance scale under which a multistep solver
+    shall be stable ("auto": 5 on flow-matching models, no limit on others; None: no limit); `options` are the
+    solver's, e.g. order=4, beta=0.8.
     Raises ValueError for unknown names and options.
     """
     extra: dict[str, Any] = {} if grid_options is None else {"grid_options": dict(grid_options)}
+    if stable_guidance != "auto":
+        extra["stable_guidance"] = stable_guidance
     return _create(solver, config, options, grid=grid, dualfast=dualfast, noise=noise, **extra)
 
 
@@ -50,8 +55,9 @@ def scheduler_from_name(
 
     E.g. "DPM++ 2M SDE Karras", "dpmpp_2m karras", "er_sde bong_tangent", "euler beta(0.5, 0.7)". Its time grid and
     last-step rule are those of the program; where the name has no schedule, `grid`, or the program's default one.
-    `options` of the solver override the name's; `noise` as in :func:`create_scheduler`. Raises ValueError for names
-    that cannot be served, with the reason, and for unknown ones, with the nearest.
+    Orders are as published on every model, whatever the guidance. `options` of the solver override the name's;
+    `noise` as in :func:`create_scheduler`. Raises ValueError for names that cannot be served, with the reason, and
+    for unknown ones, with the nearest.
     """
     named = parse_sampler_name(name)
     extra = {"grid_options": dict(named.grid_options)} if named.grid_options and grid is None else {}
@@ -63,6 +69,7 @@ def scheduler_from_name(
         # k-diffusion takes order 1 onto sigma = 0 and no lower order before it; UniPC lowers
         lower_order_final=get_solver(named.solver).always_lowers,
         discard_next_to_last_sigma=named.discard_penultimate,
+        stable_guidance=None,
         noise=noise,
         **extra,
     )

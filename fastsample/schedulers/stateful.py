@@ -49,6 +49,13 @@ class Stateful:
         return self._setup.schedule
 
     @property
+    def stochastic(self) -> bool:
+        """Whether its solver, with the config's options, draws noise."""
+        setup = self._setup
+        start, end = setup.schedule.noise_time, setup.schedule.clean_time
+        return setup.table(setup.schedule.nodes([end + part * (start - end) for part in (0.9, 0.6, 0.3)])).stochastic
+
+    @property
     def order(self) -> int:
         """Evaluations of one step of the grid, as pipelines of order-2 schedulers expect."""
         return self._setup.order

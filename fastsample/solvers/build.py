@@ -112,7 +112,7 @@ def build_table_on_nodes(
         _check_blocks(solver, blocks, len(nodes) - 1, schedule)
     if solver.stages and schedule is not None:
         orders = list(blocks) if blocks else _step_orders(solver, nodes, order, lower_final, published)
-        nodes, orders = _with_stages(solver, nodes, schedule, orders, {**solver.options, **options})
+        nodes, orders = _with_stages(solver, nodes, schedule, orders, published, {**solver.options, **options})
     elif solver.stages:
         orders = _grid_stages(solver, nodes, order, lower_final)
     else:
@@ -221,6 +221,7 @@ def _with_stages(
     nodes: Sequence[Node],
     schedule: NoiseSchedule,
     blocks: Sequence[int],
+    published: bool,
     options: Mapping[str, Any],
 ) -> tuple[tuple[Node, ...], list[int]]:
     """The evaluation nodes with stages, and each one's position in its step. Onto sigma = 0 or zero SNR no stages."""
@@ -233,7 +234,9 @@ def _with_stages(
     shares = [solver.stages[: block - 1] if full else _even(block) for block, full in zip(blocks, whole, strict=True)]
     place = solver.place or _stage_lam
     inner = [
-        place(source, target, part, options) if source.has_signal else _stage_lam(source, target, part, options)
+        place(source, target, part, options)
+        if source.has_signal or (published and source.alpha > 0)
+        else _level_lam(source, target, part)
         for (source, target), parts in zip(steps, shares, strict=True)
         for part in parts
         if part < 1
@@ -260,9 +263,12 @@ def _check_blocks(solver: Solver, blocks: Sequence[int], steps: int, schedule: N
 
 
 def _stage_lam(source: Node, target: Node, part: float, options: Mapping[str, Any]) -> float:
-    """lam at `part` of a step in log-SNR; from zero SNR, of one in sigma / (alpha + sigma)."""
-    if source.has_signal:
-        return source.lam + part * log_step(source, target)
+    """lam at `part` of a step in log-SNR."""
+    return source.lam + part * log_step(source, target)
+
+
+def _level_lam(source: Node, target: Node, part: float) -> float:
+    """lam at `part` of a step in sigma / (alpha + sigma), which may begin at zero SNR."""
     level = source.fraction + part * (target.fraction - source.fraction)
     return math.log((1 - level) / level)
 

@@ -158,10 +158,12 @@ LATEST = Weights(history=(1.0,))
 
 
 def _kept_entries(rows: Sequence[Row]) -> set[int]:
-    """The evaluations whose history entry a later row reads."""
+    """The evaluations whose history entry a later row reads, for its step or for an entry that is itself read."""
     kept = set[int]()
-    for index, row in enumerate(rows):
-        for weights in (row.next, row.entry or LATEST, *row.states.values()):
+    for index in reversed(range(len(rows))):
+        row = rows[index]
+        entry = (row.entry or LATEST,) if index in kept else ()
+        for weights in (row.next, *entry, *row.states.values()):
             for ago, weight in enumerate(weights.history):
                 if ago and weight:
                     kept.add(index - ago)

@@ -11,6 +11,7 @@ from typing import Any
 from fastsample.tuning.budget import Sizes
 from fastsample.tuning.oracle import Pair
 from fastsample.tuning.pairs import OBJECTIVES
+from fastsample.tuning.screen import checked_base
 
 TUNED, WEIGHED = 4, 16
 """Pairs given below which nothing is tuned, and below which the grid alone is."""
@@ -39,6 +40,7 @@ class Arguments:
     seeds: tuple[int, ...]
     budget: int
     objective: str
+    solver: str | None
     grid_only: bool
     check_prompts: tuple[Any, ...] | None
     batch: int
@@ -57,6 +59,7 @@ class Arguments:
         _numbers("batch", (self.batch,), int, 1)
         if self.objective not in OBJECTIVES:
             raise ValueError(f"objective = {self.objective!r}: use one of {', '.join(OBJECTIVES)}")
+        checked_base(self.solver)
         if self.quality is not None and not callable(self.quality):
             raise ValueError(f"quality = {self.quality!r}: give a function of images and prompts, or None")
         if self.pairs < 2:

@@ -20,7 +20,7 @@ from fastsample.tuning.newton import Best, Family, improve
 from fastsample.tuning.pairs import Pairs, loss
 from fastsample.tuning.problem import Problem
 from fastsample.tuning.rows import fit_rows
-from fastsample.tuning.screen import Cell, cells, screen
+from fastsample.tuning.screen import Cell, cells, checked_base, screen
 from fastsample.tuning.stages import Stages
 from fastsample.tuning.teacher import Teacher
 
@@ -87,6 +87,7 @@ class CellTuner:
     weights: bool
     difference: float
     name: str
+    solver: str | None = None  # the only one to tune; None: the best
 
     def candidates(self) -> list[Candidate]:
         """The best untuned cell, then what the stages made of the best bases, the simplest first."""
@@ -123,7 +124,7 @@ class CellTuner:
     def _screened(self) -> list[dict[str, Any]]:
         """The best untuned cell, and the best cells of KEPT solvers, on any grid."""
         problem, report = self.tune.problem, self.stages.report
-        found = cells(problem, self.count, teacher=self.teacher if self.count > 1 else None)
+        found = cells(problem, self.count, checked_base(self.solver), teacher=self.teacher)
         share = self.tune.purse.left // SCREENED
         affordable = max(2, share // self.few.cost(self.count, [0]))
         ranked = screen(spread_out(found, affordable), self.few, self.objective, lambda text: None)
@@ -158,10 +159,11 @@ class CellTuner:
     def _joint(self, begun: Candidate) -> dict[str, Any]:
         lams = np.array([node.lam for node in begun.linear.nodes[1:-1]])
         values = np.append(lams, changes(begun.linear, begun.cell.base.at(lams)))
-        best = Best(values, begun.linear, begun.tune, begun.validation)
+        tried = [Best(values, begun.linear, begun.tune, begun.validation)]
         for ridge in RIDGES:
             family = joint_family(begun.cell.base, self.count, self.difference, ridge)
-            best = self._improved(family, best, JOINT_ITERATIONS)
+            tried.append(self._improved(family, tried[-1], JOINT_ITERATIONS))
+        best = tried[simplest([one.validation for one in tried])]
         return Candidate("joint", begun.cell, best.table, best.tune, best.validation).to_dict()
 
     def _affords_rows(self) -> bool:

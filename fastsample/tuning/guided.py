@@ -141,6 +141,7 @@ class Guided:
             weights=asked.pairs >= WEIGHED and not asked.grid_only,
             difference=DIFFERENCE.get(self.target.dtype, 0.03),
             name=self._name(f"evaluations-{count}"),
+            solver=asked.solver,
         )
         found = tuner.candidates()
         untuned, chosen = found[0], tuner.chosen(found)

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastsample.schedules.grids import evaluation_times
+from fastsample.solvers.registry import get_solver
 from fastsample.tuning.geometry import GEOMETRIC
 from fastsample.tuning.grid import Base
 from fastsample.tuning.linear import Linear
@@ -30,7 +31,8 @@ SOLVERS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("hb-dpmpp-2m", {}),
     ("ddim", {}),
 )
-GRIDS = ("normal", "trailing", "karras", "log-snr", "quadratic", "beta")
+GRIDS = ("quadratic", "log-snr", "trailing", "karras", "beta", "normal", "linspace", "ays-sd15", "beta-time")
+"""The best on the bundled models first: where the budget does not hold all, these are looked at."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +57,23 @@ class Cell:
         return self.grid not in GEOMETRIC
 
 
+def checked_base(solver: str | None) -> tuple[tuple[str, dict[str, Any]], ...]:
+    """The solvers that are screened: all, or `solver` alone. ValueError where it cannot be tuned."""
+    if solver is None:
+        return SOLVERS
+    found = get_solver(solver)
+    if found.stochastic:
+        raise ValueError(
+            f"solver = {solver!r} draws noise, which no tuned table does: use 'dpmpp-2m', or None for all"
+        )
+    if found.stages:
+        raise ValueError(
+            f"solver = {solver!r} has stages, which lie at fixed places: use 'dpmpp-2m', or None for all"
+        )
+    known = tuple((name, options) for name, options in SOLVERS if name == solver)
+    return known or ((solver, {}),)
+
+
 def cells(
     problem: Problem,
     count: int,
@@ -68,8 +87,10 @@ def cells(
         lams = named_lams(problem, name, count)
         if lams is not None and not any(np.allclose(lams, other, atol=1e-3) for other in laid.values()):
             laid[name] = lams
-    if teacher is not None:
-        laid |= {name: place(teacher, count) for name, place in GEOMETRIC.items()}
+    if teacher is not None:  # early, as a small budget looks at the first alone
+        read_off = {name: place(teacher, count) for name, place in GEOMETRIC.items()}
+        first = dict(list(laid.items())[:2])
+        laid = first | read_off | laid
     found = []
     for (solver, options), (name, lams) in itertools.product(solvers, laid.items()):
         base = Base(problem, solver, options)

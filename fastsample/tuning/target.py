@@ -14,6 +14,7 @@ import torch
 from fastsample.pipelines.denoisers import denoisers
 from fastsample.pipelines.serving import check_servable
 from fastsample.pipelines.weights import fingerprint
+from fastsample.schedulers.base import TableScheduler
 from fastsample.schedulers.grid import GridRequest, make_nodes, whole_timesteps
 from fastsample.schedules import NoiseSchedule
 from fastsample.schedules.base import Node
@@ -87,6 +88,11 @@ class Target:
 def target_of(pipe: Any, arguments: Mapping[str, Any]) -> Target:
     """What there is to tune of `pipe`. Raises ValueError where its loop or its model cannot be."""
     check_servable(pipe, arguments)
+    if isinstance(pipe.scheduler, TableScheduler) and pipe.scheduler.stochastic:
+        name = pipe.scheduler.solver()[0]
+        raise ValueError(
+            f"pipe.scheduler samples by {name!r}, which draws noise, as no tuned table does: set a deterministic one"
+        )
     scheduler = plain_scheduler(pipe)
     schedule, config = scheduler.schedule, scheduler.config
     if schedule.kind == "edm":

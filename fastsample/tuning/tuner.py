@@ -32,6 +32,7 @@ def tune(
     seeds: Sequence[int] = (0,),
     budget: int = 20_000,
     objective: str = "rms",
+    solver: str | None = None,
     grid_only: bool = False,
     check_prompts: Sequence[Any] | None = None,
     quality: Callable[[Any, list[Any]], Sequence[float]] | None = None,
@@ -50,14 +51,16 @@ def tune(
     below 16 the grid alone, as with `grid_only`.
 
     `budget` are the guided evaluations of all cells together, each counted once whether or not guidance doubles it;
-    never more are made. `objective` is "rms", or "huber", which lets no few samples rule. `call` are further
-    arguments of the pipeline's calls (height, negative_prompt, ..); `batch` is the most images evaluated at once.
+    never more are made. `objective` is "rms", or "huber", which lets no few samples rule; `solver` the one to tune,
+    by default the best of several. `call` are further arguments of the pipeline's calls (height, ..); `batch` is the
+    most images evaluated at once.
     What was found is kept in `folder` (default: below $FASTSAMPLE_CACHE) as it comes: the same call after an
     interrupt goes on from there, and ends with the same preset. `report` is called with what is under way. Processes
     that torchrun or accelerate launch started share the evaluations.
 
-    Raises ValueError, before any evaluation, for wrong arguments, a budget too small for one stage, and pipelines
-    that cannot be asked for rows of samples (see :func:`fastsample.parallelise`) or are neither VP nor flow.
+    Raises ValueError, before any evaluation, for wrong arguments, a budget too small for one stage, a scheduler of
+    ours that draws noise, and pipelines that cannot be asked for rows of samples (see
+    :func:`fastsample.parallelise`) or are neither VP nor flow.
     """
     asked = Arguments(
         prompts=prompts if isinstance(prompts, str) else tuple(prompts),  # type: ignore[arg-type]
@@ -66,6 +69,7 @@ def tune(
         seeds=tuple(seeds),
         budget=budget,
         objective=objective,
+        solver=solver,
         grid_only=grid_only,
         check_prompts=None if check_prompts is None else tuple(check_prompts),
         batch=batch,

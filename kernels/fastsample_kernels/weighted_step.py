@@ -32,10 +32,10 @@ class WeightedStep:
         if torch.compiler.is_compiling() or is_in_torch_dispatch_mode():
             return None
         sample = inputs[0]
-        shape, device, grad = sample.shape, sample.get_device(), torch.is_grad_enabled()
+        shape, device, grad = sample.shape, sample.device, torch.is_grad_enabled()
         addresses, kinds, address_bits = [], [], 0
         for tensor in inputs:
-            if type(tensor) is not Tensor or tensor.shape != shape or tensor.get_device() != device:
+            if type(tensor) is not Tensor or tensor.shape != shape or tensor.device != device:
                 return None
             if not tensor.is_contiguous() or (grad and tensor.requires_grad):
                 return None
@@ -47,7 +47,7 @@ class WeightedStep:
         key = shape, device, tuple(kinds), tuple(dtypes)
         launch = self._bound.get(key)
         if launch is not None and not address_bits & ALIGNED:
-            launch(device, tuple([tensor.data_ptr() for tensor in outputs]), tuple(addresses), weights)
+            launch(sample.get_device(), tuple([tensor.data_ptr() for tensor in outputs]), tuple(addresses), weights)
             return outputs
         if torch.float64 in kinds or not sample.numel():
             return None

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # read where a kernel is decorated
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read where a kernel is decorated
 
 DEVICE = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 Run = Callable[[], Any]

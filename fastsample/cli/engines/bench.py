@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +14,25 @@ from rich.console import Console
 
 from fastsample.bench import report
 from fastsample.bench.accelerations import Gate, Parallel
-from fastsample.bench.cases import Arm, Case, make_cases, parse_arm
+from fastsample.bench.cases import Arm, Case, make_cases, parse_arm, recommended_arm
+from fastsample.bench.estimate import Clock
+from fastsample.bench.peers import DEFAULT
 from fastsample.bench.record import Record, Result
 from fastsample.bench.runner import Bench
 from fastsample.cli import arguments
 from fastsample.cli.engines import common
+from fastsample.cli.files import place
+from fastsample.demo.bundled import GUIDANCE
 from fastsample.demo.scenes import sample_scenes
+from fastsample.names.peers import peer_names
+from fastsample.pipelines.request import default_guidance
 
-__all__ = ["draw", "execute", "make_cases", "read_arms", "read_gates", "read_iterations", "read_prompts", "write"]
+__all__ = ["Arms", "draw", "execute", "make_cases", "make_runner", "read_gates", "read_iterations", "read_prompts"]
+
+SOLVERS = ("ddim", "dpmpp-2m", "unipc")
+"""What the recommended setting is compared with by default, on the model's own grid."""
+SCALES = {"text_to_image": [2.0, 7.5], "flow_text_to_image": [GUIDANCE]}
+"""Guidance scales of the bundled models."""
 
 
 def read_gates(steps: str | None) -> list[dict[str, Any]]:
@@ -42,70 +55,148 @@ def read_iterations(names: str | None, windows: str, tolerances: str) -> list[di
     ]
 
 
-def read_arms(
-    solvers: list[str], peers: list[str], grids: Sequence[str | None], added: list[dict[str, Any]]
-) -> list[Arm]:
-    """Our solvers on each grid, plain and with each acceleration of `added`, then the peers."""
-    plain = [parse_arm(text, grid=grid) for grid in grids for text in solvers]
-    ours = [replace(arm, **acceleration) for arm in plain for acceleration in [{}, *added]]
-    return ours + [parse_arm(text, peer=True) for text in peers if text != "none"]
+def read_scales(guidance: str | None, model: str | None) -> list[float] | None:
+    """The guidance scales; None for the pipeline's own."""
+    if guidance is not None:
+        return arguments.numbers(guidance, "guidance", float)
+    return SCALES.get(common.bundled_name(model) or "")
+
+
+@dataclass(frozen=True)
+class Arms:
+    """What to compare: arms as they were asked for, None for those that suit the model, once it is known."""
+
+    ours: list[Arm] | None
+    peers: list[Arm] | None
+    grids: Sequence[str | None]
+    added: list[dict[str, Any]]
+
+    @classmethod
+    def read(
+        cls,
+        solvers: list[str] | None,
+        peers: list[str] | None,
+        grids: Sequence[str | None],
+        added: list[dict[str, Any]],
+    ) -> Arms:
+        """Our solvers on each grid and the peers; ValueError for unknown ones."""
+        ours = [parse_arm(text, grid=grid) for grid in grids for text in solvers or SOLVERS]
+        named = None if peers is None else [parse_arm(text, peer=True) for text in peers if text != "none"]
+        return cls(_accelerated(ours, added) if solvers else None, named, grids, added)
+
+    def cases(
+        self, runner: Bench, steps: Sequence[int], scales: Sequence[float] | None, seeds: Sequence[int]
+    ) -> list[Case]:
+        """All combinations, each arm rehearsed; ValueError for one that was asked for and cannot run.
+
+        Of the default ones, such an arm is left out, with a line on stderr.
+        """
+        guidances = scales or [default_guidance(runner.pipe, runner.request.negative_prompt)]
+        ours, peers = self.ours, self.peers
+        if ours is None:
+            plain = [parse_arm(text, grid=grid) for grid in self.grids for text in SOLVERS]
+            ours = _accelerated([*plain, recommended_arm(runner.kind)], self.added)
+        if peers is None:
+            own = type(runner.pipe.scheduler).__name__.removesuffix("Scheduler")
+            names = dict.fromkeys([own, *DEFAULT[runner.kind]])
+            peers = [Arm(name, peer=True) for name in names if f"{name}Scheduler" in peer_names()]
+        cases = make_cases(list(dict.fromkeys([*ours, *peers])), steps, guidances, seeds)
+        left_out = set()
+        for arm, case in {case.arm: case for case in cases}.items():
+            try:
+                runner.check(arm, case.steps, case.guidance)
+            except ValueError as error:
+                if self.peers is not None or not arm.peer:
+                    raise
+                left_out.add(arm)
+                print(f"left out: {arm.label}: {error}", file=sys.stderr)
+        return [case for case in cases if case.arm not in left_out]
+
+
+def _accelerated(arms: Sequence[Arm], added: Sequence[dict[str, Any]]) -> list[Arm]:
+    """Each arm plain, and with each acceleration of `added`."""
+    return [replace(arm, **acceleration) for arm in arms for acceleration in [{}, *added]]
 
 
 def read_prompts(prompts: str, model: str | None) -> list[str]:
     """A number of captions of held-out scenes for the bundled model, else a file's lines."""
     if not prompts.lstrip("-").isdigit():
         return arguments.read_prompts([], Path(prompts))
-    if model is not None:
+    if common.bundled_name(model) is None:
         raise ValueError(f"--prompts = {prompts}: with --model give a file of prompts, one a line")
     if int(prompts) < 2:
         raise ValueError(f"--prompts = {prompts}: give a file, or a number of at least 2")
     return [scene.caption for scene in sample_scenes(int(prompts), seed=7, held_out=True)]
 
 
-def execute(
-    pipe: Any, texts: list[str], folder: Path, cases: list[Case], batch: int, repeats: int, resume: bool, judge: bool
-) -> tuple[Bench, list[Result]]:
-    """Run the cases with a progress bar; the runner, and the results of these cases."""
-    record = Record(folder / "results.jsonl", resume=resume)
-    runner = Bench(pipe, texts, record, batch, repeats, judge)
-    done = sum(runner.result(case) is not None for case in cases)
-
-    def name(result: Result) -> str:
-        return f"{result['arm']}, {result['steps']} steps, guidance {result['guidance']:g}"
-
-    common.progress_over(runner.run(cases), total=len(cases), done=done, describe=name)
-    return runner, [found for case in cases if (found := runner.result(case)) is not None]
+def make_runner(pipe: Any, texts: list[str], folder: Path, *, resume: bool, **settings: Any) -> Bench:
+    """The benchmark, on what the folder holds of an earlier run."""
+    return Bench(pipe, texts, Record(folder / "results.jsonl", resume=resume), **settings)
 
 
-def write(results: list[Result], folder: Path, *, as_json: bool, csv: bool, markdown: bool) -> None:
+def execute(runner: Bench, cases: list[Case]) -> list[Result]:
+    """Run the cases, with an estimate and progress on stderr; the results of these cases."""
+    todo = [case for case in cases if runner.result(case) is None]
+    with common.out_of_memory("try --batch 1, --offload model, --dtype bfloat16, or a smaller size"):
+        clock = Clock(runner.expected(todo))
+        if todo:
+            print(f"{len(todo)} of {len(cases)} cases to run, about {clock.left}", file=sys.stderr, flush=True)
+
+        def name(result: Result) -> str:
+            clock.tick()
+            error = result["latent_rms"]
+            told = "diverged" if error is None else f"error {error:.3f}"
+            case = f"{result['arm']}, {result['steps']} steps, guidance {result['guidance']:g}, seed {result['seed']}"
+            return f"{case}: {told}, {result['seconds']:.2f} s; {clock.left} left"
+
+        done = len(cases) - len(todo)
+        common.progress_over(runner.run(cases), total=len(cases), done=done, describe=name)
+    return [found for case in cases if (found := runner.result(case)) is not None]
+
+
+def write(results: list[Result], folder: Path, *, kind: str, as_json: bool, csv: bool, markdown: bool) -> None:
     """The table on the terminal and the files that were asked for."""
     rows = report.summarise(results)
     title = "error: RMS of the latents to the converged solution, relative to their spread"
+    if (best := recommended_arm(kind).label) in {row.arm for row in rows}:
+        title += f"; recommended: {best}"
     wide = any("gmacs" in row.metrics or "rounds" in row.metrics for row in rows)
     Console(width=max(Console().width, 190 if wide else 122)).print(report.rich_table(rows, title))
-    if csv:
-        (folder / "results.csv").write_text(report.csv_text(rows))
-    if markdown:
-        (folder / "results.md").write_text(report.markdown(rows))
-    if as_json:
-        text = json.dumps(results, indent=1)
-        (folder / "results.json").write_text(text + "\n")
-    print(f"results: {folder / 'results.jsonl'}")
+    texts = {
+        "results.csv": report.csv_text(rows) if csv else None,
+        "results.md": report.markdown(rows) if markdown else None,
+        "results.json": json.dumps(results, indent=1) + "\n" if as_json else None,
+    }
+    kept = [
+        place(folder, name, functools.partial(Path.write_text, data=text), again=False)
+        for name, text in texts.items()
+        if text is not None
+    ]
+    print(f"results: {', '.join(map(str, [folder / 'results.jsonl', *kept]))}")
 
 
-def draw(runner: Bench, results: list[Result], arms: list[Arm], cases: list[Case], folder: Path) -> None:
-    """The Pareto plot, and a grid of images at the fewest steps and the highest guidance."""
+def draw(runner: Bench, results: list[Result], cases: list[Case], folder: Path) -> None:
+    """The Pareto plot, and pictures at the highest guidance and the fewest steps that some arm needs there."""
     from fastsample.bench import plots, sweeps  # Matplotlib: only for --plot
 
-    plots.pareto(report.summarise(results), folder / "pareto.png")
-    steps, guidance = min(case.steps for case in cases), max(case.guidance for case in cases)
+    rows = report.summarise(results)
+    guidance = max(case.guidance for case in cases)
+    steps = report.enough_steps(row for row in rows if row.guidance == guidance)
+    arms = list(dict.fromkeys(case.arm for case in cases))
+    best = recommended_arm(runner.kind).label
+    chosen = report.foremost([row for row in rows if row.guidance == guidance], keep=best)
     shown = runner.prompts[:8]
-    small = Bench(runner.pipe, shown, runner.record, batch=len(shown))
-    images = {arm.label: small.images(arm, steps, guidance, 0) for arm in arms}
-    plots.image_grid(images, folder / "images.png", shown)
-    print(f"plots: {folder / 'pareto.png'}, {folder / 'images.png'} ({steps} steps, guidance {guidance:g})")
+    small = replace(runner, prompts=shown, batch=min(runner.batch, len(shown)))
+    images = {"converged": small.converged_images(guidance, 0)}
+    images |= {arm.label: small.images(arm, steps, guidance, 0) for arm in arms if arm.label in chosen}
+    files = [
+        place(folder, "pareto.png", lambda path: plots.pareto(rows, path, keep=best), again=False),
+        place(folder, "images.png", lambda path: plots.image_grid(images, path, shown), again=False),
+    ]
+    print(f"plots: {files[0]}, {files[1]} ({steps} steps, guidance {guidance:g})")
     parallel = [arm for arm in arms if arm.parallel]
     if parallel:
         most = max(case.steps for case in cases)
-        sweeps.draw(small, parallel, most, guidance, folder)
-        print(f"plots: {folder / 'sweeps.png'}, {folder / 'strip.png'} ({most} steps at once, guidance {guidance:g})")
+        drawn = sweeps.trace(small, parallel, most, guidance)
+        files = [place(folder, name, write, again=False) for name, write in drawn.items()]
+        print(f"plots: {files[0]}, {files[1]} ({most} steps at once, guidance {guidance:g})")

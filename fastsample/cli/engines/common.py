@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import contextlib
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,46 @@ import transformers
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from fastsample.demo.bundled import load_pipeline, model_path
+from fastsample.cli import arguments
+from fastsample.demo.bundled import MODELS, load_pipeline, model_path
+from fastsample.names.options import parse_options
+from fastsample.pipelines.request import Request
+from fastsample.pipelines.swap import load_pipeline as load_any
 
 DTYPES = ("float32", "float16", "bfloat16")
+OFFLOADS = ("none", "model", "sequential")
+
+
+def read_request(
+    height: int | None, width: int | None, frames: int | None, negative_prompt: str | None, call: list[str] | None
+) -> Request:
+    """What the options ask of a pipeline; ValueError for what none can be asked."""
+    arguments.check_least(height=height, width=width, frames=frames)
+    return Request(height, width, frames, negative_prompt, parse_options(call or [], "--call"))
+
+
+def placement(model: str | None, device: str | None, dtype: str | None, offload: str = "none") -> tuple[str, str]:
+    """Device and dtype: those given, else the GPU where there is one; ValueError for what is not here."""
+    if device is None:
+        mps = torch.backends.mps.is_available()
+        device = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
+    if dtype is None:
+        dtype = "float32" if bundled_name(model) or device == "cpu" else "bfloat16"
+    check_device(device, dtype)
+    if offload not in OFFLOADS:
+        raise ValueError(f"--offload = {offload!r}: use one of {', '.join(OFFLOADS)}")
+    if offload != "none" and torch.device(device).type == "cpu":
+        raise ValueError(
+            f"--offload = {offload!r} with --device = {device!r}: it spares the memory of a GPU; use none"
+        )
+    return device, dtype
+
+
+def bundled_name(model: str | None) -> str | None:
+    """Which bundled model is meant; None where it is another one."""
+    if model is None:
+        return MODELS[0]
+    return model if model in MODELS and not Path(model).exists() else None
 
 
 def check_device(device: str, dtype: str) -> None:
@@ -34,10 +73,13 @@ def check_device(device: str, dtype: str) -> None:
 
 def check_model(model: str | None) -> None:
     """Raise ValueError when `model` looks like a folder and is none, or the bundled model is missing."""
-    if model is None:
-        if not (model_path() / "model_index.json").is_file():
-            raise ValueError(f"--model: the bundled model is missing at {model_path()}; reinstall, or give --model")
+    if name := bundled_name(model):
+        if not (model_path(name) / "model_index.json").is_file():
+            raise ValueError(
+                f"--model: the bundled model is missing at {model_path(name)}; reinstall, or give another"
+            )
         return
+    assert model is not None
     if looks_local(model) and not (Path(model) / "model_index.json").is_file():
         raise ValueError(f"--model = {model!r} is no diffusers folder (no model_index.json): give one, or a hub id")
 
@@ -47,26 +89,53 @@ def looks_local(model: str) -> bool:
     return Path(model).exists() or model.startswith((".", "/", "~")) or model.count("/") != 1
 
 
-def load_model(model: str | None, device: str, dtype: str) -> Any:
-    """The pipeline of a folder or hub id, or the bundled one."""
+def load_model(model: str | None, device: str, dtype: str, offload: str = "none") -> Any:
+    """The pipeline of a folder or hub id, or a bundled one."""
     torch_dtype = getattr(torch, dtype)
-    if model is None:
-        return load_pipeline(torch_dtype, device)
-    try:
-        pipe = diffusers.DiffusionPipeline.from_pretrained(model, dtype=torch_dtype)
-    except Exception as error:  # whatever a broken folder makes of diffusers and transformers
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise ValueError(f"--model = {model!r} could not be loaded: {reason}") from None
+    if name := bundled_name(model):
+        pipe = load_pipeline(torch_dtype, name=name)
+    else:
+        assert model is not None
+        try:
+            pipe = load_any(model, dtype=torch_dtype)
+        except Exception as error:  # whatever a broken folder makes of diffusers and transformers
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise ValueError(f"--model = {model!r} could not be loaded: {reason[:400]}") from None
     pipe.set_progress_bar_config(disable=True)
-    return pipe.to(device)
+    if isinstance(getattr(pipe, "vae", None), diffusers.AutoencoderKLAllegro):
+        pipe.vae.enable_tiling()  # it cannot decode without
+    if offload == "model":
+        pipe.enable_model_cpu_offload(device=device)
+    elif offload == "sequential":
+        pipe.enable_sequential_cpu_offload(device=device)
+    else:
+        pipe.to(device)
+    return pipe
+
+
+@contextlib.contextmanager
+def out_of_memory(remedy: str) -> Iterator[None]:
+    """In the block, running out of the GPU's memory is wrong input, with a remedy."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise ValueError(f"out of memory: {remedy} ({str(error).splitlines()[0]})") from None
 
 
 def progress_over(
     results: Iterable[dict[str, Any]], *, total: int, done: int, describe: Callable[[dict[str, Any]], str]
 ) -> None:
-    """Draw `results` to the end under a progress bar on stderr; `done` of `total` are there already."""
+    """Draw `results` to the end, with progress on stderr; `done` of `total` are there already.
+
+    On a terminal that is a bar, elsewhere a line for each result.
+    """
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        for number, result in enumerate(results, done + 1):
+            print(f"{number}/{total}  {describe(result)}", file=sys.stderr, flush=True)
+        return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    with Progress(*columns, console=console) as progress:
         task = progress.add_task("benchmark", total=total, completed=done)
         for result in results:
             progress.update(task, advance=1, description=describe(result))

@@ -1,39 +1,58 @@
-"""Images from prompts: the arguments checked, the pipeline run, the files written."""
+"""Images and videos from prompts: the arguments checked, the pipeline run, the files written."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from fastsample.bench.accelerations import Parallel
-from fastsample.bench.cases import Arm, make_cases, parse_arm
+from fastsample.bench.cases import Arm, make_cases, parse_arm, recommended_arm
 from fastsample.cli import arguments
-from fastsample.pipelines.configured import configured
+from fastsample.cli.engines import common
+from fastsample.cli.files import place
+from fastsample.demo.bundled import GUIDANCE
+from fastsample.names.options import parse_options
+from fastsample.names.recommended import RECOMMENDED
+from fastsample.pipelines.configured import Setup, configured
 from fastsample.pipelines.counting import count
+from fastsample.pipelines.drawing import draw
 from fastsample.pipelines.parallel.distributed import collected, own_share
+from fastsample.pipelines.rehearsal import rehearse
+from fastsample.pipelines.request import Request, check_draws, default_guidance
 from fastsample.pipelines.tgate import TGate
+from fastsample.schedules import NoiseSchedule
+
+FRAME = 100
+"""Milliseconds a frame of the videos that are written."""
 
 
-def check(solver: str, options: list[str], grid: str | None, steps: int, guidance: float, seeds: list[int]) -> Arm:
-    """The arm that the arguments describe; ValueError before anything is loaded."""
-    text = f"{solver}:{','.join(options)}" if options else solver
+def check(
+    solver: str | None, options: list[str], grid: str | None, steps: int, guidance: float | None, seeds: list[int]
+) -> Arm | None:
+    """The arm that the arguments describe, None for the recommended one; ValueError before anything is loaded."""
+    parse_options(options, "--option")
+    if solver is None and options:
+        raise ValueError(f"--option = {options[0]!r} without --solver: name the solver that it is for")
+    text = solver or RECOMMENDED["vp"].solver  # where that is not yet known, for the sake of its grid
+    if options:
+        text += ("," if ":" in text else ":") + ",".join(options)
     arm = parse_arm(text, grid=grid)
-    make_cases([arm], [steps], [guidance], seeds)
-    return arm
+    make_cases([Arm("")], [steps], [1.0 if guidance is None else guidance], seeds)
+    return arm if solver is not None else None
 
 
-def check_gate(step: int | None, steps: int, guidance: float) -> TGate | None:
-    """The T-GATE of a run, or None; ValueError where the gate would not close."""
-    if step is None:
-        return None
-    gate = TGate(step, drop_guidance=guidance > 1)
-    gate.policy.check_steps(steps)
-    return gate
+def check_gate(step: int | None, steps: int) -> int | None:
+    """The gate step; ValueError where the gate would not close."""
+    if step is not None:
+        TGate(step).policy.check_steps(steps)
+    return step
 
 
 def check_iteration(name: str | None, window: int, tolerance: float, gate: int | None) -> Parallel | None:
@@ -48,51 +67,98 @@ def check_iteration(name: str | None, window: int, tolerance: float, gate: int |
 
 
 def read_texts(prompt: list[str] | None, file: Path | None, model: str | None) -> list[str]:
-    """The prompts, or an example that suits the bundled model."""
-    if not prompt and file is None and model is None:
+    """The prompts, or an example that suits the bundled models."""
+    if not prompt and file is None and common.bundled_name(model):
         return ["a large red circle at the left on a white background"]
     return arguments.read_prompts(prompt or [], file)
 
 
-def generate(
-    pipe: Any,
-    arm: Arm,
-    prompts: list[str],
-    seeds: list[int],
-    steps: int,
-    guidance: float,
-    folder: Path,
-    gate: TGate | None = None,
-    parallel: Parallel | None = None,
-) -> list[dict[str, Any]]:
+def scale(guidance: float | None, model: str | None) -> float | None:
+    """The guidance scale; None for the pipeline's own, which of the bundled ones is that of Stable Diffusion."""
+    return GUIDANCE if guidance is None and common.bundled_name(model) else guidance
+
+
+@dataclass
+class Sampler:
+    """A pipeline and how it is to sample.
+
+    `arm` None is the recommended one, on `grid` if that is given; `guidance` None is the pipeline's own.
+    """
+
+    pipe: Any
+    arm: Arm | None
+    grid: str | None
+    request: Request
+    steps: int
+    guidance: float | None
+    gate: int | None
+    parallel: Parallel | None
+
+    def __post_init__(self) -> None:
+        check_draws(self.pipe)
+        self._arm = self.arm or self._recommended()
+        own = default_guidance(self.pipe, self.request.negative_prompt)
+        self._guidance = own if self.guidance is None else self.guidance
+
+    def _recommended(self) -> Arm:
+        arm = recommended_arm(NoiseSchedule.from_config(self.pipe.scheduler.config).kind)
+        return replace(arm, grid=self.grid or arm.grid)
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """How it samples."""
+        return {"sampler": self._arm.label, "steps": self.steps, "guidance": self._guidance}
+
+    def call(self, text: str, seed: int) -> dict[str, Any]:
+        """The pipeline's arguments for one image."""
+        return self.request.call(self.pipe, [text], self.steps, self._guidance, [seed])
+
+    def set_up(self) -> contextlib.AbstractContextManager[Setup]:
+        """The pipeline with scheduler, gate and parallel iteration."""
+        gate = TGate(self.gate, drop_guidance=self._guidance > 1) if self.gate is not None else None
+        options = self.parallel.options if self.parallel else None
+        return configured(self.pipe, self._arm.scheduler(self.pipe.scheduler.config), gate=gate, parallel=options)
+
+
+def generate(sampler: Sampler, prompts: list[str], seeds: list[int], folder: Path) -> list[dict[str, Any]]:
     """Write one image a prompt and seed as they come; what was made, with its cost."""
     made: list[dict[str, Any]] = []
     jobs = own_share([(i, text, seed) for i, text in enumerate(prompts) for seed in seeds])
-    options = parallel.options if parallel else None
-    with configured(pipe, arm.scheduler(pipe.scheduler.config), gate=gate, parallel=options) as setup:
+    remedy = "try --offload model, --dtype bfloat16, or a smaller size"
+    with sampler.set_up() as setup, common.out_of_memory(remedy):
+        rehearse(sampler.pipe, sampler.call(prompts[0], seeds[0]))
         for index, text, seed in tqdm(jobs, desc="images", disable=len(jobs) == 1):
             before = setup.run.rounds if setup.run else 0
-            with count(pipe, 1) as ledger:
-                pixels = pipe(
-                    prompt=text,
-                    num_inference_steps=steps,
-                    guidance_scale=guidance,
-                    generator=torch.Generator().manual_seed(seed),
-                    output_type="pt",
-                ).images[0]
-            if not torch.isfinite(pixels).all():
+            with count(sampler.pipe, 1) as ledger:
+                drawing = draw(sampler.pipe, sampler.call(text, seed), ledger)
+            if not drawing.finite:
                 raise ValueError(
-                    f"the image of prompt {index}, seed {seed} is not finite at guidance = {guidance}, "
-                    f"steps = {steps}: use more steps, less guidance, or float32"
+                    f"the image of prompt {index}, seed {seed} is not finite with {sampler.description}: use more "
+                    "steps, less guidance, or float32"
                 )
-            path = folder / f"prompt{index:03d}-seed{seed}.png"
-            array = (pixels.float().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
-            Image.fromarray(array).save(path)
             cost: dict[str, Any] = {"nfe": ledger.model_evaluations, "seconds": round(ledger.seconds, 3)}
             if setup.run:
                 cost |= {"rounds": setup.run.rounds - before, "fallback": setup.run.fallback}
-            made.append({"file": str(path), "prompt": text, "seed": seed, **cost})
+            path = write(drawing.pixels[0], folder, f"prompt{index:03d}-seed{seed}")
+            drawn = {"width": drawing.pixels.shape[-1], "height": drawing.pixels.shape[-2]}
+            made.append({"file": str(path), "prompt": text, "seed": seed, **drawn, **sampler.description, **cost})
     return made
+
+
+def write(pixels: Tensor, folder: Path, name: str) -> Path:
+    """An image [c, h, w] as .png, a video [frames, c, h, w] as .webp, both without loss; where it was put."""
+    array = (pixels.clamp(0, 1) * 255).round().byte().movedim(-3, -1).numpy()
+    pictures = [Image.fromarray(frame.squeeze()) for frame in (array if pixels.ndim == 4 else array[None])]
+    if pixels.ndim == 3:
+        return place(folder, f"{name}.png", pictures[0].save)
+    options: dict[str, Any] = {
+        "save_all": True,
+        "append_images": pictures[1:],
+        "lossless": True,
+        "duration": FRAME,
+        "loop": 0,
+    }
+    return place(folder, f"{name}.webp", lambda path: pictures[0].save(path, **options))
 
 
 def report(made: list[dict[str, Any]], folder: Path, as_json: bool) -> None:
@@ -101,26 +167,27 @@ def report(made: list[dict[str, Any]], folder: Path, as_json: bool) -> None:
     if everything is None:
         return  # the first process says it
     made = everything
-    sheet = contact_sheet([Path(image["file"]) for image in made], folder / "contact-sheet.png")
+    sheet = contact_sheet([Path(image["file"]) for image in made], folder)
     if as_json:
         print(json.dumps({"images": made, "contact_sheet": str(sheet)}, indent=2))
         return
+    print("{sampler}, {steps} steps, guidance {guidance:g}".format(**made[0]))
     for image in made:
         rounds = f"  rounds {image['rounds']}" if "rounds" in image else ""
-        print(f"{image['file']}  NFE {image['nfe']:g}{rounds}  {image['seconds']:.2f} s  {image['prompt']}")
+        size = f"{image['width']}x{image['height']}"
+        print(f"{image['file']}  {size}  NFE {image['nfe']:g}{rounds}  {image['seconds']:.2f} s  {image['prompt']}")
     print(f"contact sheet: {sheet}")
 
 
-def contact_sheet(files: list[Path], path: Path, columns: int = 8) -> Path:
-    """All images in one, small ones enlarged to be seen."""
-    images = [Image.open(file) for file in files]
-    width, height = images[0].size
+def contact_sheet(files: list[Path], folder: Path, columns: int = 8) -> Path:
+    """All images in one, of videos the first frames, small ones enlarged to be seen; where it was put."""
+    images = [Image.open(file).convert("RGB") for file in files]
+    width, height = (max(sizes) for sizes in zip(*(image.size for image in images), strict=True))
     zoom = max(1, 128 // max(width, height))
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
     sheet = Image.new("RGB", (columns * width * zoom, rows * height * zoom))
     for index, image in enumerate(images):
-        big = image.resize((width * zoom, height * zoom), Image.Resampling.NEAREST)
+        big = image.resize((image.width * zoom, image.height * zoom), Image.Resampling.NEAREST)
         sheet.paste(big, (index % columns * width * zoom, index // columns * height * zoom))
-    sheet.save(path)
-    return path
+    return place(folder, "contact-sheet.png", sheet.save)
