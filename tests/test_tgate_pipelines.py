@@ -23,6 +23,7 @@ OTHERS = {
     "prx": "concatenates text",
     "dit": "reads no text",
 }
+UNMOVED = {"kandinsky_5"}  # before its training text moves nothing
 UNGUIDED = {"easy_animate"}
 GATED = sorted(set(ZOO) - JOINT - set(OTHERS) - UNGUIDED)
 
@@ -40,7 +41,7 @@ def test_gates_and_undoes(name: str) -> None:
     assert summary.cross_modules > 0
     assert summary.cross_reused > 0
     assert summary.dropped > 0
-    assert not torch.equal(gated, plain)
+    assert torch.equal(gated, plain) == (name in UNMOVED)
     assert torch.equal(gated, again)
     assert torch.equal(entry.sample(pipe), plain)
 
