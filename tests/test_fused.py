@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from fastsample_kernels import use_backend
+from fastsample_kernels import dispatch, use_backend
 
 import fastsample as fs
-from fastsample.sampling import Runner
+from fastsample.sampling import Runner, executor
 from fastsample.solvers import available
 
 pytest.importorskip("triton")
@@ -84,3 +84,23 @@ def test_missing_noise_is_an_error() -> None:
     for backend in ("torch", "triton"):
         with use_backend(backend), pytest.raises(ValueError, match="noise = None"):
             Runner(table).step(0, x, x)
+
+
+def test_small_steps_of_few_operations_stay_with_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the measured rule, where nothing is forced; larger, narrower or longer ones are launches."""
+    monkeypatch.setattr(dispatch, "runs_triton", lambda device: True)
+    monkeypatch.delenv(dispatch.VARIABLE, raising=False)
+    few = fs.build_table("ddim", VP, [0.9, 0.5, 0.1])
+    many = fs.build_table("dpmpp-2m", VP, [0.9, 0.5, 0.1])
+    assert few.lowered.operations == 2
+    monkeypatch.setattr(executor, "FEW", 2)
+    monkeypatch.setattr(executor, "SMALL", 100)
+    small, large = torch.zeros(100, device=DEVICE), torch.zeros(101, device=DEVICE)
+    assert [Runner(few)._fuses(x) for x in (small, large, small.half())] == [False, True, True]
+    assert Runner(many)._fuses(small)
+    runner = Runner(few)
+    for backend in ("torch", "triton"):
+        with use_backend(backend):
+            assert runner._fuses(small) == runner._fuses(large) == (backend == "triton")
+        monkeypatch.setenv(dispatch.VARIABLE, backend)
+        assert Runner(few)._fuses(small) == (backend == "triton")

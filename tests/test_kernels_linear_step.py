@@ -9,6 +9,7 @@ import pytest
 import torch
 from fastsample_kernels import linear_step
 from fastsample_kernels.counter_random import philox
+from fastsample_kernels.linear_step import _new
 from kernel_inputs import DEVICE, DTYPES, ROUNDING, random
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -189,6 +190,20 @@ def test_the_operation_is_well_formed() -> None:
     arguments = ([random(2, 3, 4, 5), random(2, 3, 4, 5)], random(3, 2, 2), indices(1), [torch.float32] * 2)
     utilities = ("test_faketensor", "test_autograd_registration", "test_aot_dispatch_dynamic")
     torch.library.opcheck(torch.ops.fastsample.linear_step.default, arguments, test_utils=utilities)
+
+
+def number_of(x: Tensor) -> int:
+    """What a dtype is in C++, as TorchScript says."""
+    return x.dtype
+
+
+def test_dtypes_arrive_as_numbers_in_older_torch() -> None:
+    """torch 2.11 hands a list of dtypes to an operation written in Python as a list of numbers."""
+    inputs, table = [random(2, 9), random(2, 9, seed=1)], random(1, 3, 2)
+    for wanted in (list(DTYPES), [torch.float64, torch.bfloat16, torch.float32]):
+        numbers = [torch.jit.script(number_of)(torch.zeros(1, dtype=dtype)) for dtype in wanted]
+        assert all(isinstance(number, int) for number in numbers)
+        assert [result.dtype for result in _new(inputs, table, indices(0), numbers)] == wanted
 
 
 def test_gradients_flow() -> None:

@@ -52,13 +52,15 @@ def test_what_is_out_of_the_ordinary_is_left_to_linear_step() -> None:
         "float64": [x, x.double()],
         "device": [x, x.to("meta")],
         "channels last": [x.contiguous(memory_format=torch.channels_last)] * 2,
-        "transposed": [x, x.transpose(0, 1).contiguous().transpose(0, 1)],
+        "transposed": [x.transpose(0, 1).contiguous().transpose(0, 1), x],
         "gradient": [x, x.clone().requires_grad_()],
         "parameter": [x, torch.nn.Parameter(x, requires_grad=False)],
         "empty": [x[:0], x[:0]],
     }
     for name, inputs in unlike.items():
         assert WeightedStep()(inputs, (1.0, 2.0), [torch.float32]) is None, name
+    (found,) = WeightedStep()([x, unlike["transposed"][0]], (1.0, 2.0), [torch.float32]) or ()
+    torch.testing.assert_close(found, 3 * x)
     with torch.no_grad():
         assert WeightedStep()(unlike["gradient"], (1.0, 2.0), [torch.float32]) is not None
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from fastsample_kernels import WeightedStep as WeightedStep
-from fastsample_kernels import choose_backend, linear_step
+from fastsample_kernels import choose_backend, linear_step, requested_backend
 from fastsample_kernels import forced_backend as forced_backend
 from torch import Tensor
 
@@ -24,12 +24,19 @@ Stored = tuple[Tensor | None, ...]
 """What a sampler carries from step to step, by a table's stored slots, in float32 or wider; None where nothing."""
 
 
-def fuses(device: torch.device) -> bool:
-    """Whether steps on `device` run as single Triton launches: on a GPU with Triton, or where it is forced.
+def fuses(device: torch.device, *, light: bool = False) -> bool:
+    """Whether steps on `device` run as single Triton launches: on a GPU with Triton unless they are `light`.
 
     `FASTSAMPLE_KERNELS` and `fastsample_kernels.use_backend` force either.
     """
-    return choose_backend(device) == "triton"
+    return choose_backend(device) == "triton" and not (light and requested_backend()[0] is None)
+
+
+FEW, SMALL = 2, 1 << 23
+"""Operations a step, and elements, up to which a fused step takes the host longer than it saves the device.
+
+Measured on an H100 by `scripts/gpu --parts crossover`, steps back to back.
+"""
 
 
 def combine_fused(

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastsample.sampling.backend import Stored, accumulation_dtype, add_up, forced_backend, fuses
+from fastsample.sampling.backend import FEW, SMALL, Stored, accumulation_dtype, add_up, forced_backend, fuses
 from fastsample.sampling.brownian import BrownianPath
 from fastsample.sampling.fused import FusedSteps, fits
 from fastsample.sampling.noise import NOISES, Generators, draw_noise
@@ -36,7 +36,8 @@ class Runner:
         self.stored: Stored = self.lowered.empty
         self._fits = fits(self.lowered)
         self._fused: FusedSteps | None = None
-        self._choice: tuple[torch.device, str | None, bool] | None = None
+        self._light = self.lowered.operations <= FEW
+        self._choice: tuple[torch.device, str | None, bool, bool] | None = None
 
     def __copy__(self) -> Runner:
         """At the same point; what was compiled is shared."""
@@ -51,7 +52,7 @@ class Runner:
             raise ValueError(
                 f"noise = None: this step adds noise to a sample of shape {tuple(sample.shape)}; give it"
             )
-        if self._fits and self._fuses(sample.device):
+        if self._fits and self._fuses(sample):
             fused = self._fused_for(sample, output)
             new, self.stored = fused.run(index, sample, output, self.stored, noise)
         else:
@@ -60,15 +61,16 @@ class Runner:
 
     def prepare(self, sample: Tensor) -> None:
         """Compile the one kernel of all steps, for samples and outputs like `sample`, where kernels are used."""
-        if self._fits and self._fuses(sample.device):
+        if self._fits and self._fuses(sample):
             self._fused_for(sample, sample).run(0, sample, sample, self.lowered.empty, sample)
 
-    def _fuses(self, device: torch.device) -> bool:
-        """As :func:`fuses`, asked again when the device changes, or what :func:`use_backend` forces."""
-        forced = forced_backend()
-        if self._choice is None or self._choice[1] != forced or self._choice[0] != device:
-            self._choice = device, forced, fuses(device)
-        return self._choice[2]
+    def _fuses(self, sample: Tensor) -> bool:
+        """As :func:`fuses`, asked again when the device changes, or what is light, or what is forced."""
+        device, forced = sample.device, forced_backend()
+        light = self._light and sample.dtype == torch.float32 and sample.numel() <= SMALL
+        if self._choice is None or self._choice[:3] != (device, forced, light):
+            self._choice = device, forced, light, fuses(device, light=light)
+        return self._choice[3]
 
     def _fused_for(self, sample: Tensor, output: Tensor) -> FusedSteps:
         device, dtype = sample.device, accumulation_dtype(sample.dtype, output.dtype)

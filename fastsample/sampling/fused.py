@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from fastsample.sampling.backend import MOST_INPUTS, MOST_OUTPUTS, Stored, WeightedStep, combine_fused
 from fastsample.tables.lower import Lowered, LoweredStep
+
+LAUNCH = WeightedStep()
+"""Of this process: it remembers what has been compiled, as Triton does."""
 
 
 def fits(lowered: Lowered) -> bool:
@@ -31,10 +33,7 @@ class FusedSteps:
         self.device, self.dtype = device, dtype
         self._inputs, self._made = lowered.inputs, [dtype] * len(lowered.targets)
         self._keeps = [_kept(lowered, step) for step in lowered.steps]
-        self._dense = lowered.dense()
-        narrow = self._dense.reshape(len(lowered.steps), -1).astype(np.float32)
-        self._weights = [tuple(row) for row in narrow.tolist()]
-        self._launch = WeightedStep()
+        self._lowered, self._weights = lowered, lowered.weights
 
     def run(
         self, index: int, sample: Tensor, output: Tensor, stored: Stored, noise: Tensor | None
@@ -43,7 +42,7 @@ class FusedSteps:
         values = (sample, output, None if noise is None else noise.to(self.dtype), *stored)
         inputs = self._filled([values[place] for place in self._inputs])
         dtypes = [sample.dtype, *self._made]
-        sums: Sequence[Tensor] | None = self._launch(inputs, self._weights[index], dtypes)
+        sums: Sequence[Tensor] | None = LAUNCH(inputs, self._weights[index], dtypes)
         if sums is None:
             table, indices = self._on_device
             sums = combine_fused(inputs, table, indices[index], dtypes)
@@ -53,7 +52,7 @@ class FusedSteps:
     @cached_property
     def _on_device(self) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The table, and the number of each step."""
-        table = torch.from_numpy(self._dense).to(self.dtype).to(self.device)
+        table = torch.from_numpy(self._lowered.dense()).to(self.dtype).to(self.device)
         # 16 bytes apart: Triton compiles a kernel anew for pointers of another alignment
         places = torch.arange(len(self._weights)).repeat_interleave(2).to(self.device)
         return table, places.view(-1, 2)[:, :1].unbind()

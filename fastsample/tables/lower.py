@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -106,6 +107,18 @@ class Lowered:
                 if place is not None:
                     matrix[row] = rows[place]
         return result[:, :, kept], result[:, :, OUTPUT], result[:, :, NOISE]
+
+    @cached_property
+    def operations(self) -> int:
+        """The most operations of a step that is run one a term."""
+        counts = [sum(max(1, len(others) + (factor != 1)) for _, others, factor in step.sums) for step in self.steps]
+        return max(counts, default=0)
+
+    @cached_property
+    def weights(self) -> tuple[tuple[float, ...], ...]:
+        """:meth:`dense` rounded to float32, a step's matrix row by row as numbers: the arguments of a launch."""
+        dense = self.dense()
+        return tuple([tuple(row) for row in dense.reshape(len(dense), -1).astype(np.float32).tolist()])
 
     def dense(self) -> NDArray[np.float64]:
         """Each step as a matrix, [steps, 1 + targets, inputs] in float64: the next sample's row, then the targets'.

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastsample_kernels._bound import Bound, bound
+from fastsample_kernels._bound import Bound, Launcher, bound
 from fastsample_kernels._device import on, processors
 from fastsample_kernels.blocks import step_block
 
@@ -70,6 +70,9 @@ def _kernel(  # type: ignore[no-untyped-def]
         tl.store(out2 + first + lanes, total2.to(out2.dtype.element_ty), mask=inside)
 
 
+_launch = Launcher(_kernel)
+
+
 def launch(
     outputs: Sequence[Tensor], inputs: Sequence[Tensor], table: Tensor, index: Tensor, accumulator: torch.dtype
 ) -> None:
@@ -79,22 +82,9 @@ def launch(
     rows = sample.shape[0] if sample.dim() and stride else 1
     size = sample.numel() // rows
     block, warps = step_block(size, rows, sample.device, processors(sample.device))
-    with on(sample.device):
-        _kernel[(rows * -(-size // block),)](
-            tuple(outputs),
-            tuple(inputs),
-            table,
-            index,
-            table.shape[0],
-            size,
-            stride,
-            INPUTS=len(inputs),
-            OUTPUTS=len(outputs),
-            ACC=tl.float64 if accumulator == torch.float64 else tl.float32,
-            BLOCK=block,
-            num_warps=warps,
-            enable_fp_fusion=True,
-        )
+    arguments = (tuple(outputs), tuple(inputs), table, index, table.shape[0], size, stride, len(inputs), len(outputs))
+    acc = tl.float64 if accumulator == torch.float64 else tl.float32
+    _launch(sample.device, rows * -(-size // block), (*arguments, acc, block), warps=warps)
 
 
 @triton.jit  # type: ignore[untyped-decorator]

@@ -12,7 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastsample_kernels._device import on, processors
+from fastsample_kernels._bound import Launcher
+from fastsample_kernels._device import processors
 from fastsample_kernels._random_triton import gumbels
 from fastsample_kernels.blocks import block_config
 from fastsample_kernels.counter_random import rows_per_seed
@@ -238,6 +239,9 @@ def _combine_kernel(  # type: ignore[no-untyped-def]
     )
 
 
+_scan, _combine = Launcher(_scan_kernel), Launcher(_combine_kernel)
+
+
 def launch(
     values: Tensor,
     indices: Tensor,
@@ -264,41 +268,13 @@ def launch(
     if splits > 1:
         partial = values.new_empty(rows * splits, FIELDS)
         places = indices.new_empty(rows * splits, INDICES, dtype=torch.int32)
-    with on(logits.device):
-        _scan_kernel[(rows * splits,)](
-            partial,
-            places,
-            logits,
-            *of_rows,
-            rows,
-            vocabulary,
-            chunk,
-            splits,
-            inner,
-            *strides,
-            *of_rows_strides,
-            1 if seed is None else rows_per_seed(seed, shape),
-            left_out,
-            SPLIT=splits > 1,
-            BLOCK=config["block"],
-            num_warps=config["warps"],
-        )
-        if splits > 1:
-            _combine_kernel[(rows,)](
-                values,
-                indices,
-                partial,
-                places,
-                logits,
-                rows,
-                splits,
-                inner,
-                *strides,
-                left_out,
-                GUMBEL=seed is not None,
-                LANES=triton.next_power_of_2(splits),
-                num_warps=1,
-            )
+    per_seed = 1 if seed is None else rows_per_seed(seed, shape)
+    numbers = (rows, vocabulary, chunk, splits, inner, *strides, *of_rows_strides, per_seed, left_out)
+    scan = (partial, places, logits, *of_rows, *numbers, splits > 1, config["block"])
+    _scan(logits.device, rows * splits, scan, warps=config["warps"])
+    if splits > 1:
+        numbers = (rows, splits, inner, *strides, left_out, seed is not None, triton.next_power_of_2(splits))
+        _combine(logits.device, rows, (values, indices, partial, places, logits, *numbers), warps=1)
 
 
 def _split(rows: int, vocabulary: int, config: dict[str, int], multiprocessors: int) -> tuple[int, int]:

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastsample_kernels._device import on
+from fastsample_kernels._bound import Launcher
 from fastsample_kernels.blocks import block_config
 
 
@@ -48,25 +48,14 @@ def _kernel(  # type: ignore[no-untyped-def]
     tl.store(at, total.to(X.dtype.element_ty), mask=(rows < N)[:, None] & inside[None, :])
 
 
+_launch = Launcher(_kernel)
+
+
 def launch(X: Tensor, a: Tensor, x_T: Tensor, B: Tensor, M: Tensor, accumulator: torch.dtype) -> None:
     """One launch. All contiguous but M, whose rows are; none empty."""
     N, size = M.shape[0], x_T.numel()
     config = block_config("triangular_mix", M.device)
-    rows = min(config["rows"], triton.next_power_of_2(N))
-    with on(M.device):
-        _kernel[(triton.cdiv(N, rows) * triton.cdiv(size, config["columns"]),)](
-            X,
-            a,
-            x_T,
-            B,
-            M,
-            N,
-            size,
-            M.stride(0),
-            ACC=tl.float64 if accumulator == torch.float64 else tl.float32,
-            ROWS=rows,
-            COLUMNS=config["columns"],
-            UNROLL=min(4, rows),
-            num_warps=config["warps"],
-            enable_fp_fusion=True,
-        )
+    rows, columns = min(config["rows"], triton.next_power_of_2(N)), config["columns"]
+    acc = tl.float64 if accumulator == torch.float64 else tl.float32
+    arguments = (X, a, x_T, B, M, N, size, M.stride(0), acc, rows, columns, min(4, rows))
+    _launch(M.device, -(-N // rows) * -(-size // columns), arguments, warps=config["warps"])

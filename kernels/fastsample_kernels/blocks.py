@@ -31,7 +31,7 @@ Config = dict[str, int]
 
 DEFAULTS: dict[str, Config] = {
     "linear_step": {"block": 1024, "warps": 8},
-    "triangular_mix": {"rows": 16, "columns": 256, "warps": 4},
+    "triangular_mix": {"rows": 8, "columns": 256, "warps": 2},
     "token_statistics": {"block": 1024, "warps": 4, "chunk": 8192},
 }
 

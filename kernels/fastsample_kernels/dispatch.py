@@ -40,20 +40,29 @@ def forced_backend() -> Backend | None:
     return _forced.get()
 
 
+def requested_backend() -> tuple[Backend | None, str]:
+    """What is forced, by `use_backend` or else by the environment, and by which of them.
+
+    Raises ValueError for an unknown value in the environment.
+    """
+    forced = _forced.get()
+    if forced is not None:
+        return forced, "use_backend"
+    value = os.environ.get(VARIABLE, "auto").lower() or "auto"
+    if value not in ("auto", "torch", "triton"):
+        raise ValueError(f"{VARIABLE} = {value!r}: set it to auto, torch or triton")
+    return None if value == "auto" else cast(Backend, value), VARIABLE
+
+
 def choose_backend(device: torch.device) -> Backend:
     """The backend for tensors on `device`: what is forced, else "triton" on a GPU that has it, else "torch".
 
     FASTSAMPLE_KERNELS = auto (default), torch or triton forces for the process; `use_backend` inside a block. Raises
     ValueError for another value, RuntimeError when Triton is forced and cannot run there.
     """
-    forced, source = _forced.get(), "use_backend"
+    forced, source = requested_backend()
     if forced is None:
-        value, source = os.environ.get(VARIABLE, "auto").lower() or "auto", VARIABLE
-        if value == "auto":
-            return "triton" if runs_triton(device) and not triton_problem() else "torch"
-        if value not in ("torch", "triton"):
-            raise ValueError(f"{VARIABLE} = {value!r}: set it to auto, torch or triton")
-        forced = cast(Backend, value)
+        return "triton" if runs_triton(device) and not triton_problem() else "torch"
     if forced == "triton":
         _require_triton(source)
         if not (runs_triton(device) or interpreting()):

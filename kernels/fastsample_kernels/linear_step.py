@@ -16,6 +16,9 @@ from fastsample_kernels._linear_step_torch import accumulator, linear_step_lean,
 from fastsample_kernels._registration import batched_first, register
 from fastsample_kernels.dispatch import choose_backend
 
+NUMBERED = {5: torch.float16, 6: torch.float32, 7: torch.float64, 15: torch.bfloat16}
+"""What c10::ScalarType numbers the floating dtypes."""
+
 LAYOUTS = (torch.contiguous_format, torch.channels_last, torch.channels_last_3d)
 
 
@@ -53,6 +56,7 @@ def linear_step(
 
 def _new(inputs: Sequence[Tensor], table: Tensor, index: Tensor, dtypes: Sequence[torch.dtype]) -> list[Tensor]:
     """The operation that makes its outputs."""
+    dtypes = _as_dtypes(dtypes)
     if choose_backend(inputs[0].device) == "torch":
         form = _layout(inputs) or torch.contiguous_format
         return [t.contiguous(memory_format=form) for t in _torch(inputs, table, index, dtypes)]
@@ -63,7 +67,12 @@ def _new(inputs: Sequence[Tensor], table: Tensor, index: Tensor, dtypes: Sequenc
 
 def _new_fake(inputs: Sequence[Tensor], table: Tensor, index: Tensor, dtypes: Sequence[torch.dtype]) -> list[Tensor]:
     form = _layout(inputs) or torch.contiguous_format
-    return [torch.empty_like(inputs[0], dtype=dtype, memory_format=form) for dtype in dtypes]
+    return [torch.empty_like(inputs[0], dtype=dtype, memory_format=form) for dtype in _as_dtypes(dtypes)]
+
+
+def _as_dtypes(dtypes: Sequence[torch.dtype | int]) -> list[torch.dtype]:
+    """torch 2.11 hands the operation a list of dtypes as a list of their numbers in C++."""
+    return [NUMBERED[dtype] if isinstance(dtype, int) else dtype for dtype in dtypes]
 
 
 def _into(out: Sequence[Tensor], inputs: Sequence[Tensor], table: Tensor, index: Tensor) -> None:

@@ -17,9 +17,9 @@ class WeightedStep:
     """`out[j] = sum_i weights[j k + i] * inputs[i]` in float32, j < m <= 3, i < k <= 10: one launch.
 
     Where a call is out of the ordinary it does nothing and returns None, and `linear_step` is to be called, which
-    takes everything or says what is wrong: inputs of unlike shapes, devices or strides, float64, gradients, tensor
-    subclasses, tracing. The first call with new dtypes or a new shape compiles; the others launch what that did, on
-    the stream that is current, from any thread.
+    takes everything or says what is wrong: inputs of unlike shapes or devices, a sample in other strides, float64,
+    gradients, tensor subclasses, tracing. The first call with new dtypes or a new shape compiles; the others launch
+    what that did, on the stream that is current, from any thread.
     """
 
     def __init__(self) -> None:
@@ -34,11 +34,16 @@ class WeightedStep:
         sample = inputs[0]
         shape, device, grad = sample.shape, sample.device, torch.is_grad_enabled()
         addresses, kinds, address_bits = [], [], 0
-        for tensor in inputs:
+        for place, tensor in enumerate(inputs):
             if type(tensor) is not Tensor or tensor.shape != shape or tensor.device != device:
                 return None
-            if not tensor.is_contiguous() or (grad and tensor.requires_grad):
+            if grad and tensor.requires_grad:
                 return None
+            if not tensor.is_contiguous():
+                if place == 0:
+                    return None  # the outputs are to lie as the sample does
+                tensor = tensor.contiguous()
+                inputs = [*inputs[:place], tensor, *inputs[place + 1 :]]
             address = tensor.data_ptr()
             addresses.append(address)
             kinds.append(tensor.dtype)
@@ -51,9 +56,10 @@ class WeightedStep:
             return outputs
         if torch.float64 in kinds or not sample.numel():
             return None
-        from fastsample_kernels._linear_step_triton import launch_weighted  # Triton is optional
+        from fastsample_kernels._bound import keep  # Triton is optional
+        from fastsample_kernels._linear_step_triton import launch_weighted
 
         launched = launch_weighted(outputs, inputs, weights)
         if not address_bits & ALIGNED:
-            self._bound[key] = launched
+            keep(self._bound, key, launched)
         return outputs

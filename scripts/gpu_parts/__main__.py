@@ -31,9 +31,9 @@ def parts() -> list[Part]:
     """The most valuable first."""
     from gpu_parts import blocks, compiled, flows, gates, graphs, kernels, models, peers, rows, sanitizer, steps
 
-    measured = [kernels.CHECK, steps.HOST, steps.CROSSOVER, compiled.PART, kernels.SPEED, graphs.PART]
-    used = [part.PART for part in (peers, gates, rows, models, flows)]
-    return [*measured, *used, sanitizer.PART, blocks.PART]
+    measured = [kernels.CHECK, steps.HOST, steps.CROSSOVER, compiled.PART, kernels.SPEED]
+    used = [part.PART for part in (graphs, blocks, peers, rows, gates, models, sanitizer, flows)]
+    return [*measured, *used]
 
 
 def obstacle(part: Part) -> str | None:

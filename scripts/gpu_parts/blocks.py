@@ -25,20 +25,19 @@ CANDIDATES: dict[str, list[blocks.Config]] = {
     "triangular_mix": [
         {"rows": rows, "columns": columns, "warps": warps}
         for rows, columns, warps in (
-            (16, 256, 4),
-            (16, 128, 4),
-            (16, 128, 1),
-            (16, 256, 2),
-            (16, 512, 8),
             (8, 256, 2),
+            (8, 256, 1),
+            (8, 128, 1),
+            (8, 512, 2),
             (8, 512, 4),
-            (32, 128, 4),
-            (64, 128, 8),
+            (4, 256, 1),
+            (4, 512, 2),
+            (16, 128, 1),
         )
     ],
     "token_statistics": [
         {"block": block, "warps": warps, "chunk": chunk}
-        for (block, warps), chunk in product(((1024, 4), (2048, 8), (2048, 4), (4096, 8)), (4096, 8192, 16384))
+        for (block, warps), chunk in product(((1024, 4), (1024, 2), (2048, 4), (4096, 8)), (4096, 8192, 16384))
     ],
 }
 
@@ -68,7 +67,7 @@ def shapes(smoke: bool) -> dict[str, list[Case]]:
         }
     latents = {"SD1.5": (1, 4, 64, 64), "SDXL": (1, 4, 128, 128), "Flux": (1, 4096, 64), "16 MiB": (1, 8 << 20)}
     mixes = ((8, 1 << 16), (16, 1 << 18), (32, 1 << 16), (64, 1 << 18))
-    tokens = ((1, 126464), (32, 126464), (256, 126464))
+    tokens = ((1, 126464), (32, 126464), (256, 126464), (1024, 151936))
     return {
         "linear_step": [weighted_case(name, shape, 2) for name, shape in latents.items()],
         "triangular_mix": [mix_case(f"N {N}, {size} columns", N, size) for N, size in mixes],

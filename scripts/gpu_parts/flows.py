@@ -62,7 +62,7 @@ def flows(setting: Setting) -> Iterator[Record]:
 PART = Part(
     "tarflow",
     "How long does TarFlow take at the authors' sizes, random weights, sequential and by a plan?",
-    45,
+    60,
     flows,
     ("size", "batch", "decoding", "seconds", "times_faster", "passes", "residual"),
 )

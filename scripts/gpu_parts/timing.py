@@ -107,7 +107,7 @@ def launches_and_syncs(run: Run) -> tuple[int | None, int | None]:
         torch.cuda.set_sync_debug_mode("warn")
         run()
         torch.cuda.set_sync_debug_mode("default")
-    return len(kernels), sum("synchroniz" in str(warning.message) for warning in caught)
+    return len(kernels), sum("called a synchronizing" in str(warning.message) for warning in caught)
 
 
 def copy_bandwidth() -> float:
@@ -129,6 +129,6 @@ def environment() -> dict[str, Any]:
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
         **{name: importlib.metadata.version(name) for name in ("triton", "diffusers", "transformers")},
-        "commit": git.stdout.strip() or None,
+        "commit": os.environ.get("FASTSAMPLE_COMMIT") or git.stdout.strip() or None,  # a copy may have no .git
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
