@@ -26,7 +26,7 @@ from fastsample.demo.bundled import MODELS, load_pipeline, prompt_fidelity
 from fastsample.demo.scenes import sample_scenes
 from fastsample.pipelines.counting import count
 
-SOLVERS = {"text_to_image": ("hb-dpmpp-2m", {"timestep_grid": "quadratic"}), "flow_text_to_image": ("dpmpp-2m", {})}
+SOLVERS = {"text_to_image": ("hb-dpmpp-2m", {"grid": "quadratic"}), "flow_text_to_image": ("dpmpp-2m", {})}
 EXTRA = {"text_to_image": {}, "flow_text_to_image": {"max_sequence_length": 16}}  # the tokens that are there
 CONVERGED = 100  # steps
 
