@@ -45,6 +45,8 @@ _HOME = {
     "UniPCScheduler": "fastsample.schedulers",
     "DDIMInverseScheduler": "fastsample.schedulers",
     "DDIMScheduler": "fastsample.schedulers",
+    "LCMScheduler": "fastsample.schedulers",
+    "TCDScheduler": "fastsample.schedulers",
     "DPMSolverInverseScheduler": "fastsample.schedulers",
     "DPMSolverScheduler": "fastsample.schedulers",
     "GHVBScheduler": "fastsample.schedulers",
@@ -157,6 +159,8 @@ if TYPE_CHECKING:
     from fastsample.schedulers import GHVBScheduler as GHVBScheduler
     from fastsample.schedulers import HeavyBallScheduler as HeavyBallScheduler
     from fastsample.schedulers import IPNDMScheduler as IPNDMScheduler
+    from fastsample.schedulers import LCMScheduler as LCMScheduler
+    from fastsample.schedulers import TCDScheduler as TCDScheduler
     from fastsample.schedulers import UniPCScheduler as UniPCScheduler
     from fastsample.schedulers import create_scheduler as create_scheduler
     from fastsample.schedulers import scheduler_from_name as scheduler_from_name

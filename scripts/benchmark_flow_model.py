@@ -4,7 +4,7 @@
     python scripts/benchmark_flow_model.py --out results/flow --device cuda --prompts 32 --seeds 3 \
       --steps 5,8,10,20,50 --guidance 1,3,5
 
-Held-out prompts at the pipeline's default text length. The error of an image is the RMS of its latents to 200 steps
+Held-out prompts at the pipeline's default text length. The error of an image is the RMS of its latents to 50 steps
 of the classical Runge-Kutta method from the same noise, relative to their spread. A model evaluation is a step, and
 diffusers' Heun gets as many steps as its evaluations allow. Each result is written as it comes to
 OUT/results.jsonl, from which the same command goes on; OUT/results.md holds the tables.
@@ -29,14 +29,15 @@ from torch import Tensor
 
 from fastsample.bench.context import context_of, environment, modules_of
 from fastsample.bench.metrics import decode
+from fastsample.bench.plots import image_grid
 from fastsample.bench.record import Record, Result
 from fastsample.bench.report import markdown_table
 from fastsample.demo import bundled
 from fastsample.demo.scenes import sample_scenes
-from fastsample.names.recommended import FLOW
+from fastsample.names.recommended import recommended
 from fastsample.testing import run_scheduler
 
-REFERENCE = 200
+REFERENCE = 50
 """Steps of the reference, four evaluations each."""
 HEUN = "diffusers Heun"
 EULER = diffusers.FlowMatchEulerDiscreteScheduler
@@ -67,7 +68,7 @@ SOLVERS: dict[str, tuple[str, dict[str, Any]]] = {
     "GHVB 4": ("ghvb", {}),
     "accelerated": ("accelerated", {}),
 }
-GRIDS = ("none", "trailing", "quadratic", "beta", "karras")
+GRIDS = ("trailing", "quadratic", "shifted-quadratic", "beta", "karras")
 
 
 class Guided:
@@ -111,13 +112,20 @@ class Guided:
         return x
 
 
-def schedulers(grids: Sequence[str]) -> dict[str, Make]:
-    laid = {
-        f"{name}, {'no grid' if grid == 'none' else grid}": ours(solver, None if grid == "none" else grid, **options)
-        for grid in grids
-        for name, (solver, options) in SOLVERS.items()
-    }
-    return PEERS | laid | {"recommended": ours(FLOW.solver, FLOW.grid, **FLOW.options)}
+def schedulers(grids: Sequence[str], guidance: Sequence[float]) -> dict[str, Make]:
+    """diffusers'; ours as `from_config` makes them, then without a limit; on grids by name; what is recommended."""
+    made = dict(PEERS)
+    for name, (solver, options) in SOLVERS.items():
+        made[f"{name}, own grid"] = ours(solver, **options)
+    for name, (solver, options) in list(SOLVERS.items())[1:]:
+        made[f"{name}, own grid, no limit"] = ours(solver, stable_guidance=None, **options)
+    for grid in grids:
+        for name, (solver, options) in SOLVERS.items():
+            made[f"{name}, {grid}"] = ours(solver, grid, stable_guidance=3.0, **options)
+    for scale in guidance:
+        setting = recommended("flow", scale)
+        made[f"recommended at guidance {scale:g}"] = ours(setting.solver, setting.grid, **setting.options)
+    return made
 
 
 def numbers(text: str) -> list[float]:
@@ -182,6 +190,22 @@ def tables(results: Sequence[Result], guidance: Sequence[float], steps: Sequence
     return text
 
 
+def draw(
+    pipe: Any, prompts: Sequence[str], scale: float, steps: Sequence[int], makes: dict[str, Make], path: Path
+) -> None:
+    """Images of diffusers' and the recommended scheduler by steps, and of the reference, from the same noise."""
+    model, config = Guided(pipe, prompts, 1, [scale]), pipe.scheduler.config
+    shown = ("diffusers Euler", "diffusers DPM++ 2M", f"recommended at guidance {scale:g}")
+    rows = {
+        f"{label.split(' at ')[0]}, {count}": decode(
+            pipe, run_scheduler(makes[label](config), model, model.start, count, device=pipe.device)
+        ).cpu()
+        for count in steps
+        for label in shown
+    }
+    image_grid(rows | {"reference": decode(pipe, model.reference()).cpu()}, path, prompts)
+
+
 def rms_of(part: Result) -> float:
     """Over the images of a seed."""
     errors = [math.inf if error is None else error for error in part["errors"]]
@@ -207,7 +231,9 @@ def main(
     steps: Annotated[str, typer.Option(help="Model evaluations, separated by commas.")] = "5,8,10,20",
     guidance: Annotated[str, typer.Option(help="Guidance scales, separated by commas.")] = "1,3",
     grids: Annotated[str, typer.Option(help="Grids of our solvers, separated by commas.")] = ",".join(GRIDS),
+    only: Annotated[str, typer.Option(help="Schedulers whose name has one of these, separated by |.")] = "",
     device: str = "cpu",
+    picture: Annotated[Path | None, typer.Option(help="Where to write images at the last guidance.")] = None,
     folder: Annotated[Path | None, typer.Option(help="A trained pipeline in place of the bundled one.")] = None,
 ) -> None:
     """Run what is missing and write the tables."""
@@ -218,15 +244,17 @@ def main(
     ).to(device)
     texts = [scene.caption for scene in sample_scenes(prompts, 1000, held_out=True)]
     scales, counts = numbers(guidance), [int(count) for count in numbers(steps)]
-    results = []
+    made = schedulers(grids.split(","), scales)
+    made = {name: make for name, make in made.items() if any(part in name for part in only.split("|"))}
+    pipe, results = QuickPipeline.of(plain), []
     for result in run(
-        QuickPipeline.of(plain),
+        pipe,
         Record(out / "results.jsonl"),
         texts,
         seeds,
         scales,
         counts,
-        schedulers(grids.split(",")),
+        made,
     ):
         print(
             result["steps"],
@@ -235,6 +263,8 @@ def main(
             flush=True,
         )
         results.append(result)
+    if picture:
+        draw(pipe, texts[:8], scales[-1], counts[:3], schedulers((), scales), picture)
     (out / "results.md").write_text(tables(results, scales, counts))
 
 

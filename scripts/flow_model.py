@@ -159,7 +159,7 @@ class QuickPipeline(StableDiffusion3Pipeline):
         quick.transformer = make_transformer().eval().to(pipe.device)
         quick.transformer.load_state_dict(pipe.transformer.state_dict())
         attention = WeightedLastToken()
-        attention.counts = torch.full((1,), float(ZEROS))
+        attention.counts = torch.full((1,), float(ZEROS), device=pipe.device)
         quick.transformer.set_attn_processor(attention)
         quick.set_progress_bar_config(disable=True)
         return quick

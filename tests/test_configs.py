@@ -300,7 +300,8 @@ def test_every_grid_option_is_found() -> None:
     assert grid_options("karras") == {"rho": 7.0}
     assert grid_options("linear-quadratic") == {"threshold": 0.025}
     beta = {"beta", "beta-time", "beta57"}
-    assert {name for name in GRIDS if grid_options(name)} == {"karras", "exponential", "linear-quadratic", *beta}
+    others = {"karras", "exponential", "linear-quadratic", "shifted-quadratic"}
+    assert {name for name in GRIDS if grid_options(name)} == others | beta
     config = dict(FlowMatchEulerDiscreteScheduler().config)
     scheduler = fs.create_scheduler("ddim", config, grid="linear-quadratic", grid_options={"threshold": 0.1})
     scheduler.set_timesteps(10)

@@ -12,7 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pipelines import flux, flux_inputs, quiet, sd3, sd3_inputs, stable_diffusion, stable_diffusion_img2img
+from pipelines import (
+    bundled_folder,
+    flux,
+    flux_inputs,
+    quiet,
+    sd3,
+    sd3_inputs,
+    stable_diffusion,
+    stable_diffusion_img2img,
+)
 from refusal import check_refused
 
 import fastsample as fs
@@ -279,3 +288,23 @@ def test_a_step_that_misses_its_marginals_is_refused_though_the_table_does_not()
     moved = dataclasses.replace(a, target=dataclasses.replace(a.target, alpha=a.target.alpha * 1.001))
     steps = (*table.steps[:1], moved, b, *table.steps[3:])
     check_refused(lambda: entry(dataclasses.replace(table, steps=steps)), "marginal check failed")
+
+
+def test_the_commands_take_a_preset(run: Any, tmp_path: Path) -> None:
+    """`sample` and `bench` sample by its tables; each guidance has its own."""
+    config = fs.load_pipeline(bundled_folder()).scheduler.config
+    slow, fast = entry(table_on(config, 3, "ddim"), guidance=1.0), entry(table_on(config, 3, "ghvb"), guidance=3.0)
+    written(preset_of(config, slow, fast), tmp_path)
+    solver = "dpmpp-2m:preset=preset.json"
+    common = ["--steps", "3", "--guidance", "3"]
+    status, _, err = run("sample", "--solver", solver, *common, "--out", "images")
+    assert status == 0, err
+    status, _, err = run("sample", "--solver", "dpmpp-2m", *common, "--out", "plain")
+    assert status == 0, err
+    pictures = [(tmp_path / name / "prompt000-seed0.png").read_bytes() for name in ("images", "plain")]
+    assert pictures[0] != pictures[1]
+    for wrong, words in (("absent.json", "no file"), ("preset.json", "takes none")):
+        name = "DPMSolverMultistepScheduler" if words == "takes none" else "dpmpp-2m"
+        status, _, err = run("sample", "--solver", f"{name}:preset={wrong}", *common)
+        assert status == 2
+        assert words in err

@@ -76,6 +76,15 @@ def test_it_is_what_the_step_returns_and_costs_nothing_until_asked() -> None:
     assert want is not None
 
 
+def test_it_keeps_no_graph_alive() -> None:
+    scheduler = fs.DDIMScheduler.from_config(SD_CONFIG)
+    scheduler.set_timesteps(2)
+    output = CLEAN.clone().requires_grad_()
+    out = scheduler.step(2 * output, scheduler.timesteps[0], CLEAN)
+    assert out.pred_original_sample.requires_grad
+    assert not scheduler.pred_original_sample.requires_grad
+
+
 def test_clipping_and_thresholds_are_in_it() -> None:
     scheduler = fs.DDIMScheduler.from_config(SD_CONFIG, clip_sample=True)
     assert run_scheduler(scheduler, lambda x, t: 3 * x, CLEAN, 3).isfinite().all()

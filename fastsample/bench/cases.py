@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from fastsample.bench.accelerations import Gate, Parallel
@@ -16,6 +19,7 @@ from fastsample.names.recommended import RECOMMENDED
 from fastsample.names.samplers import parse_sampler_name
 from fastsample.schedulers import create_scheduler, scheduler_from_name
 from fastsample.solvers import available
+from fastsample.tables.preset import read_preset
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,7 @@ class Arm:
     """A sampler, perhaps accelerated.
 
     `name` is a registered solver, a sampler of AUTOMATIC1111 or ComfyUI, or a class of diffusers (then `peer`).
+    `preset` is the file of tuned tables, or the bundled model's name, for the steps that it has.
     """
 
     name: str
@@ -31,6 +36,8 @@ class Arm:
     peer: bool = False
     gate: Gate | None = None
     parallel: Parallel | None = None
+    preset: str | None = None
+    tables_for: float | None = None  # the guidance whose tables of the preset are meant
 
     @property
     def label(self) -> str:
@@ -38,6 +45,8 @@ class Arm:
         options = ",".join(f"{key}={value}" for key, value in self.options)
         text = f"{self.name}({options})" if options else self.name
         text = f"{text} {self.grid}" if self.grid else text
+        if self.preset:
+            text = f"{text} preset {Path(self.preset).stem} {_digest(self.preset)}"
         for acceleration in self.accelerations:
             text = f"{text} {acceleration.label}"
         return f"diffusers {text}" if self.peer else text
@@ -52,13 +61,20 @@ class Arm:
         """The same solver without gate and parallel iteration."""
         return replace(self, gate=None, parallel=None)
 
+    def at(self, guidance: float) -> Arm:
+        """With the preset's tables for this guidance."""
+        return self if self.preset is None else replace(self, tables_for=guidance)
+
     def scheduler(self, config: Mapping[str, Any]) -> Any:
         """A fresh scheduler of this arm for the model that `config` describes."""
         options = dict(self.options)
         if self.peer:
             return peer_scheduler(self.name, config, **options)
         create = create_scheduler if self.name in available() else scheduler_from_name
-        return create(self.name, config, grid=self.grid, **options)
+        made = create(self.name, config, grid=self.grid, **options)
+        if self.preset is None:
+            return made
+        return type(made).from_config(made.config, preset=self.preset, preset_guidance=self.tables_for)
 
 
 @dataclass(frozen=True)
@@ -77,21 +93,32 @@ class Case:
 
 
 def parse_arm(text: str, *, grid: str | None = None, peer: bool = False) -> Arm:
-    """An arm from `name` or `name:key=value,key=value`, where `grid=` names its own time grid in place of `grid`.
+    """An arm from `name` or `name:key=value,key=value`, where `grid=` names its own time grid in place of `grid` and
+    `preset=` a file of tuned tables.
 
     With `peer` the name is a class of diffusers; else a registered solver, a sampler by the name that AUTOMATIC1111
     or ComfyUI give it, or a class of diffusers. Unknown names and options raise ValueError.
     """
     name, _, tail = (part.strip() for part in text.partition(":"))
     options = dict(parse_options(tail.split(",") if tail else [], text))
-    grid = options.pop("grid", grid)
+    grid, preset = options.pop("grid", grid), options.pop("preset", None)
     peer = peer or _is_peer(name)
     if peer:
         peer_class(name)
+    if preset is not None:
+        if peer:
+            raise ValueError(f"preset = {preset!r}: {name} is a class of diffusers, which takes none; name a solver")
+        read_preset(str(preset))
     arm = Arm(name, tuple(options.items()), None if peer else grid, peer)
     if not peer:
         arm.scheduler({})
-    return arm
+    return arm if preset is None else replace(arm, preset=str(preset))
+
+
+@functools.cache
+def _digest(preset: str) -> str:
+    """A hash of a preset, which names what is recorded of it."""
+    return hashlib.sha256(read_preset(preset).to_json().encode()).hexdigest()[:6]
 
 
 def _is_peer(name: str) -> bool:

@@ -144,10 +144,10 @@ class Bench:
         shown = replace(self, prompts=self.prompts[: self.batch])
         options = arm.parallel.options | {"window": None}
         options["on_sweep"] = lambda fixed: found.append(fixed.trajectory[-1].clone())
-        with configured(self.pipe, arm.scheduler(self._own.config), parallel=options):
+        with configured(self.pipe, arm.at(guidance).scheduler(self._own.config), parallel=options):
             shown._draw(steps, guidance, seed)
         last = LastSample()
-        with last.of(scheduler := arm.scheduler(self._own.config)), configured(self.pipe, scheduler):
+        with last.of(scheduler := arm.at(guidance).scheduler(self._own.config)), configured(self.pipe, scheduler):
             shown._draw(steps, guidance, seed)
         first = replace(self, prompts=self.prompts[:1])
         pictures = [first._picture(arm, sample[:1], guidance, seed) for sample in [*found, last.sample]]
@@ -234,7 +234,7 @@ class Bench:
         """The pipeline with an arm's scheduler, gate and parallel iteration."""
         gate = arm.gate.tgate(guidance) if arm.gate else None
         parallel = arm.parallel.options if arm.parallel else None
-        return configured(self.pipe, arm.scheduler(self._own.config), gate=gate, parallel=parallel)
+        return configured(self.pipe, arm.at(guidance).scheduler(self._own.config), gate=gate, parallel=parallel)
 
     def _draw(self, steps: int, guidance: float, seed: int, ledger: Ledger | None = None) -> Drawing:
         """Of all prompts, by the pipeline as it is set up. Each image has a generator, so all arms start alike."""
@@ -252,7 +252,7 @@ class Bench:
 
     def _picture(self, arm: Arm, sample: Tensor, guidance: float, seed: int) -> Tensor:
         """The picture of a sample as the scheduler leaves it, by a short run whose steps all end on it."""
-        scheduler = arm.scheduler(self._own.config)
+        scheduler = arm.at(guidance).scheduler(self._own.config)
         with LastSample(sample).of(scheduler), configured(self.pipe, scheduler):
             return self._draw(FEW, guidance, seed).stills
 

@@ -39,8 +39,7 @@ def invert(
     Raises ValueError, before the network runs, for pipelines that take no latents or have no autoencoder of pictures.
     """
     accepted = inspect.signature(pipe.__call__).parameters
-    if "latents" not in accepted or "output_type" not in accepted:
-        raise ValueError(f"pipe = {type(pipe).__name__} takes no latents, so that nothing could start from its noise")
+    _check(pipe, accepted)
     options: dict[str, Any] = {"solver_name": solver, "solver_options": dict(solver_options or {})}
     options |= {"preset": None, "preset_guidance": None}  # tuned tables have no way back
     options |= {} if grid is None else {"timestep_grid": grid}
@@ -56,3 +55,17 @@ def invert(
         )
     noise: Tensor = result[0]
     return noise
+
+
+def _check(pipe: Any, accepted: Mapping[str, Any]) -> None:
+    """Raise ValueError for pipelines that start from no noise of the caller's, or from a picture of their own."""
+    name = type(pipe).__name__
+    if "latents" not in accepted or "output_type" not in accepted:
+        raise ValueError(f"pipe = {name} takes no latents, so that nothing could start from its noise")
+    own = (
+        "strength" in accepted
+        or "mask_image" in accepted
+        or ("controlnet" in pipe.components and "image" in accepted)
+    )
+    if own:
+        raise ValueError(f"pipe = {name} is called with a picture of its own: invert by its text-to-image sibling")

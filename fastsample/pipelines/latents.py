@@ -88,10 +88,9 @@ def autoencoder(pipe: Any) -> Any:
     """The pipeline's autoencoder of still pictures; ValueError where it has none with one scaling factor."""
     vae = getattr(pipe, "vae", None)
     convolution = next((part for part in vae.modules() if isinstance(part, torch.nn.Conv3d)), None) if vae else None
-    if vae is None or convolution is not None or vae.config.get("scaling_factor") is None:
-        reason = (
-            "no vae" if vae is None else f"a {type(vae).__name__}, which is none of still pictures with one scale"
-        )
+    still = convolution is None and hasattr(pipe, "image_processor")  # others have a video_processor
+    if vae is None or not still or vae.config.get("scaling_factor") is None:
+        reason = "no vae" if vae is None else f"a {type(vae).__name__}, and none of still pictures with one scale"
         raise ValueError(f"pipe = {type(pipe).__name__} has {reason}: encode and decode by yourself")
     return vae
 

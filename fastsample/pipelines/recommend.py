@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from fastsample.names.recommended import RECOMMENDED
+from fastsample.names.recommended import recommended
 from fastsample.pipelines.recipe import Recipe, RecipeRun
 from fastsample.pipelines.swap import scheduled
 from fastsample.pipelines.weights import fingerprint
@@ -41,7 +41,7 @@ def recommend(pipe: Any, *, guidance: float | None = None, steps: int | None = N
         )
     own = scheduled(pipe)[0]
     kind = NoiseSchedule.from_config(own.scheduler.config).kind
-    setting = RECOMMENDED[kind]
+    setting = recommended(kind, guidance)
     preset = _tuned(own, guidance, steps)
     reason = f"{kind} model: {MEASURED[kind]}"
     if preset is not None:

@@ -12,7 +12,10 @@ from fastsample.schedulers.config import configured
 
 @configured(solver_order=3)
 class DEISScheduler(TableScheduler):
-    """DEIS (arXiv:2204.13902) in log(sigma / alpha), of `solver_order` 1-4."""
+    """DEIS (arXiv:2204.13902) in log(sigma / alpha), of `solver_order` 1-4.
+
+    On flow-matching models the orders are those that are stable up to guidance 5, or the config's `stable_guidance`.
+    """
 
     def solver(self) -> tuple[str, dict[str, Any]]:
         return "deis", {"order": self.config.solver_order}
@@ -20,7 +23,10 @@ class DEISScheduler(TableScheduler):
 
 @configured(solver_order=4)
 class IPNDMScheduler(TableScheduler):
-    """iPNDM (arXiv:2202.09778, 2204.13902): Adams-Bashforth with fixed weights, of `solver_order` 1-4."""
+    """iPNDM (arXiv:2202.09778, 2204.13902): Adams-Bashforth with fixed weights, of `solver_order` 1-4.
+
+    On flow-matching models the orders are those that are stable up to guidance 5, or the config's `stable_guidance`.
+    """
 
     def solver(self) -> tuple[str, dict[str, Any]]:
         return "ipndm", {"order": self.config.solver_order}
@@ -28,7 +34,10 @@ class IPNDMScheduler(TableScheduler):
 
 @configured(stochastic=False)
 class AcceleratedScheduler(TableScheduler):
-    """The accelerated ODE sampler of arXiv:2403.03852, or with `stochastic` its SDE sampler (VP models only)."""
+    """The accelerated ODE sampler of arXiv:2403.03852, or with `stochastic` its SDE sampler (VP models only).
+
+    On flow-matching models its order is what is stable up to guidance 5, or the config's `stable_guidance`.
+    """
 
     def solver(self) -> tuple[str, dict[str, Any]]:
         return "accelerated-sde" if self.config.stochastic else "accelerated", {}

@@ -79,7 +79,7 @@ class TableScheduler(Readings, EDMInterface, Noising, SchedulerMixin, ConfigMixi
         if original_inference_steps is not None:
             raise ValueError(
                 f"original_inference_steps = {original_inference_steps}: the grid that a consistency model was "
-                "distilled on; keep LCMScheduler, or leave it out"
+                "distilled on; use LCMScheduler or TCDScheduler on a VP model, or leave it out"
             )
         request = Request(num_inference_steps, _floats(timesteps), _floats(sigmas), None if mu is None else float(mu))
         setup = self._setup
@@ -128,7 +128,7 @@ class TableScheduler(Readings, EDMInterface, Noising, SchedulerMixin, ConfigMixi
             times = torch.as_tensor(timestep) if tokens is None else tokens
             run = run if time is None else located(run, time)
             prev_sample, clean, history = step_rows(run, times, sample, model_output, self._clip())
-            last = Evaluation((0.0, 0.0), sample, model_output, clean)
+            last = Evaluation.of((0.0, 0.0), sample, model_output, clean)
             self._run = after_rows(run, history, last, counted=time is not None)
             return self._result(prev_sample, clean, return_dict)
         run = located(run, time, sample)
@@ -159,7 +159,7 @@ class TableScheduler(Readings, EDMInterface, Noising, SchedulerMixin, ConfigMixi
             alone, clean, _ = step_rows(run, tokens, sample, model_output, self._clip())
             prev_sample = torch.where(own, alone, prev_sample)
             data = None if data is None else torch.where(own, clean, data)
-        last = Evaluation(self._data_weights(current), sample, output, data)
+        last = Evaluation.of(self._data_weights(current), sample, output, data)
         self._run = stepped(run, lane, runner, last, prev_sample, path, own)
         return self._result(prev_sample, data, return_dict)
 
@@ -184,6 +184,7 @@ class TableScheduler(Readings, EDMInterface, Noising, SchedulerMixin, ConfigMixi
     # --- inner -------------------------------------------------------------------------------------------
 
     _keeps_noise = False  # whether clipping leaves the noise prediction as it is, unless the caller says otherwise
+    _distilled = False  # whether it is for consistency models alone, whose configs other classes refuse
     _pair = False  # whether a tuple also holds the data prediction, on VP models
 
     def _result(

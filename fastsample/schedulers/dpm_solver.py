@@ -9,6 +9,8 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin  # noqa: F401  
 from fastsample.schedulers.base import TableScheduler
 from fastsample.schedulers.config import configured
 from fastsample.solvers.dpm_multistep import VARIANTS
+from fastsample.solvers.dpm_sde import NOISE_TYPES
+from fastsample.solvers.exponential import SOLVER_TYPES
 from fastsample.solvers.registry import check_choice
 
 ALGORITHMS = ("dpmsolver++", "dpmsolver", "sde-dpmsolver++", "sde-dpmsolver")
@@ -30,6 +32,9 @@ class DPMSolverScheduler(TableScheduler):
     sibling: `num_inference_steps` counts model evaluations, and the stages are points of the grid.
     `variant="exact"` makes order 3 truly third order (the released formula is second order). `eta` in [0, 1]
     scales the noise of the SDE forms, `solver_order` 1-3 ("sde-dpmsolver": 1-2).
+
+    On flow-matching models a multistep's orders are those that are stable up to guidance 5, or up to the config's
+    `stable_guidance`, but for configs of diffusers' own class.
     """
 
     def solver(self) -> tuple[str, dict[str, Any]]:
@@ -41,7 +46,11 @@ class DPMSolverScheduler(TableScheduler):
         family = "dpmpp" if config.algorithm_type.endswith("++") else "dpm"
         # UniPC's and DEIS' types, which diffusers also reads as midpoint.
         solver_type = "midpoint" if config.solver_type in ("bh1", "bh2", "logrho") else config.solver_type
-        options = {"solver_type": solver_type}
+        noisy = config.algorithm_type == "sde-dpmsolver"
+        check_choice(
+            "solver_type", solver_type, NOISE_TYPES if noisy else SOLVER_TYPES
+        )  # at order 1 too, which has none
+        options = {} if order == 1 and not noisy else {"solver_type": solver_type}
         if config.singlestep and not stochastic and order > 1:
             return f"{family}-{order}s", options
         options |= {"euler_at_final": config.euler_at_final}

@@ -15,7 +15,9 @@ from fastsample.solvers.registry import check_choice
 class GHVBScheduler(TableScheduler):
     """Generalised heavy ball of `order` 1-5 with momentum `beta` in (0, 1]; beta = 1 is Adams-Bashforth (PLMS).
 
-    A "momentum number" of 3.8 means order 4 with beta 0.8.
+    A "momentum number" of 3.8 means order 4 with beta 0.8. Recommended on flow-matching models, with
+    `timestep_grid="shifted-quadratic"`, beta=0.7 and `stable_guidance` the guidance scale: see
+    :data:`fastsample.names.recommended.FLOW`. Without these it has orders that are stable up to guidance 5 there.
     """
 
     def solver(self) -> tuple[str, dict[str, Any]]:
@@ -27,7 +29,8 @@ class GHVBScheduler(TableScheduler):
 class HeavyBallScheduler(TableScheduler):
     """Heavy-ball momentum `beta` in (0, 1] on `base`: "dpmpp-2m" (DPM-Solver++ 2M) or "adams" (Adams-Bashforth).
 
-    `adams_order` 1-4 and `nesterov` (Nesterov's form of momentum) belong to base "adams".
+    `adams_order` 1-4 and `nesterov` (Nesterov's form of momentum) belong to base "adams". On flow-matching models the
+    orders are those that are stable up to guidance 5, or up to the config's `stable_guidance`.
     """
 
     def solver(self) -> tuple[str, dict[str, Any]]:

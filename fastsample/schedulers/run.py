@@ -47,6 +47,11 @@ class Evaluation(NamedTuple):
     output: Tensor
     data: Tensor | None
 
+    @classmethod
+    def of(cls, weights: tuple[float, float], sample: Tensor, output: Tensor, data: Tensor | None) -> Evaluation:
+        """Without the graph that gradients go back through, which would live until the next step."""
+        return cls(weights, sample.detach(), output.detach(), None if data is None else data.detach())
+
 
 @dataclass(slots=True, eq=False)
 class Run:

@@ -67,8 +67,7 @@ class Setup:
             lower_final=self.rise is None and config["lower_order_final"] and self.solver.lower_final,
             rising=self.rise is not None,
             dualfast=config["dualfast"],
-            stable_guidance=self.stable_guidance,
-            **(self.options.values | ({"eta": eta} if eta else {})),
+            **({"stable_guidance": self.stable_guidance} | self.options.values | ({"eta": eta} if eta else {})),
         )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Setup:

@@ -16,7 +16,10 @@ from fastsample.solvers.registry import get_solver
 
 @configured(solver_name="dpmpp-2m", solver_options=None)
 class SolverScheduler(TableScheduler):
-    """The solver registered as `solver_name`, with `solver_options` (a dict) of its own."""
+    """The solver registered as `solver_name`, with `solver_options` (a dict) of its own.
+
+    A `stable_guidance` among them goes before the config's.
+    """
 
     def solver(self) -> tuple[str, dict[str, Any]]:
         return self.config.solver_name, dict(self.config.solver_options or {})

@@ -14,11 +14,20 @@ from typing import Any
 
 import numpy as np
 
-from fastsample.schedules.base import Array, NoiseSchedule
+from fastsample.schedules.base import Array, NoiseSchedule, check_steps
 from fastsample.schedules.fixed import FIXED_GRIDS
 from fastsample.schedules.levels import LEVEL_GRIDS, levels_of, min_time, noisiest_time, times_at, times_of_levels
 
-__all__ = ["FIXED_GRIDS", "GRIDS", "LEVEL_GRIDS", "TIME_GRIDS", "min_time", "noisiest_time", "time_grid"]
+__all__ = [
+    "FIXED_GRIDS",
+    "GRIDS",
+    "LEVEL_GRIDS",
+    "TIME_GRIDS",
+    "check_steps",
+    "min_time",
+    "noisiest_time",
+    "time_grid",
+]
 
 Grid = Callable[..., Array]
 """`(schedule, steps, **options) -> times`, `steps` of them, noisy to clean."""
@@ -53,6 +62,16 @@ def quadratic(schedule: NoiseSchedule, steps: int) -> Array:
     """Uniform in the square root of time (DDIM, arXiv:2010.02502, app. D.2): dense near clean data."""
     ramp = np.linspace(1.0, 0.0, steps + 1)[:-1]
     return schedule.first_time + (schedule.noise_time - schedule.first_time) * ramp**2
+
+
+def shifted_quadratic(schedule: NoiseSchedule, steps: int, shift: float = 1.5) -> Array:
+    """The quadratic grid, moved towards noise as by SD3's shift (arXiv:2403.03206, eq. 23): dense at both ends.
+
+    On flow models it comes on top of the model's own shift.
+    """
+    part = np.linspace(1.0, 0.0, steps + 1)[:-1] ** 2
+    moved = shift * part / (1 + (shift - 1) * part)
+    return schedule.first_time + (schedule.noise_time - schedule.first_time) * moved
 
 
 def normal(schedule: NoiseSchedule, steps: int) -> Array:
@@ -126,6 +145,7 @@ TIME_GRIDS: dict[str, Grid] = {
     "leading": leading,
     "trailing": trailing,
     "quadratic": quadratic,
+    "shifted-quadratic": shifted_quadratic,
     "normal": normal,
     "sgm-uniform": sgm_uniform,
     "simple": simple,
@@ -180,9 +200,3 @@ def evaluation_times(name: str, schedule: NoiseSchedule, steps: int, **options: 
     if name not in GRIDS:
         raise ValueError(f"grid = {name!r} is unknown: use one of {', '.join(grid_names())}")
     return GRIDS[name](schedule, steps, **options)
-
-
-def check_steps(steps: object, argument: str) -> None:
-    """Raise ValueError unless `steps` is an integer of at least 1."""
-    if not isinstance(steps, (int, np.integer)) or isinstance(steps, bool) or steps < 1:
-        raise ValueError(f"{argument} = {steps!r}: give an integer of at least 1")

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastsample.names.recommended import RECOMMENDED
+from fastsample.names.recommended import recommended
 from fastsample.pipelines.configured import configured
 from fastsample.schedulers.solver import SolverScheduler
 from fastsample.tables.preset import Compared, Entry
@@ -236,7 +236,7 @@ def unmeasured(table: Table, guidance: float, verdict: str) -> Entry:
 
 def untouched(target: Target, count: int, guidance: float) -> Entry:
     """The recommended sampler as it is, where too few pairs were given to tune it."""
-    setting, problem = RECOMMENDED[target.schedule.kind], target.problem(whole=False)
+    setting, problem = recommended(target.schedule.kind, guidance), target.problem(whole=False)
     lams = named_lams(problem, setting.grid, count)
     if lams is None:
         raise ValueError(f"steps = {count}: the {setting.grid} grid has no {count} different times on this model")

@@ -117,7 +117,8 @@ class Sampler:
         """The pipeline with scheduler, gate and parallel iteration."""
         gate = TGate(self.gate, drop_guidance=self._guidance > 1) if self.gate is not None else None
         options = self.parallel.options if self.parallel else None
-        return configured(self.pipe, self._arm.scheduler(self.pipe.scheduler.config), gate=gate, parallel=options)
+        scheduler = self._arm.at(self._guidance).scheduler(self.pipe.scheduler.config)
+        return configured(self.pipe, scheduler, gate=gate, parallel=options)
 
 
 def generate(sampler: Sampler, prompts: list[str], seeds: list[int], folder: Path) -> list[dict[str, Any]]:
