@@ -1,7 +1,7 @@
 """fastsample: training-free fast sampling for Hugging Face diffusers.
 
     import fastsample
-    pipe.scheduler = fastsample.GHVBScheduler.from_config(pipe.scheduler.config)
+    pipe.scheduler = fastsample.HeavyBallScheduler.from_config(pipe.scheduler.config, timestep_grid="quadratic")
 
 The public names are imported on first use, so that `import fastsample` needs neither torch nor diffusers.
 """
