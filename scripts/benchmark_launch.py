@@ -87,7 +87,7 @@ def main() -> None:
             [r["part"], f"{r['us']} ({r['us_q1']}, {r['us_q3']})"] for r in host(Setting(smoke=False, repeats=30))
         ]
     print(markdown_table(["part", "us (quartiles)"], rows))
-    names = ["registers", "stack", "loads", "wide_loads", "shared"]
+    names = ["registers", "stack", "loads", "shared"]
     rows = []
     for call, kernel_name, kernel in compiled_kernels():
         found = mocked_driver.resources(kernel)

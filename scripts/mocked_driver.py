@@ -11,6 +11,7 @@ import subprocess
 import tempfile
 from typing import Any
 
+from ptx import loads
 from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
@@ -65,10 +66,8 @@ def install() -> Driver:
     return active
 
 
-def resources(kernel: Any) -> dict[str, int]:
-    """Of a compiled kernel: registers a thread and bytes spilled, by its binary; loads, by its PTX, and how many of
-    them are 16 bytes wide; bytes of shared memory.
-    """
+def resources(kernel: Any) -> dict[str, Any]:
+    """Of a compiled kernel: registers and bytes of stack a thread, loads and their widths, bytes of shared memory."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
         file.flush()
@@ -77,11 +76,9 @@ def resources(kernel: Any) -> dict[str, int]:
     registers, stack = re.search(r"REG:(\d+)", said), re.search(r"STACK:(\d+)", said)
     assert registers is not None
     assert stack is not None
-    loads = re.findall(r"ld\.global[\w.:]*", kernel.asm["ptx"])
     return {
         "registers": int(registers[1]),
         "stack": int(stack[1]),
-        "loads": len(loads),
-        "wide_loads": sum(".v4" in load or ".v2.b64" in load for load in loads),
+        "loads": loads(kernel.asm["ptx"]),
         "shared": kernel.metadata.shared,
     }

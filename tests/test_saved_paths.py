@@ -24,6 +24,8 @@ SAVED = {  # what is written into model_index.json, for ever
     "DEISScheduler": "fastsample.schedulers.adams",
     "IPNDMScheduler": "fastsample.schedulers.adams",
     "DDIMScheduler": "fastsample.schedulers.ddim",
+    "LCMScheduler": "fastsample.schedulers.consistency",
+    "TCDScheduler": "fastsample.schedulers.consistency",
     "DPMSolverScheduler": "fastsample.schedulers.dpm_solver",
     "DDIMInverseScheduler": "fastsample.schedulers.inverse",
     "DPMSolverInverseScheduler": "fastsample.schedulers.inverse",

@@ -18,8 +18,10 @@ _HOME = {
     "GHVBScheduler": "momentum",
     "HeavyBallScheduler": "momentum",
     "IPNDMScheduler": "adams",
+    "LCMScheduler": "consistency",
     "SolverInverseScheduler": "inverse",
     "SolverScheduler": "solver",
+    "TCDScheduler": "consistency",
     "UniPCScheduler": "unipc",
     "create_scheduler": "solver",
     "scheduler_from_name": "solver",
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
     from fastsample.schedulers.adams import AcceleratedScheduler as AcceleratedScheduler
     from fastsample.schedulers.adams import DEISScheduler as DEISScheduler
     from fastsample.schedulers.adams import IPNDMScheduler as IPNDMScheduler
+    from fastsample.schedulers.consistency import LCMScheduler as LCMScheduler
+    from fastsample.schedulers.consistency import TCDScheduler as TCDScheduler
     from fastsample.schedulers.ddim import DDIMScheduler as DDIMScheduler
     from fastsample.schedulers.dpm_solver import DPMSolverScheduler as DPMSolverScheduler
     from fastsample.schedulers.inverse import DDIMInverseScheduler as DDIMInverseScheduler

@@ -29,9 +29,9 @@ def under(run: Run, setup: Setup) -> Run:
 
 
 def with_eta(run: Run, eta: float) -> Run:
-    """`run` with steps of DDIM's `eta`, 0 the config's own. Raises ValueError for another solver."""
+    """`run` with steps of DDIM's or TCD's `eta`, 0 the config's own. Raises ValueError for another solver."""
     setup = run.laid.setup
-    if setup.name != "ddim":
+    if setup.name not in ("ddim", "tcd"):
         raise ValueError(
             f"eta = {eta}: {setup.name!r} takes none from a step; use DDIMScheduler, or the config's eta"
         )

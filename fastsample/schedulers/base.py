@@ -79,7 +79,7 @@ class TableScheduler(Readings, EDMInterface, Noising, SchedulerMixin, ConfigMixi
         if original_inference_steps is not None:
             raise ValueError(
                 f"original_inference_steps = {original_inference_steps}: the grid that a consistency model was "
-                "distilled on; keep LCMScheduler, or leave it out"
+                "distilled on; use LCMScheduler or TCDScheduler on a VP model, or leave it out"
             )
         request = Request(num_inference_steps, _floats(timesteps), _floats(sigmas), None if mu is None else float(mu))
         setup = self._setup
@@ -184,6 +184,7 @@ class TableScheduler(Readings, EDMInterface, Noising, SchedulerMixin, ConfigMixi
     # --- inner -------------------------------------------------------------------------------------------
 
     _keeps_noise = False  # whether clipping leaves the noise prediction as it is, unless the caller says otherwise
+    _distilled = False  # whether it is for consistency models alone, whose configs other classes refuse
     _pair = False  # whether a tuple also holds the data prediction, on VP models
 
     def _result(

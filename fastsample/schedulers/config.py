@@ -14,6 +14,7 @@ from diffusers.configuration_utils import register_to_config
 from fastsample.sampling.noise import NOISES
 from fastsample.schedulers.grids.request import check_grid
 from fastsample.schedules.config import MODEL_CONFIG, is_flow, understood
+from fastsample.solvers import available
 from fastsample.tables.preset import read_preset
 
 COMMON_CONFIG: dict[str, Any] = {
@@ -135,9 +136,19 @@ def read_config(
                 raise ValueError(
                     f"option {key} = {options[key]!r}: it has no effect on a flow-matching model; a timestep_grid has"
                 )
-    config, meant = understood(config)
+    config, meant = understood(config, distilled=_is_distilled(cls, {**config, **options}))
     _check_number(config, "shift", 0.0, math.inf)
     return config, {**meant, **{key: value for key, value in options.items() if key in own}}
+
+
+def _is_distilled(cls: type, config: Mapping[str, Any]) -> bool:
+    """Whether what samples is made for consistency models: a class of theirs, or any with such a solver."""
+    solver = (
+        available().get(str(config.get("solver_name")))
+        if "solver_name" in inspect.signature(cls).parameters
+        else None
+    )
+    return bool(getattr(cls, "_distilled", False) or (solver and solver.distilled))
 
 
 def _check_number(config: Mapping[str, Any], key: str, above: float, below: float) -> None:

@@ -9,6 +9,8 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin  # noqa: F401  
 from fastsample.schedulers.base import TableScheduler
 from fastsample.schedulers.config import configured
 from fastsample.solvers.dpm_multistep import VARIANTS
+from fastsample.solvers.dpm_sde import NOISE_TYPES
+from fastsample.solvers.exponential import SOLVER_TYPES
 from fastsample.solvers.registry import check_choice
 
 ALGORITHMS = ("dpmsolver++", "dpmsolver", "sde-dpmsolver++", "sde-dpmsolver")
@@ -44,7 +46,11 @@ class DPMSolverScheduler(TableScheduler):
         family = "dpmpp" if config.algorithm_type.endswith("++") else "dpm"
         # UniPC's and DEIS' types, which diffusers also reads as midpoint.
         solver_type = "midpoint" if config.solver_type in ("bh1", "bh2", "logrho") else config.solver_type
-        options = {"solver_type": solver_type}
+        noisy = config.algorithm_type == "sde-dpmsolver"
+        check_choice(
+            "solver_type", solver_type, NOISE_TYPES if noisy else SOLVER_TYPES
+        )  # at order 1 too, which has none
+        options = {} if order == 1 and not noisy else {"solver_type": solver_type}
         if config.singlestep and not stochastic and order > 1:
             return f"{family}-{order}s", options
         options |= {"euler_at_final": config.euler_at_final}

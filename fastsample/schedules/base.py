@@ -148,3 +148,9 @@ def require_falling_noise(nodes: Sequence[Node], *, rising: bool = False) -> Non
                 f"times[{index}] = {source.time:g}, times[{index + 1}] = {target.time:g}: the noise must {way} at "
                 f"every step (lam {before:.6g} -> {after:.6g}); remove repeated times and sort from {order}"
             )
+
+
+def check_steps(steps: object, argument: str) -> None:
+    """Raise ValueError unless `steps` is an integer of at least 1."""
+    if not isinstance(steps, (int, np.integer)) or isinstance(steps, bool) or steps < 1:
+        raise ValueError(f"{argument} = {steps!r}: give an integer of at least 1")

@@ -81,10 +81,11 @@ def is_edm(config: Mapping[str, Any]) -> bool:
 
 
 _CONSISTENCY = "a consistency model, which jumps to the data instead of following an ODE"
+_LCM, _FLOW_LCM = f"{_CONSISTENCY} (LCM, TCD)", f"{_CONSISTENCY} (FlowMatchLCM)"
 FOREIGN: tuple[tuple[tuple[str, ...], str], ...] = (
     (("s_noise", "clip_denoised"), _CONSISTENCY),  # CMStochasticIterative
-    (("original_inference_steps", "timestep_scaling"), f"{_CONSISTENCY} (LCM, TCD)"),
-    (("scale_factors", "upscale_mode"), f"{_CONSISTENCY} (FlowMatchLCM)"),
+    (("original_inference_steps", "timestep_scaling"), _LCM),
+    (("scale_factors", "upscale_mode"), _FLOW_LCM),
     (("scaler", "s"), "Wuerstchen's, with a time of its own"),
     (("n_grid", "num_policy_substeps"), "a pi-Flow policy"),
     (("s_churn", "s_min", "s_max"), "a variance-exploding one (KarrasVe)"),
@@ -106,16 +107,21 @@ def foreign_model(config: Mapping[str, Any]) -> str | None:
     return next((model for keys, model in FOREIGN if all(key in config for key in keys)), None)
 
 
-def understood(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def understood(config: Mapping[str, Any], *, distilled: bool = False) -> tuple[dict[str, Any], dict[str, Any]]:
     """The config to pass on, and the keys that record of which family it is.
 
     diffusers does not pass on a config's untouched defaults. Ours differ from those of some of its classes
     (CogVideoX, Heun, flow matching, EDM ..), and a model does not change with the class that samples it, so
     the keys that describe the model are kept: on flow matching and EDM models all of them.
-    Raises ValueError for the models of :data:`FOREIGN` and for Cosmos 2's.
+    Raises ValueError for the models of :data:`FOREIGN` and for Cosmos 2's, but for LCM's and TCD's where what samples
+    them is made for such models (`distilled`).
     """
     foreign = foreign_model(config)
-    if foreign is not None:
+    if config.get("scale_factors"):
+        raise ValueError(
+            f"scale_factors = {config['scale_factors']}: samples are not resized here; keep its scheduler"
+        )
+    if foreign is not None and not (distilled and foreign in (_LCM, _FLOW_LCM)):
         told = [key for keys, model in FOREIGN if model == foreign for key in keys] or ["prediction_type"]
         raise ValueError(f"config has {' and '.join(told)}, so its model is {foreign}: keep its scheduler")
     if is_flow(config) and config.get("sigma_data") is not None and float(config.get("sigma_max") or 0) > 1:

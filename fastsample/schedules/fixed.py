@@ -9,7 +9,7 @@ from functools import partial
 
 import numpy as np
 
-from fastsample.schedules.base import Array, NoiseSchedule
+from fastsample.schedules.base import Array, NoiseSchedule, check_steps
 from fastsample.schedules.levels import levels_of, published_levels, times_at
 from fastsample.schedules.published import (
     AYS32_SD15,
@@ -101,19 +101,26 @@ def turbo(schedule: NoiseSchedule, steps: int) -> Array:
     return _distilled(schedule, steps, 10, range(steps))
 
 
-def consistency(schedule: NoiseSchedule, steps: int, original_steps: float = 50) -> Array:
-    """Of the `original_steps` times that a consistency model was distilled at, evenly (diffusers' LCM and TCD)."""
-    original = int(original_steps)
-    return _distilled(schedule, steps, original, [original * index // steps for index in range(steps)])
+def consistency(schedule: NoiseSchedule, steps: int, original_steps: float = 50, strength: float = 1.0) -> Array:
+    """Of the `original_steps` times that a consistency model was distilled at, evenly (diffusers' LCM and TCD).
+
+    Of the cleanest `strength` of them, for image-to-image.
+    """
+    check_steps(steps, "num_inference_steps")
+    used = int(original_steps * strength)
+    return _distilled(schedule, steps, int(original_steps), [used * index // steps for index in range(steps)], used)
 
 
-def _distilled(schedule: NoiseSchedule, steps: int, original: int, indices: Sequence[int]) -> Array:
-    if steps > original or original > schedule.train_steps:
+def _distilled(
+    schedule: NoiseSchedule, steps: int, original: int, indices: Sequence[int], used: int | None = None
+) -> Array:
+    most = original if used is None else used
+    if steps > most or not 0 < original <= schedule.train_steps:
         raise ValueError(
-            f"num_inference_steps = {steps}: the model was distilled at {original} of {schedule.train_steps} times; "
-            "ask for fewer"
+            f"num_inference_steps = {steps}: the model was distilled at {original} of {schedule.train_steps} times, "
+            f"{most} of them are used; ask for fewer"
         )
-    return (original - np.array(indices)) * (schedule.train_steps // original) - 1.0
+    return (most - np.array(indices)) * (schedule.train_steps // original) - 1.0
 
 
 def _ramp(steps: int) -> Array:

@@ -14,11 +14,20 @@ from typing import Any
 
 import numpy as np
 
-from fastsample.schedules.base import Array, NoiseSchedule
+from fastsample.schedules.base import Array, NoiseSchedule, check_steps
 from fastsample.schedules.fixed import FIXED_GRIDS
 from fastsample.schedules.levels import LEVEL_GRIDS, levels_of, min_time, noisiest_time, times_at, times_of_levels
 
-__all__ = ["FIXED_GRIDS", "GRIDS", "LEVEL_GRIDS", "TIME_GRIDS", "min_time", "noisiest_time", "time_grid"]
+__all__ = [
+    "FIXED_GRIDS",
+    "GRIDS",
+    "LEVEL_GRIDS",
+    "TIME_GRIDS",
+    "check_steps",
+    "min_time",
+    "noisiest_time",
+    "time_grid",
+]
 
 Grid = Callable[..., Array]
 """`(schedule, steps, **options) -> times`, `steps` of them, noisy to clean."""
@@ -191,9 +200,3 @@ def evaluation_times(name: str, schedule: NoiseSchedule, steps: int, **options: 
     if name not in GRIDS:
         raise ValueError(f"grid = {name!r} is unknown: use one of {', '.join(grid_names())}")
     return GRIDS[name](schedule, steps, **options)
-
-
-def check_steps(steps: object, argument: str) -> None:
-    """Raise ValueError unless `steps` is an integer of at least 1."""
-    if not isinstance(steps, (int, np.integer)) or isinstance(steps, bool) or steps < 1:
-        raise ValueError(f"{argument} = {steps!r}: give an integer of at least 1")

@@ -66,6 +66,9 @@ def _register(space: Space, order: int, suffix: str) -> None:
         longest=(math.inf, math.inf, 0.5),  # the SDE goes twice as far along the prediction as the ODE
     )
 
+    def rule_of_one(nodes: Sequence[Node], target: Node, *, order: int = 1, eta: float = 1.0) -> Row:
+        return sde_step(nodes, target, space, order, kinds[0], "released", eta)
+
     def rule(
         nodes: Sequence[Node], target: Node, *, order: int = order, solver_type: str = kinds[0], eta: float = 1.0
     ) -> Row:
@@ -82,7 +85,8 @@ def _register(space: Space, order: int, suffix: str) -> None:
     ) -> Row:
         return sde_step(nodes, target, space, order, solver_type, variant, eta)
 
-    register(rule_of_three if order == 3 else rule)
+    # of one prediction there is one form, but that of noise is "stable" or not
+    register(rule_of_three if order == 3 else rule_of_one if order == 1 and space == "data" else rule)
 
 
 for _space in FAMILIES:

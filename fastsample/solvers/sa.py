@@ -133,6 +133,7 @@ def sa_solver_pece(
     order: int = 2,
     ahead: float,
     schedule: NoiseSchedule,
+    published: bool = False,
     predictor_order: int = 3,
     corrector_order: int = 4,
     eta: float = 1.0,
@@ -149,24 +150,26 @@ def sa_solver_pece(
         step = stepper.step(source, target)
         if target.sigma == 0 or not known:
             return _first_order(step)
-        predictor = _predictor(known, target, predictor_order, left)
+        predictor = _predictor(known, target, predictor_order, left, published)
         history = spread(step.adams(known[:predictor][::-1]), seen)
         return Row(source, target, Weights(step.sample, history=tuple(history), noise=step.noise))
     if len(known) < 2:
         return Row(source, target, Weights(1.0))  # from zero SNR there is nothing to correct with
-    predictor = _predictor(known[1:], source, predictor_order, left + 1)
+    predictor = _predictor(known[1:], source, predictor_order, left + 1, published)
     corrector = min(corrector_order, left + 1, len(known))
     change = correction(stepper.step(known[1], source), known[1:], predictor, corrector)
     return Row(source, target, Weights(1.0, history=tuple(spread(change, seen))))
 
 
-def _predictor(known: Sequence[Node], target: Node, order: int, left: int) -> int:
+def _predictor(known: Sequence[Node], target: Node, order: int, left: int, published: bool) -> int:
     """How many predictions, made at `known`, newest first, the predictor reads: fewer before a long step."""
-    far = len(known) > 1 and log_step(known[0], target) > RATIO * log_step(known[1], known[0])
-    if far and known[0].sbar < NOISY:
+    most = max(1, min(order, left, len(known)))
+    if published or len(known) == 1:
+        return most
+    step = log_step(known[0], target)
+    if step > RATIO * log_step(known[1], known[0]) and known[0].sbar < NOISY:
         return 1
-    most = 2 if log_step(known[0], target) > LONGEST[2] else order
-    return max(1, min(order, most, left, len(known)))
+    return min(most, 2) if step > LONGEST[2] else most
 
 
 def _first_order(step: ExponentialStep) -> Row:

@@ -1,15 +1,17 @@
 """Block sizes, fixed per architecture: nothing is tuned while sampling.
 
 Why these. The kernels are bound by memory, so a thread should have a few 16-byte loads in flight, and no more
-registers than let several programs share a multiprocessor:
+registers (REGISTERS) than let several programs share a multiprocessor:
 
 - linear_step: 1024 elements over 8 warps are 4 a thread whatever the dtype: one 16-byte float32 load or one 8-byte
-  half an input. More for the halves would need float32 sums moved between threads wherever dtypes are mixed.
-- triangular_mix: 16 rows by 256 columns over 4 warps are 32 sums a thread. M is read once for 16 rows, again for each
-  further 16, mostly from L2.
+  half an input. More for the halves would need float32 sums moved between threads wherever dtypes are mixed. Eight
+  programs share a multiprocessor. Programs are smaller, 4 elements a thread still, where there would be fewer of them
+  than multiprocessors.
+- triangular_mix: 8 rows by 256 columns over 2 warps are 32 sums a thread, and 8 programs share a multiprocessor. M is
+  read once for 8 rows, again for each further 8, mostly from L2; 16 rows take a quarter longer on an H100.
 - token_statistics: 1024 logits over 4 warps are 8 a thread, one 16-byte bfloat16 load and one ahead, with five
-  running values each: 90 registers, five programs a multiprocessor (16 a thread would be 160 and one). `chunk` is the
-  least a program reads when a row is split: below it the second stage costs more than it saves.
+  running values each: 5 programs a multiprocessor, 4 with Gumbel noise. `chunk` is the least a program reads when a
+  row is split: below it the second stage costs more than it saves.
 
 `scripts/gpu --parts blocks` measures others. blocks.json has those of an architecture that differ, and is read once;
 the file named by FASTSAMPLE_KERNEL_BLOCKS is read on top of it.
@@ -34,6 +36,9 @@ DEFAULTS: dict[str, Config] = {
     "triangular_mix": {"rows": 8, "columns": 256, "warps": 2},
     "token_statistics": {"block": 1024, "warps": 4, "chunk": 8192},
 }
+
+REGISTERS = {"linear_step": 32, "triangular_mix": 128, "token_statistics": 96, "token_statistics, Gumbel": 128}
+"""The most that a thread needs at these sizes, compiled for compute capability 9.0; there are 65536."""
 
 
 @lru_cache

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from fastsample_kernels import use_backend
+from ptx import loads
 
 from gpu_parts import Part, Record, Setting
 from gpu_parts.cases import cases
@@ -39,16 +39,14 @@ def compiled(setting: Setting) -> Iterator[Record]:
 
 
 def resources(kernel: Any) -> Record:
-    loads = re.findall(r"ld\.global[\w.:]*", kernel.asm["ptx"])
     return {
         "registers": kernel.n_regs,
         "spills": kernel.n_spills,
-        "loads": len(loads),
-        "wide_loads": sum(".v4" in load or ".v2.b64" in load for load in loads),
+        "loads": loads(kernel.asm["ptx"]),
         "shared": kernel.metadata.shared,
         "warps": kernel.metadata.num_warps,
     }
 
 
-COLUMNS = ("operation", "case", "kernel", "warps", "registers", "spills", "loads", "wide_loads", "shared")
+COLUMNS = ("operation", "case", "kernel", "warps", "registers", "spills", "loads", "shared")
 PART = Part("compiled", "What has the compiler made of the kernels?", 20, compiled, COLUMNS, ("gpu",))
