@@ -11,6 +11,7 @@ import slow_decoding as slow
 import torch
 from decoding_models import MASK, bert, bundled_kind, modern_bert
 from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import fastsample as fs
 from fastsample.decoding import Adapter, CommitRule, adapter_of
@@ -104,10 +105,24 @@ def test_adapters_come_from_the_family_or_the_signature() -> None:
         assert adapter_of(model) == family
 
 
+def llama(seed: int = 0) -> Any:
+    """Bidirectional, with rotary positions and fewer heads of keys than of queries."""
+    config = LlamaConfig(
+        vocab_size=decoding_models.VOCABULARY, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64, is_causal=False,
+    )  # fmt: skip
+    return decoding_models.widened(LlamaForCausalLM(config), seed)
+
+
+CACHING = [bundled_kind, bert, llama]
+"""Its own cache; transformers' attention interface, with learned and with rotary positions."""
+
+
 @pytest.mark.parametrize("guidance", [0.0, 0.5])
 @pytest.mark.parametrize("kind", ["prefix", "dual"])
-def test_a_cache_renewed_each_forward_changes_nothing(kind: Any, guidance: float) -> None:
-    model, rule = bundled_kind(), fs.Threshold(0.5)
+@pytest.mark.parametrize("make", CACHING)
+def test_a_cache_renewed_each_forward_changes_nothing(make: Any, kind: Any, guidance: float) -> None:
+    model, rule = make(), fs.Threshold(0.5)
     expected, without = decode(model, rule, guidance_scale=guidance)
     found, ledger = decode(model, rule, guidance_scale=guidance, cache=fs.Caching(kind, refresh=1))
     assert torch.equal(found, expected)
@@ -115,9 +130,10 @@ def test_a_cache_renewed_each_forward_changes_nothing(kind: Any, guidance: float
 
 
 @pytest.mark.parametrize("kind", ["prefix", "dual"])
-def test_a_cached_row_does_not_depend_on_its_batch(kind: Any) -> None:
+@pytest.mark.parametrize("make", CACHING)
+def test_a_cached_row_does_not_depend_on_its_batch(make: Any, kind: Any) -> None:
     """Rows come to a new block, and renew the cache, at different forwards."""
-    model, rule = bundled_kind(), fs.Threshold(0.5)
+    model, rule = make(), fs.Threshold(0.5)
     for cache in (fs.Caching(kind), fs.Caching(kind, refresh=3)):
         found, ledger = decode(model, rule, cache=cache, guidance_scale=0.5)
         assert len(set(ledger.row_forwards)) > 1
@@ -136,13 +152,16 @@ def frozen_logits(model: Any, old: Tensor, new: Tensor, window: range) -> Tensor
     visible[length:, length:] = True
     visible[length:, [i for i in range(length) if i not in window]] = True
     positions = torch.cat([torch.arange(length), places])[None]
-    return model(text, attention_mask=visible[None, None], position_ids=positions).logits[0, length:]
+    hidden = torch.zeros(visible.shape, dtype=torch.float64).masked_fill(~visible, -1e30)[None, None]
+    return model(text, attention_mask=hidden, position_ids=positions).logits[0, length:]
 
 
 @pytest.mark.parametrize("kind", ["prefix", "dual"])
-def test_what_a_cache_keeps_is_of_the_blocks_first_forward(kind: Any) -> None:
+@pytest.mark.parametrize("make", CACHING)
+def test_what_a_cache_keeps_is_of_the_blocks_first_forward(make: Any, kind: Any) -> None:
     """Fast-dLLM: later forwards of a block see what is outside their window as it was at the first."""
-    model, prompt = bundled_kind(3), PROMPTS[0]
+    model, prompt = make(3), PROMPTS[0]
+    before = model.config._attn_implementation
     text = torch.cat([prompt, torch.full((16,), MASK)])
     for block in (0, 1):
         begin = 5 + 8 * block
@@ -157,6 +176,7 @@ def test_what_a_cache_keeps_is_of_the_blocks_first_forward(kind: Any) -> None:
             text[begin + best] = token[best]
     found, _ = fs.decode_masked(model, prompt[None], rule=fs.LowConfidence(), cache=fs.Caching(kind), **OPTIONS)
     assert torch.equal(found[0], text)
+    assert model.config._attn_implementation == before
     exact, _ = fs.decode_masked(model, prompt[None], rule=fs.LowConfidence(), **OPTIONS)
     assert not torch.equal(found, exact)  # an approximation, and one that shows here
 

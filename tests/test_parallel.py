@@ -114,6 +114,42 @@ def test_random_triangular_systems(update: Any, seed: int) -> None:
             assert report.sweeps == -(-length // min(window or length, length))
 
 
+@pytest.mark.parametrize("strides", ["auto", (6, 6, 3, 3, 2), (50,)])
+@pytest.mark.parametrize("update", updates(), ids=lambda update: update.__name__)
+@pytest.mark.parametrize("window", [None, 13])
+def test_coarse_sweeps_are_exact_in_the_end(update: Any, window: int | None, strides: Any) -> None:
+    """Whatever they leave out: at tolerance 0 the sequential states, and a commit a sweep for every item."""
+    found = solve(RandomSystem(24, 3, 5, 0.5), update(), window=window, strides=strides, keep=True)
+    torch.testing.assert_close(found.trajectory, RandomSystem(24, 3, 5, 0.5).sequential(), rtol=1e-12, atol=1e-12)
+    starts = np.array([(0,) * 3, *found.report.starts])
+    assert (np.diff(starts, axis=0)[starts[:-1] < 24] >= 1).all()
+    full = solve(RandomSystem(24, 3, 5, 0.5), update(), window=window, strides="none").report
+    if strides != "auto" and window is None:
+        assert found.report.evaluations / found.report.sweeps < full.evaluations / full.sweeps
+
+
+@pytest.mark.parametrize("kind", ["vp", "flow"])
+@pytest.mark.parametrize("solver", ["ddim", "dpmpp-2m"])
+@pytest.mark.parametrize("steps", [25, 50])
+def test_coarse_sweeps_save_evaluations_and_never_cost_any(kind: str, solver: str, steps: int) -> None:
+    """On easy models and on hard ones, at every tolerance and window; fewer where the steps are many."""
+    schedule, prediction = SCHEDULES[kind]
+    table = build_table(solver, schedule, time_grid("trailing", schedule, steps), prediction_type=prediction)
+    for components, dims in ((5, 2), (20, 64)):
+        model = GaussianMixture.random(components=components, dims=dims).model(schedule, prediction)
+        x = torch.randn(16, dims, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        for window, tolerance in ((None, 0.1), (None, 0.01), (None, 0.001), (16, 0.01)):
+            options: dict[str, Any] = {"window": window, "tolerance": tolerance}
+            exact = integrate(table, model, x)
+            plain, full = integrate_parallel(table, model, x, strides="none", **options)
+            found, coarse = integrate_parallel(table, model, x, strides="auto", **options)
+            assert coarse.evaluations <= 1.02 * full.evaluations
+            if steps == 50 and window is None and tolerance == 0.01:
+                assert coarse.evaluations < 0.82 * full.evaluations
+            errors = [float((each - exact).square().mean().sqrt()) for each in (found, plain)]
+            assert errors[0] < max(2 * errors[1], tolerance)
+
+
 @pytest.mark.parametrize("update", updates(), ids=lambda update: update.__name__)
 @pytest.mark.parametrize("blocks", [[10], [3, 6, 10], [1, 2, 9, 10]])
 def test_blocks_are_settled_in_turn(update: Any, blocks: list[int]) -> None:
@@ -283,6 +319,8 @@ def test_the_noise_scale_is_the_posterior_variance_of_ddpm() -> None:
         ({"window": 0}, "window = 0"),
         ({"tolerance": -1.0}, "tolerance = -1.0"),
         ({"tolerance": float("nan")}, "tolerance = nan"),
+        ({"strides": "fine"}, "strides = 'fine'"),
+        ({"strides": (3, 0)}, "strides = .3, 0."),
     ],
 )
 def test_wrong_arguments_are_refused_before_any_evaluation(change: dict[str, Any], said: str) -> None:

@@ -31,7 +31,8 @@ def pareto(rows: Sequence[Summary], path: Path, metric: str = "latent_rms", *, k
     styles = colours | greys | {keep: "black"}
     for axis, guidance in zip(axes[0], guidances, strict=True):
         panel = [row for row in rows if row.guidance == guidance]
-        for arm in foremost(panel, keep=keep):
+        shown = foremost(panel, keep=keep)
+        for arm in shown:
             own = sorted((row for row in panel if row.arm == arm), key=lambda row: row.nfe)
             points = [(row.nfe, *value) for row in own if (value := row.metrics.get(metric)) is not None]
             if not points:
@@ -44,7 +45,7 @@ def pareto(rows: Sequence[Summary], path: Path, metric: str = "latent_rms", *, k
         axis.set(
             title=f"guidance {guidance:g}", xlabel="model evaluations an image (NFE)", yscale="log", xscale="log"
         )
-        ticks = sorted({row.nfe for row in panel})
+        ticks = sorted({row.nfe for row in panel if row.arm in shown})
         axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axis.xaxis.set_minor_locator(NullLocator())
         axis.grid(alpha=0.3)

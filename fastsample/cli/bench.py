@@ -42,7 +42,7 @@ def bench(
     guidance: Annotated[
         str | None,
         typer.Option(
-            help="Comma-separated guidance scales; 1 means none (in Z-Image 0). Default: the pipeline's own; 2,7.5 "
+            help="Comma-separated guidance scales; 1 means none (in Z-Image 0). Default: the pipeline's own; 3,7.5 "
             "for the bundled text_to_image, 3 for flow_text_to_image. Where a network was distilled with guidance, "
             "its scale, or with --negative-prompt true guidance."
         ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -102,23 +103,34 @@ class Denoiser:
             inputs = torch.cat([inputs, self._mask_token.expand(len(inputs), extra)], 1)
         if self._guidance:
             inputs, mask = self._branched(inputs, known), torch.cat([mask, mask])
-        call = self._arguments(mask, evaluated, shadows)
+        kept: AbstractContextManager[None] = nullcontext()
         if write is not None:
             self._cache.open(evaluated.start, write.repeat(self.branches, 1))
-            call["past_key_values"] = self._cache
+            if not self._adapter.caches:
+                from fastsample.decoding.interface import windows  # seconds to load, and only for caches
+
+                kept = windows(self._model, self._cache)
+        call = self._arguments(mask, evaluated, shadows, cached=write is not None)
         offset = self._prompt - self._adapter.shifted - evaluated.start
         if window is not None:
             inputs = inputs[:, evaluated]
-        logits, behind = self._logits_at(inputs, offset + first, offset + last, extra, call)
+        with kept:
+            logits, behind = self._logits_at(inputs, offset + first, offset + last, extra, call)
         if self._guidance:
             logits = self._guided(logits)
             behind = self._guided(behind)
         return Answer(logits, behind if extra else None, inputs.shape[0] * inputs.shape[1])
 
-    def _arguments(self, mask: Tensor, evaluated: slice, shadows: Shadows | None) -> dict[str, Any]:
-        if shadows is None:
-            return self._adapter.arguments(mask, self._padded, evaluated)
+    def _arguments(self, mask: Tensor, evaluated: slice, shadows: Shadows | None, *, cached: bool) -> dict[str, Any]:
+        own = self._adapter.caches or not cached
+        if shadows is None and own:
+            call = self._adapter.arguments(mask, self._padded, evaluated)
+            return {**call, "past_key_values": self._cache} if cached else call
         assert self._adapter.visible is not None  # Settings asks for it
+        if shadows is None:  # a window of the text, to all of it
+            width = evaluated.stop - evaluated.start
+            visible = mask[:, None, None].bool().expand(-1, 1, width, -1)
+            return self._adapter.visible(visible, positions_of(mask)[:, evaluated])
         at = shadows.at.repeat(self.branches, 1)
         positions = positions_of(mask)
         positions = torch.cat([positions, positions.gather(1, at)], 1)

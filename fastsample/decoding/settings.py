@@ -103,8 +103,16 @@ class Settings:
             raise ValueError(
                 f"model = {name} takes no inputs_embeds, which latent refinement needs: decode without it"
             )
-        if self.caching is not None and not adapter.caches:
+        if self.caching is not None and not (adapter.caches or adapter.attends):
             raise ValueError(f"model = {name} has no key-value cache that windows can replace: give cache = None")
+
+    def check_context(self, prompt: int, longest: int | None) -> None:
+        """Raise ValueError where a prompt of so many tokens and the response are more than the model takes."""
+        if longest is not None and prompt + self.gen_length > longest:
+            raise ValueError(
+                f"gen_length = {self.gen_length} after a prompt of {prompt} tokens: the model takes {longest}, "
+                "give less"
+            )
 
 
 def check_prompt(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:

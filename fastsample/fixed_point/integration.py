@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastsample.fixed_point.coarse import Strides
 from fastsample.fixed_point.iterations import FixedPoint, ParallelReport, solve
 from fastsample.fixed_point.linear import TableTrajectory
 from fastsample.fixed_point.updates import make_update
@@ -49,6 +50,7 @@ def integrate_parallel(
     iteration: str = "secant",
     window: int | None = None,
     tolerance: float = 0.0,
+    strides: Strides = "auto",
     generator: Generators = None,
     on_sweep: Callable[[FixedPoint], None] | None = None,
 ) -> tuple[Tensor, ParallelReport]:
@@ -64,9 +66,21 @@ def integrate_parallel(
     `generator` gives what it gives to `integrate`. What is held is by the window, not the steps: about 6 samples a
     state of it, and all states where `on_sweep` is given, whose argument's `trajectory` they are.
 
-    Raises ValueError for an unknown iteration, a window below 1 or a negative tolerance, before any evaluation.
+    With `strides` the first sweeps evaluate some of the window's rows only (:class:`FixedPoint`), a third fewer in
+    all where the steps are many: "auto", "none" or those of the first sweeps, as (6, 6, 3, 3, 2).
+
+    Raises ValueError for an unknown iteration, a window below 1, a negative tolerance or a stride below 1, before any
+    evaluation.
     """
     update = make_update(iteration)
     system = TableSystem(table, model, x, lambda index: draw_noise(x, generator))
-    found = solve(system, update, window=window, tolerance=tolerance, keep=on_sweep is not None, on_sweep=on_sweep)
+    found = solve(
+        system,
+        update,
+        window=window,
+        tolerance=tolerance,
+        strides=strides,
+        keep=on_sweep is not None,
+        on_sweep=on_sweep,
+    )
     return found.leading, found.report

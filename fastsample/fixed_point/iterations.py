@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fastsample.fixed_point.coarse import Strides, dense, filled_in, near_enough, strided, strides_of
 from fastsample.fixed_point.rows import taken
 from fastsample.fixed_point.triangular import TriangularSystem
 from fastsample.fixed_point.updates import Update, make_update
@@ -43,6 +44,10 @@ class FixedPoint:
     final, and so is `leading` [B, ..], the one at `begin`; the window slides by the states whose inputs moved by no
     more than `tolerance`, each batch item by its own. Only the window is held, unless with `keep`: then `trajectory`
     [length + 1, B, ..] has the states that are final and the window's guesses, zeros elsewhere.
+
+    `strides` are those of the first sweeps (:mod:`fastsample.fixed_point.coarse`): a sweep of stride s evaluates the
+    first rows of the window, the last, and those whose number s divides; the outputs between are interpolated, and
+    only states of the first rows are committed.
     """
 
     def __init__(
@@ -52,11 +57,14 @@ class FixedPoint:
         *,
         window: int | None = None,
         tolerance: float = 0.0,
+        strides: Strides = "auto",
         keep: bool = False,
     ) -> None:
         check_extent(window, tolerance)
         self.system, self.update, self.tolerance = system, update, tolerance
         self.window = min(window or system.length, system.length)
+        self._strides = strides_of(strides, self.window, system.length, tolerance)
+        self._adaptive = strides == "auto"
         self.report = ParallelReport()
         self._held = system.initial()  # the states from `begin` on, [held, B, ..]
         self._begin = np.zeros(self._held.shape[1], dtype=np.int64)
@@ -90,34 +98,56 @@ class FixedPoint:
         return self._held[0]
 
     @property
+    def coarse(self) -> bool:
+        """Whether this sweep leaves out rows, whose outputs are interpolated."""
+        return self._stride > 1
+
+    @property
     def rows(self) -> Tensor:
         """The states to evaluate, [R, B]."""
-        return torch.from_numpy(np.minimum(self._begin + np.arange(self._size)[:, None], self.system.length - 1))
+        return torch.from_numpy(np.minimum(self._begin + self._places(), self.system.length - 1))
 
     @property
     def states(self) -> Tensor:
         """The values of `rows`, [R, B, ..]."""
-        return self._held[: self._size]
+        return taken(self._held, self._places())
 
     def sweep(self, outputs: Tensor) -> None:
         """Take the outputs of `rows` at `states`, move the states, and commit those that have settled."""
-        rows, size = self.rows, self._size
+        places, size = self._places(), self._size
+        coarse = self.coarse
+        rows = torch.from_numpy(np.minimum(self._begin + np.arange(size)[:, None], self.system.length - 1))
         valid = self._begin + np.arange(size)[:, None] < self.system.length
         states, old = self._held[:size], self._held[1:]
-        new, plain = self.update(self.system, rows, states, outputs, old)
+        evaluated = None
+        if coarse:
+            outputs, evaluated = filled_in(outputs, places, size)
+        new, plain = self.update(self.system, rows, states, outputs, old, evaluated)
         change = self.system.change(torch.from_numpy(rows.numpy() + 1), plain, old).cpu().numpy()
         settled = ((change <= self.tolerance) | ~valid).cumprod(0).sum(0)
-        final = np.minimum(1 + settled, valid.sum(0))  # these states' inputs have settled
+        # these states' inputs have settled, and their outputs are not interpolated
+        most = dense(self._stride) if coarse else size
+        final = np.minimum(np.minimum(1 + settled, most), valid.sum(0))
         if new is not plain:
             keep = torch.from_numpy(np.arange(size)[:, None] < final).to(new.device)
             new = torch.where(keep.reshape(*keep.shape, *[1] * (new.ndim - 2)), plain, new)
         self.report.sweeps += 1
-        self.report.evaluations += size * len(final)
+        self.report.evaluations += places.size
         self.report.residuals.append(float(change[valid].max()))
         self._begin = self._begin + final
         self._slide(final, new)
         self.system.commit(self.begin)
         self.report.starts.append(tuple(self._begin.tolist()))
+
+    @property
+    def _stride(self) -> int:
+        near = self._adaptive and self.report.residuals and self.report.residuals[-1] < near_enough(self.tolerance)
+        return 1 if near or self.report.sweeps >= len(self._strides) else self._strides[self.report.sweeps]
+
+    def _places(self) -> NDArray[np.int64]:
+        """The places in the window that this sweep evaluates, [R, B]; those beyond an item's last are its last."""
+        last = np.minimum(self._size, self.system.length - self._begin).clip(min=1) - 1
+        return strided(self._begin, last, self._stride)
 
     @property
     def _size(self) -> int:
@@ -168,14 +198,16 @@ def solve(
     *,
     window: int | None = None,
     tolerance: float = 0.0,
+    strides: Strides = "auto",
     keep: bool = False,
     on_sweep: Callable[[FixedPoint], None] | None = None,
 ) -> FixedPoint:
     """The iteration when it is done; the arguments are those of :class:`FixedPoint`.
 
-    `on_sweep` is called after every sweep. Raises ValueError when the window is below 1 or the tolerance negative.
+    `on_sweep` is called after every sweep. Raises ValueError when the window is below 1, the tolerance negative or a
+    stride below 1.
     """
-    iteration = FixedPoint(system, update, window=window, tolerance=tolerance, keep=keep)
+    iteration = FixedPoint(system, update, window=window, tolerance=tolerance, strides=strides, keep=keep)
     while not iteration.done:
         iteration.sweep(system.evaluate(iteration.rows, iteration.states))
         if on_sweep is not None:
@@ -183,9 +215,10 @@ def solve(
     return iteration
 
 
-def check_settings(iteration: str, window: int | None, tolerance: float) -> None:
-    """ValueError for an unknown iteration, a window below 1 (None is all states) or a negative tolerance."""
+def check_settings(iteration: str, window: int | None, tolerance: float, strides: Strides = "none") -> None:
+    """ValueError for an unknown iteration, a window (None: all states) or stride below 1, or a negative tolerance."""
     make_update(iteration)
+    strides_of(strides, 1, 1)
     check_extent(window, tolerance)
 
 

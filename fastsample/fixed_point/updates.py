@@ -30,11 +30,18 @@ class Update(Protocol):
     copies: ClassVar[bool] = False
 
     def __call__(
-        self, system: TriangularSystem, rows: Tensor, states: Tensor, outputs: Tensor, old: Tensor
+        self,
+        system: TriangularSystem,
+        rows: Tensor,
+        states: Tensor,
+        outputs: Tensor,
+        old: Tensor,
+        evaluated: NDArray[np.bool_] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """The states `rows + 1` as the next sweep's guess, and as they are where their inputs have settled.
 
-        `old` are their values before the sweep. The second result judges convergence and is what is committed; it is
+        `old` are their values before the sweep. `evaluated` [R, B] are the rows whose outputs are the model's, where
+        the others' are interpolated; None: all. The second result judges convergence and is what is committed; it is
         the same tensor where there is no difference.
         """
 
@@ -43,7 +50,13 @@ class Jacobi(Update):
     """`J = 0`: every state from its own input (Song et al. 2021)."""
 
     def __call__(
-        self, system: TriangularSystem, rows: Tensor, states: Tensor, outputs: Tensor, old: Tensor
+        self,
+        system: TriangularSystem,
+        rows: Tensor,
+        states: Tensor,
+        outputs: Tensor,
+        old: Tensor,
+        evaluated: NDArray[np.bool_] | None = None,
     ) -> tuple[Tensor, Tensor]:
         new = system.advance(rows, states, outputs)
         return new, new
@@ -55,7 +68,13 @@ class Increment(Update):
     copies = True
 
     def __call__(
-        self, system: TriangularSystem, rows: Tensor, states: Tensor, outputs: Tensor, old: Tensor
+        self,
+        system: TriangularSystem,
+        rows: Tensor,
+        states: Tensor,
+        outputs: Tensor,
+        old: Tensor,
+        evaluated: NDArray[np.bool_] | None = None,
     ) -> tuple[Tensor, Tensor]:
         moved = system.advance(rows, states, outputs) - states
         new = states[:1] + moved.cumsum(0)
@@ -66,7 +85,13 @@ class Replay(Update):
     """The cheap map run again with this sweep's outputs: exact for what is linear in the states."""
 
     def __call__(
-        self, system: TriangularSystem, rows: Tensor, states: Tensor, outputs: Tensor, old: Tensor
+        self,
+        system: TriangularSystem,
+        rows: Tensor,
+        states: Tensor,
+        outputs: Tensor,
+        old: Tensor,
+        evaluated: NDArray[np.bool_] | None = None,
     ) -> tuple[Tensor, Tensor]:
         new = system.replay(rows, states, outputs)
         return new, new
@@ -82,35 +107,59 @@ class Secant(Update):
 
     def __init__(self, largest: float = 1.5) -> None:
         self.largest = largest
-        self._last: tuple[NDArray[np.int64], Tensor, Tensor] | None = None  # first rows, states and outputs
+        # the last sweep's first rows, states, outputs, and which rows were evaluated
+        self._last: tuple[NDArray[np.int64], Tensor, Tensor, NDArray[np.bool_] | None] | None = None
+        self._slopes = np.zeros((0, 0))
 
     def __call__(
-        self, system: TriangularSystem, rows: Tensor, states: Tensor, outputs: Tensor, old: Tensor
+        self,
+        system: TriangularSystem,
+        rows: Tensor,
+        states: Tensor,
+        outputs: Tensor,
+        old: Tensor,
+        evaluated: NDArray[np.bool_] | None = None,
     ) -> tuple[Tensor, Tensor]:
         visible = outputs[:, :, : states.shape[2]] if outputs.shape != states.shape else outputs
         first = rows.numpy()[0]
         of_state, of_output = (part.numpy() for part in system.gains(rows))
-        factor = of_state + of_output * self._slopes(first, states, visible)
+        self._slopes = self._measured(first, states, visible, evaluated)
+        factor = of_state + of_output * self._slopes
         factor = np.nan_to_num(factor, nan=1.0, posinf=1.0, neginf=1.0).clip(0, self.largest)
-        self._last = first, states, visible
+        self._last = first, states, visible, evaluated
         slopes = np.divide(factor - of_state, of_output, out=np.zeros_like(factor), where=np.abs(of_output) > 1e-6)
         new = system.replay(rows, states, outputs, torch.from_numpy(slopes))
         return new, new
 
-    def _slopes(self, first: NDArray[np.int64], states: Tensor, outputs: Tensor) -> NDArray[np.float64]:
-        """K of each row [R, B], from those of the sweep before that began at other rows; NaN where there is none."""
+    def _measured(
+        self, first: NDArray[np.int64], states: Tensor, outputs: Tensor, evaluated: NDArray[np.bool_] | None
+    ) -> NDArray[np.float64]:
+        """K of each row [R, B], from those of the sweep before that began at other rows; NaN where there is none.
+
+        Where a sweep evaluated some rows only, K is linear between those that both did, else that of the last sweep.
+        """
         slopes = np.full(states.shape[:2], np.nan)
         if self._last is None:
             return slopes
-        began, *before = self._last
+        began, *before, then = self._last[0], self._last[1], self._last[2], self._last[3]
         place = np.arange(len(states))[:, None] + (first - began)
         count = int((place < len(before[0])).any(1).sum())  # of the rows that some item has met
         known = place[:count] < len(before[0])
         place = np.minimum(place[:count], len(before[0]) - 1)
-        step, turn = (now[:count] - taken(then, place) for now, then in zip((states, outputs), before, strict=True))
+        step, turn = (now[:count] - taken(old, place) for now, old in zip((states, outputs), before, strict=True))
         dots = torch.stack([_dots(step, turn), _dots(step, step)]).cpu().numpy().astype(np.float64)
         with np.errstate(divide="ignore", invalid="ignore"):
             slopes[:count] = np.where(known, dots[0] / dots[1], np.nan)
+        if evaluated is not None or then is not None:
+            both = np.zeros(slopes.shape, dtype=bool)
+            both[:count] = known if then is None else known & np.take_along_axis(then, place, 0)
+            both &= np.isfinite(slopes) if evaluated is None else evaluated & np.isfinite(slopes)
+            last = np.full_like(slopes, np.nan)
+            last[:count] = np.where(known, np.take_along_axis(self._slopes, place, 0), np.nan)
+            for item, rows in enumerate(both.T):
+                found = np.flatnonzero(rows)
+                every = np.arange(len(slopes))
+                slopes[:, item] = np.interp(every, found, slopes[found, item]) if found.size else last[:, item]
         return slopes
 
 
@@ -131,7 +180,13 @@ class Anderson(Update):
         )  # first rows, values and residuals
 
     def __call__(
-        self, system: TriangularSystem, rows: Tensor, states: Tensor, outputs: Tensor, old: Tensor
+        self,
+        system: TriangularSystem,
+        rows: Tensor,
+        states: Tensor,
+        outputs: Tensor,
+        old: Tensor,
+        evaluated: NDArray[np.bool_] | None = None,
     ) -> tuple[Tensor, Tensor]:
         plain = system.replay(rows, states, outputs)
         residual = plain - old

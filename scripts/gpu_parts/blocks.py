@@ -18,10 +18,7 @@ from gpu_parts.cases import Case, mix_case, token_case, weighted_case
 from gpu_parts.timing import DEVICE, spread, times
 
 CANDIDATES: dict[str, list[blocks.Config]] = {
-    "linear_step": [
-        {"block": block, "warps": warps}
-        for block, warps in ((128, 1), (256, 2), (512, 4), (1024, 8), (1024, 4), (2048, 8), (4096, 16))
-    ],
+    "linear_step": [{"block": block, "warps": warps} for block, warps in ((128, 1), (512, 4), (1024, 8), (2048, 8))],
     "triangular_mix": [
         {"rows": rows, "columns": columns, "warps": warps}
         for rows, columns, warps in (

@@ -28,7 +28,7 @@ WHERE: dict[str, tuple[Backend, Any]] = {
 
 def models(setting: Setting) -> Iterator[Record]:
     """Seconds of two images in 20 steps; whether the images are those of the CPU's, and of torch's backend."""
-    steps, repeats = (2, 1) if setting.smoke else (20, 5)
+    steps, repeats = (2, 1) if setting.smoke else (20, 3)
     for name, gated in GATED.items():
         images: dict[str, torch.Tensor] = {}
         for where, (backend, device) in WHERE.items():
@@ -73,7 +73,7 @@ def _language(setting: Setting) -> Iterator[Record]:
         with use_backend(backend):
             found[backend] = run().cpu()
             record: Record = {"model": "language", "backend": backend, "arm": "plain"}
-            yield record | spread(seconds(run, 1 if setting.smoke else 5), "s", 4)
+            yield record | spread(seconds(run, 1 if setting.smoke else 3), "s", 4)
     assert torch.equal(*found.values()), "the backends decode other tokens"
 
 

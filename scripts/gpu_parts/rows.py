@@ -20,7 +20,7 @@ from gpu_parts.networks import SIZES, SMOKE, Size, make
 from gpu_parts.timing import DEVICE, seconds, spread
 
 ROWS = (1, 2, 4, 8, 16, 32)
-LONG = 1.5
+LONG = 0.8
 """Seconds of a call beyond which more rows say nothing new."""
 ROUNDS = Path(__file__).parents[2] / "benchmarks/parallel_cpu/results.jsonl"
 
@@ -42,9 +42,11 @@ def _calls(size: Size, counts: tuple[int, ...], dtype: torch.dtype, repeats: int
     first = 0.0
     for count in counts:
         arguments = size.arguments(count, dtype)
+        if DEVICE.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
         try:
             (once,) = seconds(lambda: module(**arguments, return_dict=False), 1)  # noqa: B023
-            few = max(2, min(repeats, int(1 / once)))
+            few = max(2, min(repeats, int(0.5 / once)))
             values = [1e3 * value for value in seconds(lambda: module(**arguments, return_dict=False), few)]  # noqa: B023
         except torch.OutOfMemoryError:
             return
@@ -72,7 +74,7 @@ def gain(cost: dict[int, float], steps: int, devices: int) -> Record:
 PART = Part(
     "rows",
     "What do rows in a batch cost on denoisers of published size, and what would parallel sampling gain?",
-    90,
+    60,
     rows,
     ("model", "rows", "dtype", "ms", "to_one_row", "memory_gib", "parallel", "rounds", "steps_a_sweep", "speedup"),
 )

@@ -31,7 +31,7 @@ __all__ = ["Arms", "draw", "execute", "make_cases", "make_runner", "read_gates",
 
 SOLVERS = ("ddim", "dpmpp-2m", "unipc")
 """What the recommended setting is compared with by default, on the model's own grid."""
-SCALES = {"text_to_image": [2.0, 7.5], "flow_text_to_image": [GUIDANCE]}
+SCALES = {"text_to_image": [GUIDANCE, 7.5], "flow_text_to_image": [GUIDANCE]}
 """Guidance scales of the bundled models."""
 
 

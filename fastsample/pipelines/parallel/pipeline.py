@@ -14,8 +14,10 @@ import torch
 from diffusers.guiders.guider_utils import BaseGuidance
 from torch import Tensor
 
+from fastsample.fixed_point.coarse import Strides
 from fastsample.fixed_point.iterations import FixedPoint, ParallelReport
 from fastsample.pipelines.denoisers import Denoiser, check_caches, denoisers
+from fastsample.pipelines.layers import GATE, layers_on
 from fastsample.pipelines.overlay import class_beneath, overlaid
 from fastsample.pipelines.parallel.distributed import RowShares
 from fastsample.pipelines.parallel.driver import Loop
@@ -62,10 +64,11 @@ class ParallelSampler:
 
     `iteration` is "picard", "replay", "secant" or "anderson"; `window` how many steps are evaluated at once (None:
     all); at `tolerance` 0 the result equals the sequential one to rounding, else a sample is final once the earlier
-    ones moved, RMS, by no more than `tolerance` times the noise of a DDPM step there. `run` says what the last call
-    cost. See :func:`parallelise` for what is checked. With `distributed`, in processes that torchrun or
-    accelerate launch started, each evaluates its share of the rows, and all return the same. `on_sweep` is called
-    after each sweep with the iteration, whose `trajectory` holds the samples after the first step.
+    ones moved, RMS, by no more than `tolerance` times the noise of a DDPM step there. `strides` are those of the
+    first sweeps, which evaluate some rows and interpolate between: "auto", "none" or as (6, 6, 3, 3, 2). `run` says
+    what the last call cost. See :func:`parallelise` for what is checked. With `distributed`, in processes that
+    torchrun or accelerate launch started, each evaluates its share of the rows, and all return the same. `on_sweep`
+    is called after each sweep with the iteration, whose `trajectory` holds the samples after the first step.
 
     Raises ValueError for wrong arguments, and where a feature cache (T-GATE too), a guider that acts on some steps
     only, or a missing scheduler or denoiser forbids it, before any evaluation.
@@ -78,6 +81,7 @@ class ParallelSampler:
         iteration: str = "secant",
         window: int | None = 16,
         tolerance: float = 1e-2,
+        strides: Strides = "auto",
         distributed: bool = False,
         on_sweep: Callable[[FixedPoint], None] | None = None,
     ) -> None:
@@ -86,6 +90,7 @@ class ParallelSampler:
             "iteration": iteration,
             "window": window,
             "tolerance": tolerance,
+            "strides": strides,
             "distributed": distributed,
             "on_sweep": on_sweep,
         }
@@ -105,6 +110,7 @@ def parallelise(
     iteration: str = "secant",
     window: int | None = 16,
     tolerance: float = 1e-2,
+    strides: Strides = "auto",
     distributed: bool = False,
     on_sweep: Callable[[FixedPoint], None] | None = None,
 ) -> Iterator[ParallelRun]:
@@ -119,7 +125,13 @@ def parallelise(
     a row evaluated among others differs from the same row alone. The generators are put back before.
     """
     settings = _settings(
-        pipe, iteration=iteration, window=window, tolerance=tolerance, distributed=distributed, on_sweep=on_sweep
+        pipe,
+        iteration=iteration,
+        window=window,
+        tolerance=tolerance,
+        strides=strides,
+        distributed=distributed,
+        on_sweep=on_sweep,
     )
     run = ParallelRun()
 
@@ -137,6 +149,7 @@ def _settings(
     iteration: str,
     window: int | None,
     tolerance: float,
+    strides: Strides,
     distributed: bool,
     on_sweep: Callable[[FixedPoint], None] | None,
 ) -> Settings:
@@ -151,6 +164,7 @@ def _settings(
         interrupted=lambda: bool(getattr(pipe, "interrupt", False)),
         shares=RowShares() if distributed else None,
         on_sweep=on_sweep,
+        strides=strides,
     )
 
 
@@ -163,6 +177,10 @@ def stepped_denoisers(pipe: Any) -> list[Denoiser]:
     if not found:
         raise ValueError(f"pipe = {type(pipe).__name__} has no component that is called with a timestep")
     for denoiser in found:
+        if any(layer.name == GATE for layer in layers_on(denoiser)):
+            raise ValueError(
+                f"pipe.{denoiser.name} has T-GATE, which counts the steps of a sequential run: remove() it first"
+            )
         check_caches(denoiser)
     guider = components.get("guider")
     if isinstance(guider, BaseGuidance) and (guider._start, guider._stop) != (0.0, 1.0):

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastsample.fixed_point.coarse import Strides
 from fastsample.fixed_point.iterations import FixedPoint, check_settings
 from fastsample.fixed_point.updates import make_update
 from fastsample.pipelines.parallel.conversion import TimestepConversion
@@ -35,9 +36,10 @@ class Settings:
     interrupted: Callable[[], bool]
     shares: RowShares | None = None
     on_sweep: Callable[[FixedPoint], None] | None = None
+    strides: Strides = "auto"
 
     def __post_init__(self) -> None:
-        check_settings(self.iteration, self.window, self.tolerance)
+        check_settings(self.iteration, self.window, self.tolerance, self.strides)
 
 
 @dataclass
@@ -85,10 +87,15 @@ class Segment:
         self._trajectory = SchedulerTrajectory(stepper, self.start, end, sample, known.outputs[0], nodes)
         update = make_update(settings.iteration)
         self.fixed = FixedPoint(
-            self._trajectory, update, window=settings.window, tolerance=settings.tolerance, keep=True
+            self._trajectory,
+            update,
+            window=settings.window,
+            tolerance=settings.tolerance,
+            strides=settings.strides,
+            keep=True,
         )
         self._on_sweep = settings.on_sweep
-        self._constant = self.fixed.window + 1 if settings.constant_rows else 0
+        self._constant = self.fixed.window + 1 if settings.constant_rows else 1
         self._inputs: tuple[Tensor, Tensor] | None = None
         self._rows = self._asked()
 
@@ -152,7 +159,9 @@ class Segment:
         if self._checked:
             steps = torch.cat([self.known.steps, steps])
             samples = torch.cat([self.known.samples, samples])
-        missing = max(0, self._constant - len(steps))
+        # few shapes for what is compiled: all rows of a window, or for coarse sweeps a quarter, a half, ..
+        shape = -(-self._constant // 4) if self.fixed.coarse else self._constant
+        missing = -len(steps) % shape
         steps = torch.cat([steps, steps[-1:].expand(missing, -1)])
         samples = torch.cat([samples, samples[-1:].expand(missing, *samples.shape[1:])])
         return Rows(steps, samples, samples)
