@@ -15,6 +15,9 @@ from fastsample.pipelines.guidance.reading import Branch, Condition, Site, branc
 PASSED_THROUGH = ("torch.", "accelerate.", "diffusers.hooks.", "fastsample.pipelines.")
 """Packages whose frames lie between a sampling loop and the network that it calls."""
 
+COMPILER = "torch._dynamo.eval_frame"
+"""The module whose frames call what is compiled."""
+
 GUIDED = ("do_classifier_free_guidance", "do_true_cfg")
 """Variables and attributes by which a pipeline says that it is guided."""
 
@@ -48,17 +51,20 @@ class Caller:
 
     pipe: Any
     frame: FrameType | None
+    compiled: bool  # whether the call goes through torch.compile
     _loops: tuple[FrameType, ...]  # from the function that calls the network on outwards
 
     @classmethod
     def find(cls, hooked: Any) -> Caller:
         """From the stack. Networks are shared (`from_pipe`): the pipeline that calls may be another than `hooked`."""
-        frames = tuple(_outwards(sys._getframe(1)))
+        around = tuple(_outwards(sys._getframe(1)))
+        frames = tuple(frame for frame in around if not _module(frame).startswith(PASSED_THROUGH))
+        compiled = any(_module(frame) == COMPILER for frame in around)
         for place, frame in enumerate(frames):
             owner = frame.f_locals["self"] if frame.f_code.co_varnames[:1] == ("self",) else None
             if frame.f_code.co_name == "__call__" and (owner is hooked or isinstance(owner, DiffusionPipeline)):
-                return cls(owner, frame, frames[: place + 1])
-        return cls(hooked, None, frames)
+                return cls(owner, frame, compiled, frames[: place + 1])
+        return cls(hooked, None, compiled, frames)
 
     def branches(self, name: str) -> Branches:
         """Those of this call of the denoiser `name`. Raises ValueError where the loop cannot be understood."""
@@ -70,7 +76,7 @@ class Caller:
                 return Branches(cut, perturbed_attention=True)
             if found is not None:
                 alone = name.startswith("controlnet") and frame.f_locals.get("guess_mode") and found.guided
-                return Branches() if alone and not found.calls else found
+                return Branches(may_come=True) if alone and not found.calls else found
             if site is not None and not site.returned:
                 break
         self._check_unguided()
@@ -87,11 +93,14 @@ class Caller:
 
 
 def _outwards(frame: FrameType | None) -> Iterator[FrameType]:
-    """The frames around, without those of the machinery in between."""
+    """A frame and those around it."""
     while frame is not None:
-        if not str(frame.f_globals.get("__name__", "")).startswith(PASSED_THROUGH):
-            yield frame
+        yield frame
         frame = frame.f_back
+
+
+def _module(frame: FrameType) -> str:
+    return str(frame.f_globals.get("__name__", ""))
 
 
 def _found(site: Site, frame: FrameType, of_users: bool) -> Branches | None:
