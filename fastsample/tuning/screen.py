@@ -30,8 +30,21 @@ SOLVERS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("ipndm", {}),
     ("hb-dpmpp-2m", {}),
     ("ddim", {}),
+    ("hb", {}),
+    ("ghvb", {"order": 1, "weights": "variable"}),
 )
-GRIDS = ("quadratic", "log-snr", "trailing", "karras", "beta", "normal", "linspace", "ays-sd15", "beta-time")
+GRIDS = (
+    "quadratic",
+    "shifted-quadratic",
+    "log-snr",
+    "trailing",
+    "karras",
+    "beta",
+    "normal",
+    "linspace",
+    "ays-sd15",
+    "beta-time",
+)
 """The best on the bundled models first: where the budget does not hold all, these are looked at."""
 
 
