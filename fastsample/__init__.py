@@ -32,6 +32,7 @@ _HOME = {
     "load_pipeline": "fastsample.pipelines.swap",
     "load_preset": "fastsample.tuning",
     "tune": "fastsample.tuning",
+    "Preset": "fastsample.tables.preset",
     "Recipe": "fastsample.pipelines.recipe",
     "recommend": "fastsample.pipelines.recommend",
     "speed_up": "fastsample.pipelines.recommend",
@@ -169,6 +170,7 @@ if TYPE_CHECKING:
     from fastsample.solvers import build_table as build_table
     from fastsample.solvers.registry import available as available_solvers  # noqa: F401
     from fastsample.tables import Table as Table
+    from fastsample.tables.preset import Preset as Preset
     from fastsample.tarflow import TarFlowModel as TarFlowModel
     from fastsample.tarflow import TarFlowPipeline as TarFlowPipeline
     from fastsample.tuning import load_preset as load_preset

@@ -1,6 +1,6 @@
 """Tuned tables on mixtures whose ends are known, beside all untuned samplers: a Markdown table.
 
-    python scripts/tune_mixture.py
+    python scripts/tune_mixture.py [--kind VP]
 
 128 points to tune on, 128 that choose, 512 fresh ones measured on; RMS error to SciPy's DOP853, as a ratio to the
 best of all deterministic solvers of ours on all grids, which is chosen on the fresh points themselves.
@@ -12,9 +12,11 @@ import math
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
+import typer
 from torch import Tensor
 
 import fastsample as fs
@@ -89,17 +91,20 @@ class Exact:
         return chosen.cell.base.solver, float(loss(fresh.errors([chosen.linear]), "rms")[0] / best)
 
 
-def main() -> None:
+def main(kind: Annotated[str, typer.Option(help="VP, flow, or both.")] = "both") -> None:
     """Print the table."""
-    rows, ratios = [], []
-    for kind, config in SCHEDULES.items():
+    rows = []
+    for name_of_kind, config in SCHEDULES.items():
+        if kind not in (name_of_kind, "both"):
+            continue
         for name, mixture in MIXTURES.items():
             found = [Exact(mixture, fs.NoiseSchedule.from_config(config)).ratio(count) for count in COUNTS]
-            ratios.append([ratio for _, ratio in found])
-            mean = math.exp(float(np.mean(np.log(ratios[-1]))))
-            rows.append([f"{kind}, {name}", *(f"{ratio:.2f} ({solver})" for solver, ratio in found), f"{mean:.2f}"])
+            mean = math.exp(float(np.mean([math.log(ratio) for _, ratio in found])))
+            rows.append(
+                [f"{name_of_kind}, {name}", *(f"{ratio:.2f} ({solver})" for solver, ratio in found), f"{mean:.2f}"]
+            )
     print(markdown_table(["evaluations", *map(str, COUNTS), "geometric mean"], rows))
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

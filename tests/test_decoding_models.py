@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +13,7 @@ import slow_decoding as slow
 import torch
 from decoding_models import MASK, bert, bundled_kind, modern_bert
 from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
 
 import fastsample as fs
 from fastsample.decoding import Adapter, CommitRule, adapter_of
@@ -104,10 +107,24 @@ def test_adapters_come_from_the_family_or_the_signature() -> None:
         assert adapter_of(model) == family
 
 
+def llama(seed: int = 0) -> Any:
+    """Bidirectional, with rotary positions and fewer heads of keys than of queries."""
+    config = LlamaConfig(
+        vocab_size=decoding_models.VOCABULARY, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64, is_causal=False,
+    )  # fmt: skip
+    return decoding_models.widened(LlamaForCausalLM(config), seed)
+
+
+CACHING = [bundled_kind, bert, llama]
+"""Its own cache; transformers' attention interface, with learned and with rotary positions."""
+
+
 @pytest.mark.parametrize("guidance", [0.0, 0.5])
 @pytest.mark.parametrize("kind", ["prefix", "dual"])
-def test_a_cache_renewed_each_forward_changes_nothing(kind: Any, guidance: float) -> None:
-    model, rule = bundled_kind(), fs.Threshold(0.5)
+@pytest.mark.parametrize("make", CACHING)
+def test_a_cache_renewed_each_forward_changes_nothing(make: Any, kind: Any, guidance: float) -> None:
+    model, rule = make(), fs.Threshold(0.5)
     expected, without = decode(model, rule, guidance_scale=guidance)
     found, ledger = decode(model, rule, guidance_scale=guidance, cache=fs.Caching(kind, refresh=1))
     assert torch.equal(found, expected)
@@ -115,9 +132,10 @@ def test_a_cache_renewed_each_forward_changes_nothing(kind: Any, guidance: float
 
 
 @pytest.mark.parametrize("kind", ["prefix", "dual"])
-def test_a_cached_row_does_not_depend_on_its_batch(kind: Any) -> None:
+@pytest.mark.parametrize("make", CACHING)
+def test_a_cached_row_does_not_depend_on_its_batch(make: Any, kind: Any) -> None:
     """Rows come to a new block, and renew the cache, at different forwards."""
-    model, rule = bundled_kind(), fs.Threshold(0.5)
+    model, rule = make(), fs.Threshold(0.5)
     for cache in (fs.Caching(kind), fs.Caching(kind, refresh=3)):
         found, ledger = decode(model, rule, cache=cache, guidance_scale=0.5)
         assert len(set(ledger.row_forwards)) > 1
@@ -136,13 +154,16 @@ def frozen_logits(model: Any, old: Tensor, new: Tensor, window: range) -> Tensor
     visible[length:, length:] = True
     visible[length:, [i for i in range(length) if i not in window]] = True
     positions = torch.cat([torch.arange(length), places])[None]
-    return model(text, attention_mask=visible[None, None], position_ids=positions).logits[0, length:]
+    hidden = torch.zeros(visible.shape, dtype=torch.float64).masked_fill(~visible, -1e30)[None, None]
+    return model(text, attention_mask=hidden, position_ids=positions).logits[0, length:]
 
 
 @pytest.mark.parametrize("kind", ["prefix", "dual"])
-def test_what_a_cache_keeps_is_of_the_blocks_first_forward(kind: Any) -> None:
+@pytest.mark.parametrize("make", CACHING)
+def test_what_a_cache_keeps_is_of_the_blocks_first_forward(make: Any, kind: Any) -> None:
     """Fast-dLLM: later forwards of a block see what is outside their window as it was at the first."""
-    model, prompt = bundled_kind(3), PROMPTS[0]
+    model, prompt = make(3), PROMPTS[0]
+    before = model.config._attn_implementation
     text = torch.cat([prompt, torch.full((16,), MASK)])
     for block in (0, 1):
         begin = 5 + 8 * block
@@ -157,6 +178,7 @@ def test_what_a_cache_keeps_is_of_the_blocks_first_forward(kind: Any) -> None:
             text[begin + best] = token[best]
     found, _ = fs.decode_masked(model, prompt[None], rule=fs.LowConfidence(), cache=fs.Caching(kind), **OPTIONS)
     assert torch.equal(found[0], text)
+    assert model.config._attn_implementation == before
     exact, _ = fs.decode_masked(model, prompt[None], rule=fs.LowConfidence(), **OPTIONS)
     assert not torch.equal(found, exact)  # an approximation, and one that shows here
 
@@ -199,3 +221,40 @@ def test_the_models_vary() -> None:
         assert all(len(row.unique()) >= 2 for text in texts for row in text)
         assert not torch.equal(texts[0], texts[1])
     assert decoding_models.VOCABULARY == MASK + 1
+
+
+@pytest.mark.parametrize("make", CACHING)
+@pytest.mark.parametrize("width", [8, 4])
+def test_tokens_of_a_block_causal_model_see_no_later_block(make: Any, width: int) -> None:
+    """The mask written out entry by entry, a row at a time; caches of what stands before are then exact."""
+    model = make()
+    adapter = replace(adapter_of(model), blocks=width)
+
+    def logits_of(text: list[int]) -> list[list[float]]:
+        size, prompt = len(text), len(text) - 16
+        hidden = torch.zeros(1, 1, size, size, dtype=torch.float64)
+        for query in range(size):
+            for key in range(size):
+                if math.floor((key - prompt) / width) > math.floor((query - prompt) / width):
+                    hidden[0, 0, query, key] = -1e30
+        places = torch.arange(size)[None]
+        logits: list[list[float]] = model(
+            torch.tensor([text]), attention_mask=hidden, position_ids=places
+        ).logits[0].tolist()  # fmt: skip
+        return logits
+
+    options: dict[str, Any] = dict(adapter=adapter, block_length=width)
+    found, ledger = decode(model, fs.Threshold(0.5), **options)
+    for row in range(3):
+        prompt = PROMPTS[row][PADDING[row] == 1].tolist()
+        expected, committed_at, _ = slow.slow_decode(
+            logits_of, prompt, rule=slow.threshold(0.5), gen_length=16, block_length=width, steps=16, mask=MASK
+        )
+        assert found[row, 5:].tolist() == expected
+        assert ledger.committed_at[row].tolist() == committed_at
+    every, _ = decode(model, fs.Threshold(0.5), block_length=width)
+    assert not torch.equal(every, found)
+    cached, _ = decode(model, fs.Threshold(0.5), cache="prefix", **options)
+    assert torch.equal(cached, found)
+    checked, _ = decode(model, fs.Checked(base=fs.Threshold(0.5)), **options)
+    assert not (checked == MASK).any()

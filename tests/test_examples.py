@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 PROMPT = "a large red circle at the left on a white background"
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-OTHER = ("MaskedDiffusion", "tarflow", "preset", "interop")
+OTHER = ("MaskedDiffusion", "tarflow", "preset.json", "interop")
 """In examples that draw nothing, or need what takes minutes to make: the tests of those subjects run them."""
 DRAWING = [
     block for block in BLOCKS if re.search(r"\b(pipe|sampler)\(", block) and not any(word in block for word in OTHER)

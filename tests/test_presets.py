@@ -25,7 +25,8 @@ from pipelines import (
 from refusal import check_refused
 
 import fastsample as fs
-from fastsample.tables.preset import Entry, Preset, read_preset, schedule_digest
+from fastsample.demo.bundled import load_pipeline
+from fastsample.tables.preset import BUNDLED, Entry, Preset, read_preset, schedule_digest
 from fastsample.tables.table import Table
 from fastsample.testing import gaussian_model, run_scheduler
 
@@ -308,3 +309,19 @@ def test_the_commands_take_a_preset(run: Any, tmp_path: Path) -> None:
         status, _, err = run("sample", "--solver", f"{name}:preset={wrong}", *common)
         assert status == 2
         assert words in err
+
+
+def test_bundled_presets_are_of_the_bundled_models() -> None:
+    """Each that ships is by the name of a model, of its very weights, and no worse than the untuned sampler."""
+    for path in sorted(BUNDLED.glob("*.json")):
+        pipe = load_pipeline(name=path.stem)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            preset = fs.load_preset(path.stem, pipe)
+        for one in preset.entries:
+            assert one.upper is not None
+            assert one.stage == "untuned" or one.upper <= 1
+            scheduler = fs.DPMSolverScheduler.from_config(
+                pipe.scheduler.config, preset=preset, preset_guidance=one.guidance
+            )
+            scheduler.set_timesteps(one.evaluations)

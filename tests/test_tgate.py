@@ -207,11 +207,12 @@ def test_a_hook_registered_later_survives_the_removal() -> None:
         def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
             return tuple(-value for value in self.fn_ref.original_forward(*args, **{**kwargs, "return_dict": False}))
 
-    pipe.unet._diffusers_hook.register_hook(Negate(), "negate")
+    registry = diffusers.hooks.HookRegistry.check_if_exists_or_initialize(pipe.unet)
+    registry.register_hook(Negate(), "negate")
     handle.remove()
     x, text = torch.ones(1, 4, 8, 8), torch.ones(1, 5, 16)
     negated = pipe.unet(x, 5, encoder_hidden_states=text, return_dict=False)[0]
-    pipe.unet._diffusers_hook.remove_hook("negate")
+    registry.remove_hook("negate")
     torch.testing.assert_close(negated, -pipe.unet(x, 5, encoder_hidden_states=text).sample)
 
 

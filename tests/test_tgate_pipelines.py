@@ -23,9 +23,9 @@ OTHERS = {
     "prx": "concatenates text",
     "dit": "reads no text",
 }
-TWO_CALLS = {"kandinsky_5", "cosmos", "cosmos_2", "cosmos_2_5", "cosmos_video_to_world"}  # outside cache_context
+UNMOVED = {"kandinsky_5"}  # before its training text moves nothing
 UNGUIDED = {"easy_animate"}
-GATED = sorted(set(ZOO) - JOINT - set(OTHERS) - TWO_CALLS - UNGUIDED)
+GATED = sorted(set(ZOO) - JOINT - set(OTHERS) - UNGUIDED)
 
 
 @pytest.mark.parametrize("name", GATED)
@@ -41,7 +41,7 @@ def test_gates_and_undoes(name: str) -> None:
     assert summary.cross_modules > 0
     assert summary.cross_reused > 0
     assert summary.dropped > 0
-    assert not torch.equal(gated, plain)
+    assert torch.equal(gated, plain) == (name in UNMOVED)
     assert torch.equal(gated, again)
     assert torch.equal(entry.sample(pipe), plain)
 
@@ -60,11 +60,3 @@ def test_joint_attention_is_refused(name: str) -> None:
 def test_others_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match=OTHERS[name]):
         TGate(1).apply(ZOO[name].build())
-
-
-@pytest.mark.parametrize("name", sorted(TWO_CALLS))
-def test_two_calls_without_a_context_are_refused(name: str) -> None:
-    """Their branches could not be told apart."""
-    pipe = ZOO[name].build()
-    with TGate(1).apply(pipe), pytest.raises(ValueError, match="inside cache_context"):
-        ZOO[name].sample(pipe)

@@ -23,6 +23,7 @@ import fastsample as fs
 from fastsample.pipelines.configured import configured
 from fastsample.pipelines.counting import count
 from fastsample.pipelines.overlay import Attribute, overlaid
+from fastsample.pipelines.tgate.targets import attention_modules
 
 SCHEDULERS: dict[str, Callable[[Any], Any]] = {
     "ours": fs.DPMSolverScheduler.from_config,
@@ -474,7 +475,7 @@ def test_nothing_is_left_when_a_gate_cannot_be_put_on() -> None:
         def register_hook(self, hook: Any, name: str) -> None:
             raise RuntimeError("no more hooks")
 
-    last = pipe.controlnet
+    *_, last = attention_modules(pipe.controlnet).values()
     last._diffusers_hook = Stubborn(last)
     with pytest.raises(RuntimeError, match="no more hooks"):
         fs.TGate(2).apply(pipe)

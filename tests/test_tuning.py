@@ -19,6 +19,7 @@ from fastsample.pipelines.serving import serve
 from fastsample.solvers.registry import available
 from fastsample.tuning.arguments import Arguments
 from fastsample.tuning.cell import CellTuner
+from fastsample.tuning.check import final_check
 from fastsample.tuning.choose import simplest, upper_ratio
 from fastsample.tuning.geometry import GEOMETRIC
 from fastsample.tuning.grid import Base, grid_family
@@ -167,6 +168,22 @@ def test_the_bootstrap_covers_the_ratio() -> None:
     assert upper_ratio(np.append(untuned[1:], np.inf), untuned) == np.inf
 
 
+def test_what_is_not_tuned_is_not_called_so() -> None:
+    mixture = Mixture(VP)
+    pairs, base = mixture.pairs(16, 0, Purse(10**6)), Base(mixture.problem, "ddim", {})
+    coarse, fine = (base.on(mixture.problem.nodes(lams)) for lams in (np.linspace(-2, -1, 9), np.linspace(-2, 3, 9)))
+    alone = final_check(pairs, coarse, None)
+    assert not alone.kept
+    assert alone.verdict.startswith("untuned: nothing")
+    better, worse = final_check(pairs, coarse, fine), final_check(pairs, fine, coarse)
+    assert (better.kept, worse.kept) == (True, False)
+    assert better.verdict.startswith("tuned: ")
+    assert worse.verdict.startswith("untuned: ")
+    vetoed = final_check(pairs, coarse, fine, lambda table: [0.0 if table is coarse else -1.0])
+    assert not vetoed.kept
+    assert "quality" in vetoed.verdict
+
+
 def test_huber_lets_no_sample_rule() -> None:
     errors = np.append(np.ones(19), 100.0)
     assert loss(errors, "rms") > 20
@@ -226,10 +243,10 @@ def test_a_pipeline_served_is_the_pipeline(make: Callable[[], Any]) -> None:
 
 def test_tune_counts_resumes_and_leaves_the_pipeline(pipe: Any, counted: list[int], tmp_path: Path) -> None:
     before = pipe.scheduler
-    settings: dict[str, Any] = {"steps": (2, 3), "guidance": (2.0,), "budget": 4000}
+    settings: dict[str, Any] = {"steps": (2, 3), "guidance": (2.0,), "budget": 2200}
     whole = fs.tune(pipe, PROMPTS, **settings, folder=tmp_path / "whole")
     evaluations = counted[0] // 2
-    assert evaluations <= 4000
+    assert evaluations <= 2200
     assert evaluations >= sum(one.calls for one in whole.entries)
     assert pipe.scheduler is before
     assert {(one.evaluations, one.guidance) for one in whole.entries} == {(2, 2.0), (3, 2.0)}
@@ -286,7 +303,7 @@ def test_a_quality_that_falls_vetoes(pipe: Any, tmp_path: Path) -> None:
         assert len(images) == len(prompts)
         return [-float(next(turns))] * len(images)
 
-    preset = fs.tune(pipe, PROMPTS, steps=(3,), guidance=(2.0,), budget=4000, quality=falling, folder=tmp_path)
+    preset = fs.tune(pipe, PROMPTS, steps=(3,), guidance=(2.0,), budget=2000, quality=falling, folder=tmp_path)
     assert [one.stage for one in preset.entries] == ["untuned"]
 
 
@@ -300,7 +317,7 @@ def embedded(count: int) -> list[dict[str, Tensor]]:
 def test_flow_models_and_narrow_dtypes_are_tuned(kind: str, tmp_path: Path) -> None:
     pipe = quiet(sd3() if kind == "flow" else stable_diffusion().to(torch.bfloat16))
     prompts: list[Any] = embedded(6) if kind == "flow" else PROMPTS
-    preset = fs.tune(pipe, prompts, steps=(3,), guidance=(2.0,), budget=3000, folder=tmp_path, solver="ghvb")
+    preset = fs.tune(pipe, prompts, steps=(3,), guidance=(2.0,), budget=2000, folder=tmp_path, solver="ghvb")
     assert {one.solver for one in preset.entries} == {"ghvb"}
     pipe.scheduler = fs.DDIMScheduler.from_config(pipe.scheduler.config, preset=preset)
     call = prompts[0] if kind == "flow" else {"prompt": prompts[0]}
@@ -321,7 +338,7 @@ def test_networks_that_look_whole_timesteps_up_are_told_these(tmp_path: Path) ->
             return embed(times.round())
 
         pipe.unet.time_proj.forward = looked_up
-        preset = fs.tune(pipe, PROMPTS, steps=(3,), guidance=(2.0,), budget=3000, folder=tmp_path / f"{fails}")
+        preset = fs.tune(pipe, PROMPTS, steps=(3,), guidance=(2.0,), budget=1700, folder=tmp_path / f"{fails}")
         told = [step.node.time for step in preset.entries[0].table.steps]
         assert all(time == round(time) for time in told)
 
@@ -396,7 +413,7 @@ def test_sets_have_no_pair_in_common() -> None:
 def test_the_command_writes_a_preset(run: Any, pipe: Any, tmp_path: Path) -> None:
     pipe.save_pretrained(tmp_path / "model")
     (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
-    options = ["--steps", "2", "--guidance", "2", "--budget", "3000", "--grid-only"]
+    options = ["--steps", "2", "--guidance", "2", "--budget", "1700", "--grid-only"]
     options += ["--folder", "stages", "--out", "preset.json"]
     status, out, err = run("tune", "--prompts", "prompts.txt", "--model", str(tmp_path / "model"), *options)
     assert status == 0, err

@@ -76,7 +76,10 @@ class Adapter:
     visible: how a forward is told who sees whom (bool [B, 1, L, L]) at which positions [B, L], where the model takes
         both; else None.
     embeds: it takes `inputs_embeds`. caches: it takes `past_key_values` as
-        :class:`fastsample.decoding.cache.WindowCache` says.
+        :class:`fastsample.decoding.cache.WindowCache` says. attends: its keys and values can be kept through
+        transformers' attention interface instead.
+    blocks: tokens see no later block of so many positions (LLaDA 2), counted from the end of the prompt; None where
+        every token sees every other. It needs `visible`.
     schedule, scaled: the family's own, see :func:`quota_and_share` and :class:`Sampling`.
     """
 
@@ -86,6 +89,8 @@ class Adapter:
     visible: Callable[[Tensor, Tensor], dict[str, Any]] | None = None
     embeds: bool = False
     caches: bool = False
+    attends: bool = False
+    blocks: int | None = None
     schedule: Schedule = "even"
     scaled: bool = False
 
@@ -124,11 +129,13 @@ def adapter_of(model: Any) -> Adapter:
     if own is not None:
         return own if own.keeps else replace(own, keeps=keeps)
     positions = "position_ids" in parameters
+    square = positions and not _slides(model.config)
     return Adapter(
         with_positions if positions else where_padded,
         keeps=keeps,
-        visible=functools.partial(added, dtype=model.dtype) if positions and not _slides(model.config) else None,
+        visible=functools.partial(added, dtype=model.dtype) if square else None,
         embeds="inputs_embeds" in parameters,
+        attends=square and model._supports_attention_backend,
     )
 
 
@@ -143,6 +150,14 @@ def _slides(config: Any) -> bool:
     """Whether some layers see a window alone, for which one mask for all is wrong."""
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     return kinds != {"full_attention"} or getattr(config, "sliding_window", None) is not None
+
+
+def context_of(model: Any) -> int | None:
+    """The longest text that a model of transformers takes, by its config; None where that does not say."""
+    config = getattr(model, "config", None)
+    names = ("max_position_embeddings", "max_sequence_length", "n_positions")
+    lengths = [getattr(config, name, None) for name in names]
+    return next((length for length in lengths if isinstance(length, int) and length > 0), None)
 
 
 def _refuse_causal(model: Any) -> None:

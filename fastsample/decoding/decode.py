@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from fastsample.decoding.adapters import Adapter, adapter_of
+from fastsample.decoding.adapters import Adapter, adapter_of, context_of
 from fastsample.decoding.cache import Caching
 from fastsample.decoding.commit import CommitRule
 from fastsample.decoding.decoder import Decoder
@@ -94,6 +94,7 @@ def decode_masked(
     )  # fmt: skip
     settings.check_model(model, adapter)
     attention = check_prompt(input_ids, attention_mask)
+    settings.check_context(input_ids.shape[1], context_of(model))
     response = constrained(constraints, len(input_ids), gen_length, mask_token_id).to(input_ids.device)
     seed = torch.zeros_like(response)
     if settings.draws:

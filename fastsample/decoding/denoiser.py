@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from fastsample.decoding.adapters import Adapter, positions_of
-from fastsample.decoding.attention import with_shadows
+from fastsample.decoding.attention import block_causal, with_shadows
 from fastsample.decoding.cache import WindowCache
 from fastsample.decoding.checks import Shadows
 
@@ -102,28 +103,40 @@ class Denoiser:
             inputs = torch.cat([inputs, self._mask_token.expand(len(inputs), extra)], 1)
         if self._guidance:
             inputs, mask = self._branched(inputs, known), torch.cat([mask, mask])
-        call = self._arguments(mask, evaluated, shadows)
+        kept: AbstractContextManager[None] = nullcontext()
         if write is not None:
             self._cache.open(evaluated.start, write.repeat(self.branches, 1))
-            call["past_key_values"] = self._cache
+            if not self._adapter.caches:
+                from fastsample.decoding.interface import windows  # seconds to load, and only for caches
+
+                kept = windows(self._model, self._cache)
+        call = self._arguments(mask, evaluated, shadows, cached=write is not None)
         offset = self._prompt - self._adapter.shifted - evaluated.start
         if window is not None:
             inputs = inputs[:, evaluated]
-        logits, behind = self._logits_at(inputs, offset + first, offset + last, extra, call)
+        with kept:
+            logits, behind = self._logits_at(inputs, offset + first, offset + last, extra, call)
         if self._guidance:
             logits = self._guided(logits)
             behind = self._guided(behind)
         return Answer(logits, behind if extra else None, inputs.shape[0] * inputs.shape[1])
 
-    def _arguments(self, mask: Tensor, evaluated: slice, shadows: Shadows | None) -> dict[str, Any]:
-        if shadows is None:
-            return self._adapter.arguments(mask, self._padded, evaluated)
-        assert self._adapter.visible is not None  # Settings asks for it
-        at = shadows.at.repeat(self.branches, 1)
+    def _arguments(self, mask: Tensor, evaluated: slice, shadows: Shadows | None, *, cached: bool) -> dict[str, Any]:
+        adapter, blocks = self._adapter, self._adapter.blocks
+        keep = {"past_key_values": self._cache} if cached and adapter.caches else {}
+        if shadows is None and blocks is None and (adapter.caches or not cached):
+            return {**adapter.arguments(mask, self._padded, evaluated), **keep}
+        assert adapter.visible is not None  # Settings asks for it
+        if blocks is None:
+            visible = mask[:, None, None].bool().expand(-1, 1, mask.shape[1], -1)
+        else:
+            visible = block_causal(mask, self._prompt, blocks)
         positions = positions_of(mask)
+        if shadows is None:  # of a window of the text, to all of it
+            return {**adapter.visible(visible[:, :, evaluated], positions[:, evaluated]), **keep}
+        at = shadows.at.repeat(self.branches, 1)
         positions = torch.cat([positions, positions.gather(1, at)], 1)
-        visible = mask[:, None, None].bool().expand(-1, 1, mask.shape[1], -1)
-        return self._adapter.visible(with_shadows(visible, at, mutual=shadows.mutual), positions)
+        return adapter.visible(with_shadows(visible, at, mutual=shadows.mutual), positions)
 
     def _logits_at(
         self, inputs: Tensor, first: int, last: int, extra: int, call: dict[str, Any]

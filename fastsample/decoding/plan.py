@@ -108,8 +108,8 @@ def plan_decoding(
     text's risk is the model's own doubt in what it committed; that of all texts and candidates gives a curve from
     risk to disagreement (logistic in log risk), which is steadier than the count of one candidate's few texts. A rule
     goes by the larger of the two, its disagreement on these prompts and the curve's: the choice is the luckiest of
-    many, and either alone would promise too much. On the bundled model plans from 64 prompts promised about half a
-    point too much on average; a single one is off by about two, as 64 texts say no more (benchmarks/decoding).
+    many, and either alone would promise too much. On the bundled model plans from 64 prompts promised 0.3 to 0.8
+    points too much on average; a single one may be off by two, as 64 texts say no more (benchmarks/decoding).
     Where no candidate keeps within the budget, the reference itself is the choice.
 
     model: a :class:`fastsample.MaskedDiffusionPipeline` with prompts as texts, or as of

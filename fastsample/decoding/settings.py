@@ -99,12 +99,24 @@ class Settings:
                 f"model = {name} shifts its logits or takes no 4-D attention mask with position ids: "
                 f'give {type(self.rule).__name__} form = "rows"'
             )
+        if adapter.blocks is not None and (adapter.visible is None or adapter.blocks < 1):
+            raise ValueError(
+                f"blocks = {adapter.blocks} of the adapter: give 1 or more, and `visible`, the model's 4-D masks"
+            )
         if self.refinement is not None and not adapter.embeds:
             raise ValueError(
                 f"model = {name} takes no inputs_embeds, which latent refinement needs: decode without it"
             )
-        if self.caching is not None and not adapter.caches:
+        if self.caching is not None and not (adapter.caches or adapter.attends):
             raise ValueError(f"model = {name} has no key-value cache that windows can replace: give cache = None")
+
+    def check_context(self, prompt: int, longest: int | None) -> None:
+        """Raise ValueError where a prompt of so many tokens and the response are more than the model takes."""
+        if longest is not None and prompt + self.gen_length > longest:
+            raise ValueError(
+                f"gen_length = {self.gen_length} after a prompt of {prompt} tokens: the model takes {longest}, "
+                "give less"
+            )
 
 
 def check_prompt(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastsample.pipelines.denoisers import DroppingHook, denoisers, hooks_of, latents_of
+from fastsample.pipelines.denoisers import denoisers, latents_of
 from fastsample.sampling.ledger import Ledger
 
 
 @contextlib.contextmanager
 def count(pipe: Any, images: int) -> Iterator[Ledger]:
-    """A ledger of what this thread does with `pipe`'s denoisers in the block, for `images` images.
+    """A ledger of what this thread evaluates of `pipe`'s denoisers in the block, for `images` images.
 
     ControlNets are not counted. Raises ValueError when the pipeline has no denoiser.
     """
@@ -31,11 +31,8 @@ def count(pipe: Any, images: int) -> Iterator[Ledger]:
     def counted(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         if threading.current_thread() is not thread:
             return
-        given = len(latents_of(args, kwargs))
-        rows = [hook.rows for hook in hooks_of(module).values() if isinstance(hook, DroppingHook)]
-        evaluated = min([given, *rows])
-        ledger.forward_calls += evaluated > 0
-        ledger.rows += evaluated
+        ledger.forward_calls += 1
+        ledger.rows += len(latents_of(args, kwargs))
 
     with contextlib.ExitStack() as undo:
         for module in modules:

@@ -33,9 +33,6 @@ MADE_EVERY_STEP = ("residual", "controlnet", "block_samples")
 LIBRARIES = {"_diffusers_hook", "_hf_hook"}
 """What diffusers and accelerate leave on a module whose forward they have replaced."""
 
-GATE_HOOK = "fastsample_tgate"
-"""The name of T-GATE's hooks."""
-
 
 @dataclass(frozen=True)
 class Denoiser:
@@ -73,15 +70,6 @@ class Denoiser:
     def fixed_shapes(self) -> bool:
         """Whether calls of another shape cost it dear: torch.compile's, and those that are graphs."""
         return self.compiled or isinstance(vars(self.module).get("forward"), GraphedForward)
-
-
-class DroppingHook(ModelHook):  # type: ignore[misc]
-    """A hook that may evaluate fewer rows than it is given: `rows`, those of this thread's last call."""
-
-    @property
-    def rows(self) -> int:
-        """The rows evaluated; 0 where the network was not run."""
-        raise NotImplementedError
 
 
 def denoisers(pipe: Any) -> list[Denoiser]:
@@ -146,8 +134,6 @@ def check_caches(denoiser: Denoiser) -> None:
     """Raise ValueError where a cache across steps is on the denoiser: it counts the steps of a run of its own."""
     name, model = denoiser.name, denoiser.module
     hooks = {hook for module in model.modules() for hook in hooks_of(module)}
-    if GATE_HOOK in hooks:
-        raise ValueError(f"pipe.{name} has T-GATE, which counts the steps of a sequential run: remove() it first")
     if getattr(model, "is_cache_enabled", False) or any("cache" in hook or "broadcast" in hook for hook in hooks):
         raise ValueError(f"pipe.{name} has another cache, which would count other steps: disable_cache() first")
     replaced = vars(model).get("forward")

@@ -19,6 +19,9 @@ from torch import nn
 from fastsample.pipelines.denoisers import Denoiser, inner
 from fastsample.pipelines.overlay import cover, reduced
 
+GATE = "T-GATE"
+"""The name of T-GATE's layers."""
+
 LAYERS = "_fastsample_around"
 _CHANGING = threading.Lock()  # held while a module's layers change
 

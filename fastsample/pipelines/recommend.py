@@ -19,7 +19,7 @@ DISTILLED = ("turbo", "lightning", "schnell", "lcm", "hyper", "tcd", "distill", 
 MEASURED = {
     "vp": "benchmarks/text_to_image_grids: the bundled UNet, beside all solvers on all grids",
     "edm": "benchmarks/text_to_image_grids, of a VP model: not measured on an EDM one",
-    "flow": "benchmarks/flow_text_to_image: the bundled transformer, beside all solvers on all grids",
+    "flow": "benchmarks/flow_text_to_image: the bundled transformer, beside diffusers' schedulers",
 }
 
 

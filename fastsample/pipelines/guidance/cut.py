@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-from fastsample.pipelines.denoisers import GATE_HOOK, Denoiser, denoisers, hooks_of, timestep_reader
+from fastsample.pipelines.denoisers import Denoiser, denoisers, timestep_reader
 from fastsample.pipelines.guidance.caller import Branches, Caller
 from fastsample.pipelines.guidance.perturbed import unperturbed
 from fastsample.pipelines.guidance.reading import Branch
-from fastsample.pipelines.guidance.rows import Batch, Rows, gathered
+from fastsample.pipelines.guidance.rows import Batch, gathered
 from fastsample.pipelines.guidance.steps import Run, Runs
 from fastsample.pipelines.layers import Layer, layered, layers_on
 
@@ -64,8 +64,6 @@ class GuidanceCut:
         for denoiser in found:
             if any(layer.name == CUT for layer in layers_on(denoiser)):
                 raise ValueError(f"the guidance of pipe.{denoiser.name} is cut already: remove that handle first")
-            if GATE_HOOK in hooks_of(denoiser.module):
-                raise ValueError(f"pipe.{denoiser.name} has T-GATE, which drops guidance itself: remove() it first")
         return GuidanceCutHandle(self, pipe, found)
 
 
@@ -91,12 +89,19 @@ class CutSummary:
         )
 
 
+@dataclass(eq=False)
+class CutRun(Run):
+    """A pass of the pipeline, and the conditional branch's output of the step."""
+
+    conditional: Any = None
+
+
 class GuidanceCutHandle:
     """A pipeline with its guidance cut, in every thread and for every pipeline that shares the network."""
 
     def __init__(self, cut: GuidanceCut, pipe: Any, found: list[Denoiser]) -> None:
         self.cut, self.pipe = cut, pipe
-        self.runs = Runs()
+        self.runs = Runs(CutRun)
         self.reset()
         with contextlib.ExitStack() as undo:
             for denoiser in found:
@@ -107,7 +112,7 @@ class GuidanceCutHandle:
     def remove(self) -> None:
         """Leave the pipeline as it was."""
         self._undo.close()
-        self.runs = Runs()
+        self.runs = Runs(CutRun)
 
     def reset(self) -> None:
         """Forget all counts."""
@@ -156,7 +161,8 @@ class _CutDenoiser:
         caller = Caller.find(handle.pipe)
         branches = caller.branches(self._denoiser.name)
         timestep = self._timestep(args, kwargs)
-        run = handle.runs.enter(caller, self._denoiser.group, timestep, lambda new: handle.begin(new, branches))
+        group = self._denoiser.group
+        run = handle.runs.enter(caller, group, timestep, branches, lambda new: handle.begin(new, branches))
         batch = Batch(beneath, args, kwargs, branches)
         guided = self._guided(run, batch)
         if not branches.perturbed_attention:
@@ -164,22 +170,23 @@ class _CutDenoiser:
         with self._lock:
             return self._evaluated(run, batch, guided, lambda: unperturbed(caller, self._denoiser.module))
 
-    def _guided(self, run: Run, batch: Batch) -> list[bool]:
-        """Whether each row of a branch is at a guided step, or has no other branch anyway."""
+    def _guided(self, run: CutRun, batch: Batch) -> list[bool]:
+        """Whether each row of a branch is at a guided step, or all are evaluated anyway."""
         start, stop = self._handle.cut.window(run.steps_left)
         steps = run.steps_of(self._denoiser.group, batch.branches)
-        guided = [not batch.branches.guided or start <= step < stop for step in steps]
+        whole = batch.narrowed or not batch.branches.guided
+        guided = [whole or start <= step < stop for step in steps]
         return guided * batch.each if len(guided) == 1 else guided
 
     def _evaluated(
         self,
-        run: Run,
+        run: CutRun,
         batch: Batch,
         guided: list[bool],
         unperturbed: Callable[[], contextlib.AbstractContextManager[None]],
     ) -> Any:
         """The output for all rows: those of guided steps, and of the others the conditional branch in each branch."""
-        copies, each = batch.branches.copies, batch.each
+        copies, each = batch.copies, batch.each
         place = copies.index(Branch.POSITIVE) if Branch.POSITIVE in copies else None
         first, whole, source = each * (place or 0), [], list(range(batch.rows))
         conditional: list[int] = []
@@ -191,7 +198,7 @@ class _CutDenoiser:
         self._count(len(whole) + len(conditional), batch.rows)
         parts = []
         if place is None and len(whole) < batch.rows:  # a call for another branch, after that for the conditional one
-            parts.append((Rows(source, batch.rows, batch.listed), run.conditional))
+            parts.append(batch.part(source, run.conditional))
         if batch.branches.perturbed_attention and conditional:
             with unperturbed():
                 parts.append(batch.evaluate(conditional))

@@ -11,6 +11,12 @@ from torch import nn
 from fastsample.pipelines.guidance.caller import Caller
 
 
+def put_back(caller: Caller, module: nn.Module) -> None:
+    """Give attention the processors that the pipeline put aside: what a call that is refused would not do."""
+    if caller.frame is not None:
+        module.set_attn_processor(caller.frame.f_locals["original_attn_proc"])  # type: ignore[operator]
+
+
 @contextlib.contextmanager
 def unperturbed(caller: Caller, module: nn.Module) -> Iterator[None]:
     """In the block attention has the processors that the pipeline put aside when its call began."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch.utils._pytree import tree_map
 
 from fastsample.pipelines.denoisers import BATCH_SECOND, UNBATCHED, latents_of, of_tensors
 from fastsample.pipelines.guidance.caller import Branches
+from fastsample.pipelines.guidance.reading import Branch
 
 LONGER = ("encoder_hidden_states",)
 """Arguments that may have several rows for each of the latents': a text for each frame."""
@@ -48,29 +50,51 @@ class Rows:
         return value
 
 
+_LEFT: ContextVar[tuple[Branch, ...] | None] = ContextVar("left", default=None)
+"""The guidance branches that a layer further out has left in the batch."""
+
+
 class Batch:
-    """One call of a denoiser, whose batch is the same `each` rows in every one of its guidance branches."""
+    """One call of a denoiser, whose batch is the same `each` rows in every one of its guidance branches, `copies`.
+
+    `narrowed`: it holds fewer of them than the pipeline gave, as a layer further out has left out the others.
+    """
 
     def __init__(
         self, beneath: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], branches: Branches
     ) -> None:
-        latents = latents_of(args, kwargs)
-        self._call, self.branches = (beneath, args, kwargs), branches
-        self.rows, self.listed = len(latents), isinstance(latents, list)
-        self.each, rest = divmod(self.rows, len(branches.copies))
+        latents, left = latents_of(args, kwargs), _LEFT.get()
+        self._beneath, self.args, self.kwargs, self.branches = beneath, args, kwargs, branches
+        self.narrowed, self.copies = left is not None, branches.copies if left is None else left
+        self.rows, self._listed = len(latents), isinstance(latents, list)
+        self.each, rest = divmod(self.rows, len(self.copies))
         if rest:
             raise ValueError(
                 f"the denoiser was called with a batch of {self.rows}, where the pipeline's guidance has "
-                f"{len(branches.copies)} branches"
+                f"{len(self.copies)} branches"
             )
+
+    def called_with(self, others: dict[int | str, Any]) -> Batch:
+        """The call with other arguments, by place or by name."""
+        args = tuple(others.get(place, value) for place, value in enumerate(self.args))
+        kwargs = {name: others.get(name, value) for name, value in self.kwargs.items()}
+        return Batch(self._beneath, args, kwargs, self.branches)
 
     def evaluate(self, chosen: Sequence[int]) -> tuple[Rows, Any]:
         """The output for the `chosen` rows, which the network is called with."""
-        beneath, args, kwargs = self._call
-        rows = Rows(chosen, self.rows, self.listed)
-        if len(chosen) < self.rows:
-            args, kwargs = rows.cut(args, kwargs)
-        return rows, beneath(*args, **kwargs)
+        rows = Rows(chosen, self.rows, self._listed)
+        if len(chosen) == self.rows:
+            return rows, self._beneath(*self.args, **self.kwargs)
+        args, kwargs = rows.cut(self.args, self.kwargs)
+        left = _LEFT.set(tuple(self.copies[place] for place in sorted({row // self.each for row in chosen})))
+        try:
+            return rows, self._beneath(*args, **kwargs)
+        finally:
+            _LEFT.reset(left)
+
+    def part(self, chosen: Sequence[int], output: Any) -> tuple[Rows, Any]:
+        """An `output` for the `chosen` rows."""
+        return Rows(chosen, self.rows, self._listed), output
 
 
 def _picked(value: Tensor, rows: Sequence[int], total: int) -> Tensor:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from types import FrameType
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -39,6 +39,9 @@ def evaluating(timesteps: Sequence[Tensor], places: Sequence[int]) -> Iterator[N
         _EVALUATED.reset(token)
 
 
+AnyRun = TypeVar("AnyRun", bound="Run")
+
+
 @dataclass(eq=False)
 class Run:
     """One pass over a scheduler's timesteps, in one thread.
@@ -51,15 +54,14 @@ class Run:
     timesteps: Any
     frame: FrameType | None
     first: float | None  # in a loop of the user's own
-    conditional: Any = None  # the positive branch's output of the step
     seen: dict[str, int] = field(default_factory=dict)  # evaluations of the positive branch, by group
 
-    def is_of(self, caller: Caller, group: str, timestep: Any) -> bool:
+    def is_of(self, caller: Caller, group: str, timestep: Any, branches: Branches) -> bool:
         """Whether an evaluation belongs to it."""
         if self.frame is not caller.frame or self.timesteps is not _timesteps(caller):
             return False
         count = self.seen.get(group, 0)
-        if self.frame is not None or not count:
+        if self.frame is not None or not count or branches.ahead:
             return True
         return count < len(self.timesteps) and self.first != _number(timestep)
 
@@ -94,18 +96,22 @@ class Run:
         return self.steps - begin // int(getattr(self.scheduler, "order", 1))
 
 
-class Runs(threading.local):
-    """The run that a thread is in."""
+class Runs(threading.local, Generic[AnyRun]):
+    """The run, of class `kind`, that a thread is in."""
 
-    current: Run | None = None
+    def __init__(self, kind: type[AnyRun]) -> None:
+        self._kind = kind
+        self.current: AnyRun | None = None
 
-    def enter(self, caller: Caller, group: str, timestep: Any, check: Callable[[Run], None]) -> Run:
+    def enter(
+        self, caller: Caller, group: str, timestep: Any, branches: Branches, check: Callable[[AnyRun], None]
+    ) -> AnyRun:
         """The one of this evaluation; one that has begun is passed to `check`."""
         run = self.current
-        if run is None or not run.is_of(caller, group, timestep):
+        if run is None or not run.is_of(caller, group, timestep, branches):
             self.current = None
             first = _number(timestep) if caller.frame is None else None
-            run = Run(caller.pipe.scheduler, _timesteps(caller), caller.frame, first)
+            run = self._kind(caller.pipe.scheduler, _timesteps(caller), caller.frame, first)
             check(run)
             self.current = run
         return run

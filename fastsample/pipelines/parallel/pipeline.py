@@ -17,6 +17,7 @@ from torch import Tensor
 from fastsample.fixed_point.coarse import Strides
 from fastsample.fixed_point.iterations import FixedPoint, ParallelReport
 from fastsample.pipelines.denoisers import Denoiser, check_caches, denoisers
+from fastsample.pipelines.layers import GATE, layers_on
 from fastsample.pipelines.overlay import class_beneath, overlaid
 from fastsample.pipelines.parallel.distributed import RowShares
 from fastsample.pipelines.parallel.driver import Loop
@@ -176,6 +177,10 @@ def stepped_denoisers(pipe: Any) -> list[Denoiser]:
     if not found:
         raise ValueError(f"pipe = {type(pipe).__name__} has no component that is called with a timestep")
     for denoiser in found:
+        if any(layer.name == GATE for layer in layers_on(denoiser)):
+            raise ValueError(
+                f"pipe.{denoiser.name} has T-GATE, which counts the steps of a sequential run: remove() it first"
+            )
         check_caches(denoiser)
     guider = components.get("guider")
     if isinstance(guider, BaseGuidance) and (guider._start, guider._stop) != (0.0, 1.0):

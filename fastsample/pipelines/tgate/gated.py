@@ -1,4 +1,4 @@
-"""What T-GATE's hooks on one pipeline share."""
+"""What T-GATE's layers on one pipeline share."""
 
 from __future__ import annotations
 
@@ -6,79 +6,62 @@ import threading
 from dataclasses import dataclass, field
 from typing import Any
 
-from diffusers.hooks.hooks import BaseState, CacheContext, StateManager
-from torch import Tensor
+from fastsample.pipelines.guidance.caller import Branches
+from fastsample.pipelines.guidance.reading import Branch
+from fastsample.pipelines.guidance.steps import Run, Runs
+from fastsample.pipelines.tgate.attention import Kept, UnderWay
+from fastsample.pipelines.tgate.counts import Counts, Macs, Sample, Shape
+from fastsample.pipelines.tgate.policy import TGatePolicy
 
-from fastsample.pipelines.tgate.call import (
-    CallPerThread,
-    Evaluation,
-    GatedCall,
-    calling_pipeline,
-    guidance_of,
-    steps_left,
-)
-from fastsample.pipelines.tgate.counts import Counts, Macs
-from fastsample.pipelines.tgate.policy import Guidance, TGatePolicy
+
+@dataclass(eq=False)
+class GatedRun(Run):
+    """A pass of the pipeline, and what is kept of it."""
+
+    attention: dict[str, Kept] = field(default_factory=dict)  # by the modules' names
+    arguments: dict[Branch, dict[int | str, Any]] = field(default_factory=dict)  # where branches are calls
+    compiled: bool = False  # whether torch.compile has made something of a denoiser
+    one: tuple[Branch, Any] | None = None  # the branch called for when one was run for all, and its output
 
 
 @dataclass(eq=False)
 class Gated:
-    """What the hooks of one pipeline share: policy and counts, each thread's call, and the evaluation under way.
-
-    A pipeline may be called by several threads: they evaluate one after the other, under `lock`.
-    """
+    """Policy and counts, and for each thread its run and the evaluation that it is in."""
 
     policy: TGatePolicy
     pipe: Any
-    keep: str
+    keep: Branch
     counts: Counts = field(default_factory=Counts)
-    macs: dict[str, Macs] = field(default_factory=dict)  # by group, from the first evaluation
-    calls: CallPerThread = field(default_factory=CallPerThread)
-    evaluation: Evaluation | None = None
-    lock: threading.RLock = field(default_factory=threading.RLock)  # type: ignore[valid-type]
+    samples: dict[Shape, Sample] = field(default_factory=dict)  # a call of each shape
+    macs: dict[Shape, Macs] = field(default_factory=dict)  # what it costs, once that was asked for
+    runs: Runs[GatedRun] = field(default_factory=lambda: Runs(GatedRun))
+    under_way: UnderWay = field(default_factory=UnderWay)
+    active: bool = True  # until the layers are taken off
+    lock: threading.RLock = field(default_factory=threading.RLock)  # type: ignore[valid-type]  # of counts
 
-    def call(self, context: str, latents: Tensor) -> GatedCall:
-        """This thread's call, a new one where it has begun. Raises ValueError where it cannot be gated."""
-        pipe, call = calling_pipeline(self.pipe), self.calls.current
-        scheduler = pipe.scheduler
-        if call is not None and call.timesteps is scheduler.timesteps:
-            return call
-        self.calls.current = None
-        self.policy.check_steps(steps_left(scheduler))
-        guidance = guidance_of(pipe, context, latents)
-        if self.policy.drop_guidance and guidance is Guidance.NONE:
+    def begin(self, run: Run, branches: Branches) -> None:
+        """Count a call of the pipeline. Raises ValueError where it cannot be gated."""
+        self.policy.check_steps(run.steps_left)
+        if Branch.OTHER in branches.copies or branches.perturbed_attention:
             raise ValueError(
-                "drop_guidance = True, but this call has no guidance to drop (neither a doubled batch nor two calls "
-                "inside cache_context): set it to False"
+                "guidance has other branches than a positive and a negative one (perturbed attention, an image), of "
+                "which T-GATE would drop the wrong one: use GuidanceCut"
             )
-        self.calls.current = call = GatedCall(scheduler, scheduler.timesteps, guidance)
-        self.counts.calls += 1
-        return call
+        if self.policy.drop_guidance and not branches.guided and not branches.may_come:
+            raise ValueError(
+                "drop_guidance = True, but this call has no guidance to drop (neither copies in the batch nor calls "
+                "that its loop names as branches): set it to False"
+            )
+        with self.lock:
+            self.counts.calls += 1
+
+    def forget(self) -> None:
+        """The pipeline is done: free what was kept."""
+        self.runs.current = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a copy has: no thread's call."""
-        return {name: value for name, value in vars(self).items() if name not in ("calls", "evaluation", "lock")}
+        """What a copy has: no thread's run."""
+        return {name: value for name, value in vars(self).items() if name not in ("runs", "lock")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, calls=CallPerThread(), evaluation=None, lock=threading.RLock())
-
-
-class ContextPerThread(StateManager):  # type: ignore[misc]
-    """Which branch a thread evaluates, as diffusers' `cache_context` says; "" outside it."""
-
-    def __init__(self) -> None:
-        super().__init__(BaseState)
-        self._own = threading.local()
-
-    def set_context(self, context: CacheContext | None) -> None:
-        """Called by `cache_context`."""
-        self._own.context = context
-
-    @property
-    def name(self) -> str:
-        """The branch."""
-        context = vars(self._own).get("context")
-        return "" if context is None else str(context.name)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return ContextPerThread, ()
+        vars(self).update(state, runs=Runs(GatedRun), lock=threading.RLock())

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from fastsample.pipelines.denoisers import GATE_HOOK, Denoiser, check_caches, hooks_of
-from fastsample.pipelines.layers import layers_on
-from fastsample.pipelines.tgate.call import CallPerThread
+from fastsample.pipelines.denoisers import Denoiser, check_caches
+from fastsample.pipelines.guidance.reading import Branch
+from fastsample.pipelines.guidance.steps import Runs
+from fastsample.pipelines.layers import GATE, Layer, layered, layers_on
+from fastsample.pipelines.tgate.attention import AttentionHook, measuring
 from fastsample.pipelines.tgate.convergence import Convergence, measure_convergence
-from fastsample.pipelines.tgate.counts import Counts, Macs, TGateSummary
-from fastsample.pipelines.tgate.gated import Gated
-from fastsample.pipelines.tgate.hooks import AttentionHook, DenoiserHook
+from fastsample.pipelines.tgate.counts import Counts, Macs, Meter, Shape
+from fastsample.pipelines.tgate.denoiser import GatedDenoiser
+from fastsample.pipelines.tgate.gated import Gated, GatedRun
 from fastsample.pipelines.tgate.policy import TGatePolicy
-from fastsample.pipelines.tgate.registration import free_after_calls, register
-from fastsample.pipelines.tgate.targets import TextReader, attention_modules, gated_denoisers
+from fastsample.pipelines.tgate.registration import register
+from fastsample.pipelines.tgate.summary import TGateSummary
+from fastsample.pipelines.tgate.targets import attention_modules, gated_denoisers
+from fastsample.sampling.replay import GraphedForward
 
 _APPLYING = threading.Lock()  # held while hooks are put on a pipeline
 
@@ -81,7 +85,7 @@ class TGate:
         return TGatePolicy(**values)
 
     def apply(self, pipe: Any) -> TGateHandle:
-        """Hook `pipe`'s denoisers; undone by the handle's :meth:`~TGateHandle.remove` or at the end of a `with`.
+        """Gate `pipe`'s denoisers; undone by the handle's :meth:`~TGateHandle.remove` or at the end of a `with`.
 
         Raises ValueError for models without cross-attention to gate, for pipelines gated already, and for those with
         another cache.
@@ -89,11 +93,14 @@ class TGate:
         with _APPLYING:
             found = gated_denoisers(pipe)
             for denoiser in found:
-                if GATE_HOOK in hooks_of(denoiser.module):
+                if any(layer.name == GATE for layer in layers_on(denoiser)):
                     raise ValueError(f"pipe.{denoiser.name} is gated already: remove that handle first")
                 check_caches(denoiser)
-                if layers_on(denoiser):
-                    raise ValueError(f"the guidance of pipe.{denoiser.name} is cut already: remove that handle first")
+                if isinstance(vars(denoiser.module).get("forward"), GraphedForward):
+                    raise ValueError(
+                        f"pipe.{denoiser.name} is replayed by fastsample.graphs, which would repeat what T-GATE did "
+                        "at one step: leave that block first, or use GuidanceCut"
+                    )
             return TGateHandle(self, pipe, found)
 
 
@@ -104,47 +111,67 @@ class TGateHandle:
     """
 
     def __init__(self, tgate: TGate, pipe: Any, found: Sequence[Denoiser]) -> None:
-        self._gated = Gated(tgate.policy, pipe, tgate.keep)
-        self._attention: list[AttentionHook] = []
-        modules = {denoiser.name: attention_modules(denoiser.module) for denoiser in found}  # may raise
-        if not any(TextReader(module).possible for part in modules.values() for module in part.values()):
-            raise ValueError(f"pipe = {type(pipe).__name__}: no cross-attention was found in {', '.join(modules)}")
+        self._gated = Gated(tgate.policy, pipe, Branch(tgate.keep))
+        self._modules = {denoiser.name: denoiser.module for denoiser in found}
+        self._attention = {
+            denoiser.name: [
+                AttentionHook(self._gated.under_way, f"{denoiser.name}.{name}", module)
+                for name, module in attention_modules(denoiser.module).items()  # may raise
+            ]
+            for denoiser in found
+        }
+        if not any(own.reads_text.possible for part in self._attention.values() for own in part):
+            names = ", ".join(self._attention)
+            raise ValueError(f"pipe = {type(pipe).__name__}: no cross-attention was found in {names}")
         with contextlib.ExitStack() as undo:
+            undo.enter_context(self._attending())
             for denoiser in found:
-                own = []
-                for name, module in modules[denoiser.name].items():
-                    own.append(AttentionHook(self._gated, f"{denoiser.name}.{name}", module))
-                    undo.callback(register(module, own[-1]))
-                self._attention += own
-                group = "controlnet" if denoiser.is_controlnet else "denoiser"
-                undo.callback(register(denoiser.module, DenoiserHook(self._gated, denoiser.name, group, own)))
-                undo.callback(free_after_calls(denoiser.module))
+                around = GatedDenoiser(self._gated, denoiser, self._attention[denoiser.name])
+                undo.enter_context(layered(denoiser.component, Layer(GATE, around, self._gated.forget)))
             self._undo = undo.pop_all()
 
     def remove(self) -> None:
-        """Take every hook off; the pipeline is what it was."""
+        """Leave the pipeline as it was."""
         with self._gated.lock:
             self._undo.close()
-            self._gated.calls = CallPerThread()
+            self._gated.active = False
+            self._gated.runs = Runs(GatedRun)
 
     def reset(self) -> None:
         """Forget the outputs kept and all counts."""
         with self._gated.lock:
-            self._gated.calls = CallPerThread()
+            self._gated.runs = Runs(GatedRun)
             self._gated.counts = Counts()
 
     def summary(self) -> TGateSummary:
-        """Counts since the handle was made or reset."""
-        kinds = [hook.cross for hook in self._attention]
-        call = self._gated.calls.current
-        kept = [value for own in call.kept.values() for value in own.values()] if call else []
-        return TGateSummary.of(
-            self._gated.counts,
-            self._gated.macs.get("denoiser", Macs()),
-            kinds.count(True),
-            kinds.count(False),
-            sum(value.nbytes for value in kept),
-        )
+        """Counts since the handle was made or reset. What evaluations cost is measured now, by one of each shape."""
+        gated, run = self._gated, self._gated.runs.current
+        with gated.lock:
+            for shape in gated.counts.evaluations.keys() - gated.macs.keys():
+                gated.macs[shape] = self._measured(shape)
+            kinds = [own.cross for part in self._attention.values() for own in part]
+            kept = [value for own in run.attention.values() for value in own.values()] if run else []
+            return TGateSummary.of(
+                gated.counts,
+                gated.macs,
+                kinds.count(True),
+                kinds.count(False),
+                sum(value.nbytes for value in kept),
+            )
+
+    @contextlib.contextmanager
+    def _attending(self) -> Iterator[None]:
+        """In the block the attention modules do as the evaluation under way says."""
+        with contextlib.ExitStack() as undo:
+            for own in (own for part in self._attention.values() for own in part):
+                undo.callback(register(own.module, own))
+            yield
+
+    def _measured(self, shape: Shape) -> Macs:
+        gated, meter = self._gated, Meter()
+        hooked = contextlib.nullcontext() if gated.active else self._attending()
+        with hooked, gated.under_way.entered(measuring(meter), compiled=False):
+            return gated.samples[shape].measured(self._modules[shape[0]], meter)
 
     def __enter__(self) -> TGateHandle:
         return self

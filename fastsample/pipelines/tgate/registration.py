@@ -1,4 +1,4 @@
-"""Registering T-GATE's hooks, and taking them off without a trace."""
+"""Registering T-GATE's hooks on attention modules, and taking them off without a trace."""
 
 from __future__ import annotations
 
@@ -8,22 +8,14 @@ from typing import Any
 from diffusers.hooks import HookRegistry, ModelHook
 from torch import nn
 
-from fastsample.pipelines.denoisers import GATE_HOOK
+HOOK = "fastsample_tgate"
 
 
 def register(module: nn.Module, hook: ModelHook) -> Callable[[], None]:
     """Put `hook` on `module`; what takes it off again."""
     had_registry = "_diffusers_hook" in vars(module)
-    HookRegistry.check_if_exists_or_initialize(module).register_hook(hook, GATE_HOOK)
+    HookRegistry.check_if_exists_or_initialize(module).register_hook(hook, HOOK)
     return lambda: _remove(module, keep_registry=had_registry)
-
-
-def free_after_calls(module: nn.Module) -> Callable[[], None]:
-    """Have the pipeline's clean-up reach the hooks, also on models without diffusers' CacheMixin; what undoes it."""
-    if not hasattr(module, "_reset_stateful_cache"):
-        registry: Any = module._diffusers_hook
-        vars(module)["_reset_stateful_cache"] = registry.reset_stateful_hooks
-    return lambda: vars(module).pop("_reset_stateful_cache", None)
 
 
 def _remove(module: nn.Module, *, keep_registry: bool) -> None:
@@ -32,11 +24,11 @@ def _remove(module: nn.Module, *, keep_registry: bool) -> None:
     A registry left empty goes too, but for `keep_registry`.
     """
     registry: Any = module._diffusers_hook
-    place = registry._hook_order.index(GATE_HOOK)
+    place = registry._hook_order.index(HOOK)
     later = registry._fn_refs[place + 1] if place + 1 < len(registry._fn_refs) else None
     below = registry._fn_refs[place].original_forward
     forward = later.forward if later is not None and later.original_forward is not None else None
-    registry.remove_hook(GATE_HOOK, recurse=False)
+    registry.remove_hook(HOOK, recurse=False)
     if later is not None and forward is not None:
         later.forward, later.original_forward = forward, below
     if not registry.hooks and not keep_registry:
