@@ -5,7 +5,8 @@
     python scripts/train_language.py evaluate --model build/language/folder
 
 Training continues from OUT/checkpoint.pt where there is one; the second command makes the last phase alone, from the
-weights that are shipped. One thread of a CPU makes 1 to 2 steps a second.
+weights that are shipped, and so those of fastsample/demo/language/soft. One thread of a CPU makes 1 to 2 steps a
+second.
 """
 
 from __future__ import annotations
@@ -69,42 +70,6 @@ def batch_of(problems: Iterator[sums.Sum], count: int) -> Tensor:
 
 Predict = Callable[[Tensor, Tensor], Tensor]
 """Logits of tokens [B, L], of which those of a mask are hidden."""
-
-
-def uniform_texts(count: int, generator: torch.Generator, device: torch.device) -> Tensor:
-    """As :func:`batch_of` problems of the training split with uniform digits, all at once; drawn on the CPU."""
-    length = sums.PROMPT_LENGTH + sums.RESPONSE_LENGTH
-    bound, kept, left = 10**sums.DIGITS, [], count
-    while left > 0:
-        numbers = torch.randint(bound, (left + left // 8 + 8, sums.NUMBERS), generator=generator)
-        value = torch.full((len(numbers),), 2166136261)
-        for number in numbers.unbind(1):  # as sums.hash_of
-            value = (value ^ number) * 16777619 % 2**32
-        kept.append(numbers[(value >> 8) % sums.TEST_SHARE != 0][:left])
-        left -= len(kept[-1])
-    numbers = torch.cat(kept).to(device)
-    plus, equals, semicolon, answer = (sums.VOCABULARY.index(token) for token in ("+", "=", ";", "answer:"))
-
-    def digits(values: Tensor, places: int) -> list[Tensor]:
-        return [values // 10**place % 10 for place in reversed(range(places))]
-
-    def all_of(token: int) -> Tensor:
-        return torch.full((count,), token, device=device)
-
-    tokens: list[Tensor] = []
-    for number in numbers.unbind(1):
-        tokens += [*digits(number, sums.DIGITS), all_of(plus)]
-    tokens[-1], total = all_of(equals), all_of(0)
-    for column in range(sums.DIGITS):
-        total = total // 10
-        tokens.append(total)
-        for number in numbers.unbind(1):
-            digit = number // 10**column % 10
-            total = total + digit
-            tokens += [all_of(plus), digit, all_of(equals), *digits(total, 2)]
-        tokens.append(all_of(semicolon))
-    tokens += [all_of(answer), *digits(numbers.sum(1), sums.DIGITS + 1)]
-    return F.pad(torch.stack(tokens, 1), (0, length - len(tokens)), value=END)
 
 
 def llada_loss(predict: Predict, tokens: Tensor, generator: torch.Generator) -> Tensor:
@@ -195,7 +160,6 @@ class Phase:
     passes: probabilities of 0, 1, .. forwards before the one of the loss, whose predictions are mixed into the masks'
     embeddings as latent refinement does, by a `mixing` drawn between two (arXiv:2510.17206). earlier: in each of
     these forwards up to this share of the tokens in sight is hidden too, as where a decoder committed since.
-    at_once: problems of uniform digits are made as tensors, for large batches.
     """
 
     steps: int
@@ -209,7 +173,6 @@ class Phase:
     passes: tuple[float, ...] = (1.0,)
     mixing: tuple[float, float] = (0.0, 0.0)
     earlier: float = 0.0
-    at_once: bool = False
 
     def rate_at(self, step: int) -> float:
         falling = 1.0 if self.span is None else 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / self.span))
@@ -226,8 +189,8 @@ PHASES = (
     Phase(1400, 32, 1e-3, 30, (9,), 1400, losses=("sparse", "llada")),
     Phase(900, 48, 7e-4, 30, (9,), 900, losses=("sparse", "llada")),
     Phase(
-        600, 512, 2.5e-4, 50, (9,), 600, losses=("sparse", "llada"), passes=(0.35, 0.4, 0.25), mixing=(0.1, 0.3),
-        earlier=0.5, at_once=True,
+        1500, 64, 1.5e-4, 50, (9,), 1500, losses=("sparse", "llada"), passes=(0.35, 0.4, 0.25), mixing=(0.1, 0.5),
+        earlier=0.5,
     ),
 )  # fmt: skip
 
@@ -292,23 +255,19 @@ def train_phase(
     average, checkpoint = copy.deepcopy(model).eval(), out / "checkpoint.pt"
     optimiser = torch.optim.AdamW(model.parameters(), lr=phase.rate, betas=(0.9, 0.98), weight_decay=0.01)
     source, start = bounded_problems(seed + index, phase.bounds), 0
-    if saved is not None and not phase.at_once:
-        next(itertools.islice(source, saved["step"] * phase.batch, saved["step"] * phase.batch), None)
     if saved is not None:
         start = saved["step"]
         model.load_state_dict(saved["model"])
         average.load_state_dict(saved["average"])
         optimiser.load_state_dict(saved["optimiser"])
         generator.set_state(saved["generator"])
+        next(itertools.islice(source, start * phase.batch, start * phase.batch), None)
     began = time.perf_counter()
     for step in range(start, phase.steps):
         for group in optimiser.param_groups:
             group["lr"] = phase.rate_at(step)
         loss_of = LOSSES[phase.losses[step % len(phase.losses)]]
-        if phase.at_once:
-            tokens = uniform_texts(phase.batch, generator, model.device)
-        else:
-            tokens = batch_of(source, phase.batch).to(model.device)
+        tokens = batch_of(source, phase.batch).to(model.device)
         loss = loss_of(functools.partial(predictions, model, phase, generator), tokens, generator)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()

@@ -219,6 +219,8 @@ def test_peers_are_told_the_flow(name: str) -> None:
 def test_peers_are_for_their_kind_of_model() -> None:
     vp = built("stable_diffusion").scheduler.config
     check_refused(lambda: peer_scheduler("FlowMatchEulerDiscrete", vp), "is for flow-matching models")
+    consistency = diffusers.LCMScheduler().config
+    assert peer_scheduler("LCMScheduler", consistency).config == consistency
     edm = built("playground").scheduler.config
     learned = built("deepfloyd_if").scheduler.config
     check_refused(lambda: peer_scheduler("UniPCMultistep", learned), "knows no variance_type")

@@ -203,7 +203,8 @@ def test_help_is_complete_and_loads_no_torch() -> None:
 import sys
 from fastsample.cli.main import app, run
 
-commands = ["solvers", "sample", "bench", "decode", "doctor", "tarflow sample", "tarflow plan", "tarflow bench"]
+commands = ["solvers", "sample", "bench", "tune", "decode", "doctor"]
+commands += ["tarflow sample", "tarflow plan", "tarflow bench"]
 (group,) = app.registered_groups
 assert len(commands) == len(app.registered_commands) + len(group.typer_instance.registered_commands)
 for arguments in ["--help", "tarflow --help", "solvers", *(f"{command} --help" for command in commands)]:

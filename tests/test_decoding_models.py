@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -219,3 +221,40 @@ def test_the_models_vary() -> None:
         assert all(len(row.unique()) >= 2 for text in texts for row in text)
         assert not torch.equal(texts[0], texts[1])
     assert decoding_models.VOCABULARY == MASK + 1
+
+
+@pytest.mark.parametrize("make", CACHING)
+@pytest.mark.parametrize("width", [8, 4])
+def test_tokens_of_a_block_causal_model_see_no_later_block(make: Any, width: int) -> None:
+    """The mask written out entry by entry, a row at a time; caches of what stands before are then exact."""
+    model = make()
+    adapter = replace(adapter_of(model), blocks=width)
+
+    def logits_of(text: list[int]) -> list[list[float]]:
+        size, prompt = len(text), len(text) - 16
+        hidden = torch.zeros(1, 1, size, size, dtype=torch.float64)
+        for query in range(size):
+            for key in range(size):
+                if math.floor((key - prompt) / width) > math.floor((query - prompt) / width):
+                    hidden[0, 0, query, key] = -1e30
+        places = torch.arange(size)[None]
+        logits: list[list[float]] = model(
+            torch.tensor([text]), attention_mask=hidden, position_ids=places
+        ).logits[0].tolist()  # fmt: skip
+        return logits
+
+    options: dict[str, Any] = dict(adapter=adapter, block_length=width)
+    found, ledger = decode(model, fs.Threshold(0.5), **options)
+    for row in range(3):
+        prompt = PROMPTS[row][PADDING[row] == 1].tolist()
+        expected, committed_at, _ = slow.slow_decode(
+            logits_of, prompt, rule=slow.threshold(0.5), gen_length=16, block_length=width, steps=16, mask=MASK
+        )
+        assert found[row, 5:].tolist() == expected
+        assert ledger.committed_at[row].tolist() == committed_at
+    every, _ = decode(model, fs.Threshold(0.5), block_length=width)
+    assert not torch.equal(every, found)
+    cached, _ = decode(model, fs.Threshold(0.5), cache="prefix", **options)
+    assert torch.equal(cached, found)
+    checked, _ = decode(model, fs.Checked(base=fs.Threshold(0.5)), **options)
+    assert not (checked == MASK).any()

@@ -13,7 +13,7 @@ from refusal import check_refused
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 import fastsample as fs
-from fastsample.decoding import Sampling
+from fastsample.decoding import Adapter, Sampling
 
 IDS = torch.tensor([[1, 2, 3], [4, 5, 6]])
 
@@ -98,6 +98,7 @@ CASES: list[tuple[Callable[[], object], str]] = [
     (decode(cache="dual", rule=fs.Prophet()), 'cache = "dual" evaluates a block alone'),
     (decode_by(modern_bert(), cache="prefix"), "model = ModernBertForMaskedLM has no key-value cache"),
     (decode_by(slow.RandomModel(24, 3, 0), cache="dual"), "model = RandomModel has no key-value cache"),
+    (decode_by(slow.RandomModel(24, 3, 0), adapter=Adapter(blocks=4)), "blocks = 4 of the adapter"),
     # the context
     (decode(gen_length=62), "gen_length = 62 after a prompt of 3 tokens: the model takes 64"),
     (decode_by(bert(), gen_length=100), "gen_length = 100 after a prompt of 3 tokens: the model takes 64"),

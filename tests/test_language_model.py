@@ -54,8 +54,8 @@ def test_every_text_is_right_step_by_step() -> None:
         assert sums.read_answer(problem.response) == sum(problem.numbers)
 
 
-def test_the_training_scripts_texts_are_those_of_problems() -> None:
-    """Made one by one or as tensors; none is of the test split."""
+def test_the_training_scripts_soft_passes() -> None:
+    """Inputs that earlier forwards are mixed into, in the shapes of plain ones."""
     spec = importlib.util.spec_from_file_location("train_language", ROOT / "scripts" / "train_language.py")
     assert spec is not None
     assert spec.loader is not None
@@ -63,16 +63,10 @@ def test_the_training_scripts_texts_are_those_of_problems() -> None:
     sys.modules[spec.name] = script  # dataclasses look their module up
     spec.loader.exec_module(script)
     generator = torch.Generator().manual_seed(0)
-    for row in script.uniform_texts(300, generator, torch.device("cpu")):
-        text = "".join(sums.VOCABULARY[token] for token in row)
-        problem = Sum.from_text(text[: sums.PROMPT_LENGTH - 1])
-        assert not problem.is_test
-        assert torch.equal(row, script.batch_of(iter([problem]), 1)[0])
-        assert text.partition(sums.END)[0] == problem.prompt + problem.response
     model, _ = load_language_model()
-    tokens = script.uniform_texts(4, generator, torch.device("cpu"))
+    tokens = script.batch_of(problems(0, test=False), 4)
     masked = script.in_response(tokens) & (script.uniform(tokens, generator) < 0.5)
-    for passes in ((1.0,), (0.0, 1.0), (0.0, 0.0, 1.0)):  # soft passes are inputs: gradients reach the embedding
+    for passes in ((1.0,), (0.0, 1.0), (0.0, 0.0, 1.0)):
         phase = replace(script.PHASES[-1], passes=passes)
         logits = script.predictions(model, phase, generator, tokens, masked)
         assert logits.shape == (4, 116, len(sums.VOCABULARY))
@@ -146,6 +140,26 @@ def test_most_of_its_texts_are_wholly_right() -> None:
     )
     answers, valid = zip(*judged(tokenizer, asked, sequences[:, sums.PROMPT_LENGTH :]), strict=True)
     assert sum(answers) >= sum(valid) >= 50
+
+
+def test_the_soft_weights_refine() -> None:
+    """Trained with mixed embeddings: latent refinement writes right texts by them, and by the plain ones does not."""
+    asked = list(itertools.islice(problems(1, test=True), 32))
+    shares = []
+    for folder in (model_path() / "soft", model_path()):
+        model, tokenizer = load_language_model(folder=folder)
+        sequences, _ = fastsample.decode_masked(
+            model,
+            torch.tensor(tokenizer([problem.prompt for problem in asked]).input_ids),
+            rule=fastsample.Threshold(0.99),
+            refinement=fastsample.LatentRefinement(refine_steps=0, settled=0),
+            gen_length=sums.RESPONSE_LENGTH,
+            mask_token_id=tokenizer.mask_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+        shares.append(sum(valid for _, valid in judged(tokenizer, asked, sequences[:, sums.PROMPT_LENGTH :])) / 32)
+    assert shares[0] >= 0.85
+    assert shares[1] <= 0.6
 
 
 def test_in_llada2_pipeline_our_scheduler_writes_the_same_in_fewer_forwards() -> None:

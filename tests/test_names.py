@@ -247,3 +247,11 @@ def test_names_on_flow_models_take_the_flow_s_own_split() -> None:
         assert "split" not in fs.scheduler_from_name(name, SD).config.solver_options
     for name in ("DPM++ 3M SDE", "dpmpp_3m_sde"):
         assert fs.scheduler_from_name(name, SD).config.solver_options == {"solver_type": "heun"}
+
+
+def test_comfyui_s_last_step_is_onto_the_data_prediction() -> None:
+    """k-diffusion's LMS, which is AUTOMATIC1111's, goes on at its order."""
+    for name, alone in (("ipndm", True), ("ipndm_v", True), ("k_lms", True), ("LMS", False)):
+        scheduler = fs.scheduler_from_name(name, SD)
+        scheduler.set_timesteps(6)
+        assert (not any(scheduler._run.table.steps[-1].next.history)) == alone

@@ -12,9 +12,10 @@ from torch import Tensor
 
 import fastsample as fs
 from fastsample.fixed_point import integrate_parallel
-from fastsample.fixed_point.text import _gumbel_like
+from fastsample.fixed_point.text import _gumbel
 from fastsample.fixed_point.updates import UPDATES
 from fastsample.sampling import draw_noise, integrate_adaptive
+from fastsample.sampling.noise import draw
 from fastsample.solvers import available
 
 VP = fs.NoiseSchedule.linear_vp()
@@ -91,6 +92,6 @@ def test_graphed_loops_and_noise() -> None:
         torch.testing.assert_close(fs.GraphedLoop(table, model, x).run(x).cpu(), want)
         for generator in (None, torch.Generator(), [torch.Generator(), torch.Generator()]):
             assert draw_noise(x, generator).device == NARROW
-            noise = _gumbel_like(on_device(torch.zeros(2, 9)), generator)
+            noise = draw(_gumbel, on_device(torch.zeros(2, 9)), generator)
             assert noise.device == NARROW
             assert bool(noise.isfinite().all())

@@ -327,6 +327,34 @@ def test_the_network_may_be_called_by_a_helper() -> None:
     assert (cut.summary().calls, cut.summary().dropped) == (2, 6)
 
 
+def two_calls(pipe: Any, named: bool) -> None:
+    """A loop that calls the network for one branch after the other."""
+    x, text = torch.ones(1, 4, 8, 8), torch.randn(2, 1, 5, 16, generator=torch.Generator().manual_seed(1))
+    for t in pipe.scheduler.timesteps:
+        if named:
+            noise_cond = pipe.unet(x, t, encoder_hidden_states=text[0]).sample
+            noise_uncond = pipe.unet(x, t, encoder_hidden_states=text[1]).sample
+            x = pipe.scheduler.step(noise_uncond + 4.0 * (noise_cond - noise_uncond), t, x).prev_sample
+        else:
+            a = pipe.unet(x, t, encoder_hidden_states=text[0]).sample
+            b = pipe.unet(x, t, encoder_hidden_states=text[1]).sample
+            x = pipe.scheduler.step(b + 4.0 * (a - b), t, x).prev_sample
+
+
+@pytest.mark.parametrize("name", GATES)
+@torch.no_grad()
+def test_loops_of_ones_own_may_call_twice_a_step(name: str) -> None:
+    """Where the names tell the branches; else they are refused before the network is called."""
+    pipe = stable_diffusion()
+    pipe.scheduler.set_timesteps(4)
+    with GATES[name].apply(pipe) as handle, count(pipe, 1) as ledger:
+        check_refused(lambda: two_calls(pipe, named=False), "name them")
+        assert ledger.rows == 0
+        for _ in range(2):
+            two_calls(pipe, named=True)
+        assert (handle.summary().calls, handle.summary().dropped, ledger.rows) == (2, 4, 12)
+
+
 @torch.no_grad()
 def test_a_loop_without_guidance_is_refused_or_kept() -> None:
     pipe = stable_diffusion()

@@ -19,6 +19,7 @@ from fastsample.pipelines.serving import serve
 from fastsample.solvers.registry import available
 from fastsample.tuning.arguments import Arguments
 from fastsample.tuning.cell import CellTuner
+from fastsample.tuning.check import final_check
 from fastsample.tuning.choose import simplest, upper_ratio
 from fastsample.tuning.geometry import GEOMETRIC
 from fastsample.tuning.grid import Base, grid_family
@@ -165,6 +166,22 @@ def test_the_bootstrap_covers_the_ratio() -> None:
     assert upper_ratio(0.8 * untuned, untuned) == pytest.approx(0.8)
     assert upper_ratio(untuned * rng.permutation(np.linspace(0.5, 1.5, 64)), untuned) > 1
     assert upper_ratio(np.append(untuned[1:], np.inf), untuned) == np.inf
+
+
+def test_what_is_not_tuned_is_not_called_so() -> None:
+    mixture = Mixture(VP)
+    pairs, base = mixture.pairs(16, 0, Purse(10**6)), Base(mixture.problem, "ddim", {})
+    coarse, fine = (base.on(mixture.problem.nodes(lams)) for lams in (np.linspace(-2, -1, 9), np.linspace(-2, 3, 9)))
+    alone = final_check(pairs, coarse, None)
+    assert not alone.kept
+    assert alone.verdict.startswith("untuned: nothing")
+    better, worse = final_check(pairs, coarse, fine), final_check(pairs, fine, coarse)
+    assert (better.kept, worse.kept) == (True, False)
+    assert better.verdict.startswith("tuned: ")
+    assert worse.verdict.startswith("untuned: ")
+    vetoed = final_check(pairs, coarse, fine, lambda table: [0.0 if table is coarse else -1.0])
+    assert not vetoed.kept
+    assert "quality" in vetoed.verdict
 
 
 def test_huber_lets_no_sample_rule() -> None:

@@ -26,7 +26,10 @@ def peer_scheduler(name: str, config: Mapping[str, Any], **options: Any) -> Any:
     model's kind, or something that its config says of it.
     """
     cls, short = peer_class(name), name.removesuffix("Scheduler")
-    kind, matches_flow = NoiseSchedule.from_config(config).kind, short.startswith("FlowMatch")
+    try:
+        kind, matches_flow = NoiseSchedule.from_config(config).kind, short.startswith("FlowMatch")
+    except ValueError:  # a consistency model, or another that none of ours is for: diffusers' may be
+        return cls.from_config(config, **options)
     keys = inspect.signature(cls.__init__).parameters
     if kind == "edm" and not short.startswith(("EDM", "Cosine", "Euler")):
         raise ValueError(f"peer = {name!r} is for discrete noise levels, and the model has continuous ones (EDM)")

@@ -78,6 +78,8 @@ class Adapter:
     embeds: it takes `inputs_embeds`. caches: it takes `past_key_values` as
         :class:`fastsample.decoding.cache.WindowCache` says. attends: its keys and values can be kept through
         transformers' attention interface instead.
+    blocks: tokens see no later block of so many positions (LLaDA 2), counted from the end of the prompt; None where
+        every token sees every other. It needs `visible`.
     schedule, scaled: the family's own, see :func:`quota_and_share` and :class:`Sampling`.
     """
 
@@ -88,6 +90,7 @@ class Adapter:
     embeds: bool = False
     caches: bool = False
     attends: bool = False
+    blocks: int | None = None
     schedule: Schedule = "even"
     scaled: bool = False
 

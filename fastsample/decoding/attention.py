@@ -6,6 +6,15 @@ import torch
 from torch import Tensor
 
 
+def block_causal(mask: Tensor, prompt: int, width: int) -> Tensor:
+    """bool [B, 1, L, L]: a token sees its own block of `width` positions and the ones before (block diffusion).
+
+    Blocks are counted from the end of the prompt, both ways; `mask` [B, L] is 0 for padding.
+    """
+    block = (torch.arange(mask.shape[1], device=mask.device) - prompt).div(width, rounding_mode="floor")
+    return (block[None, :] <= block[:, None])[None, None] & mask[:, None, None].bool()
+
+
 def with_shadows(visible: Tensor, at: Tensor, *, mutual: bool) -> Tensor:
     """bool [B, 1, L + S, L + S] from `visible` [B, 1, L, L], with S shadows of the positions `at` [B, S] behind.
 

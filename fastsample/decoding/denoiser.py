@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastsample.decoding.adapters import Adapter, positions_of
-from fastsample.decoding.attention import with_shadows
+from fastsample.decoding.attention import block_causal, with_shadows
 from fastsample.decoding.cache import WindowCache
 from fastsample.decoding.checks import Shadows
 
@@ -122,20 +122,21 @@ class Denoiser:
         return Answer(logits, behind if extra else None, inputs.shape[0] * inputs.shape[1])
 
     def _arguments(self, mask: Tensor, evaluated: slice, shadows: Shadows | None, *, cached: bool) -> dict[str, Any]:
-        own = self._adapter.caches or not cached
-        if shadows is None and own:
-            call = self._adapter.arguments(mask, self._padded, evaluated)
-            return {**call, "past_key_values": self._cache} if cached else call
-        assert self._adapter.visible is not None  # Settings asks for it
-        if shadows is None:  # a window of the text, to all of it
-            width = evaluated.stop - evaluated.start
-            visible = mask[:, None, None].bool().expand(-1, 1, width, -1)
-            return self._adapter.visible(visible, positions_of(mask)[:, evaluated])
-        at = shadows.at.repeat(self.branches, 1)
+        adapter, blocks = self._adapter, self._adapter.blocks
+        keep = {"past_key_values": self._cache} if cached and adapter.caches else {}
+        if shadows is None and blocks is None and (adapter.caches or not cached):
+            return {**adapter.arguments(mask, self._padded, evaluated), **keep}
+        assert adapter.visible is not None  # Settings asks for it
+        if blocks is None:
+            visible = mask[:, None, None].bool().expand(-1, 1, mask.shape[1], -1)
+        else:
+            visible = block_causal(mask, self._prompt, blocks)
         positions = positions_of(mask)
+        if shadows is None:  # of a window of the text, to all of it
+            return {**adapter.visible(visible[:, :, evaluated], positions[:, evaluated]), **keep}
+        at = shadows.at.repeat(self.branches, 1)
         positions = torch.cat([positions, positions.gather(1, at)], 1)
-        visible = mask[:, None, None].bool().expand(-1, 1, mask.shape[1], -1)
-        return self._adapter.visible(with_shadows(visible, at, mutual=shadows.mutual), positions)
+        return adapter.visible(with_shadows(visible, at, mutual=shadows.mutual), positions)
 
     def _logits_at(
         self, inputs: Tensor, first: int, last: int, extra: int, call: dict[str, Any]

@@ -99,6 +99,10 @@ class Settings:
                 f"model = {name} shifts its logits or takes no 4-D attention mask with position ids: "
                 f'give {type(self.rule).__name__} form = "rows"'
             )
+        if adapter.blocks is not None and (adapter.visible is None or adapter.blocks < 1):
+            raise ValueError(
+                f"blocks = {adapter.blocks} of the adapter: give 1 or more, and `visible`, the model's 4-D masks"
+            )
         if self.refinement is not None and not adapter.embeds:
             raise ValueError(
                 f"model = {name} takes no inputs_embeds, which latent refinement needs: decode without it"

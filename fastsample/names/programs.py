@@ -22,6 +22,7 @@ class NamedSampler:
     discard_penultimate: bool = False
     on_flow: Mapping[str, Any] = field(default_factory=dict)
     grid_options: Mapping[str, float] = field(default_factory=dict)
+    euler_at_final: bool = False  # whether the last step is of order 1, as all of ComfyUI's are
 
     def options_of(self, kind: str) -> dict[str, Any]:
         """The options on a model of this kind of schedule, "vp", "flow" or "edm"."""
@@ -55,8 +56,8 @@ A1111: dict[str, NamedSampler] = {
     # Forge's, and those that say of themselves that they are for rectified flows
     "DDPM": NamedSampler("ddim", _ANCESTRAL),
     "HeunPP2": NamedSampler("heunpp"),
-    "IPNDM": NamedSampler("ipndm"),
-    "IPNDM_V": NamedSampler("adams", {"order": 4}),
+    "IPNDM": NamedSampler("ipndm", euler_at_final=True),
+    "IPNDM_V": NamedSampler("adams", {"order": 4}, euler_at_final=True),
     "DEIS": NamedSampler("deis"),
     "Euler a RF": NamedSampler("euler", _RECTIFIED),
     "DPM2 a RF": NamedSampler("dpm2", _RECTIFIED, discard_penultimate=True),
@@ -73,7 +74,7 @@ COMFYUI: dict[str, NamedSampler] = {
     "exp_heun_2_x0_sde": NamedSampler("exp-heun", _ANCESTRAL),
     "dpm_2": NamedSampler("dpm2", discard_penultimate=True),
     "dpm_2_ancestral": NamedSampler("dpm2", _ANCESTRAL, discard_penultimate=True, on_flow=_RF),
-    "lms": NamedSampler("adams", {"order": 4}),
+    "lms": NamedSampler("adams", {"order": 4}, euler_at_final=True),
     "dpm_fast": NamedSampler("dpm-3s", grid="log-snr"),
     "dpmpp_2s_ancestral": NamedSampler("dpmpp-2s-ancestral", on_flow=_RF),
     "dpmpp_sde": NamedSampler("dpmpp-sde"),
@@ -83,8 +84,8 @@ COMFYUI: dict[str, NamedSampler] = {
     "dpmpp_3m_sde": NamedSampler("dpmpp-3m-sde", _HEUN),
     "ddpm": NamedSampler("ddim", _ANCESTRAL),
     "lcm": NamedSampler("lcm"),
-    "ipndm": NamedSampler("ipndm"),
-    "ipndm_v": NamedSampler("adams", {"order": 4}),
+    "ipndm": NamedSampler("ipndm", euler_at_final=True),
+    "ipndm_v": NamedSampler("adams", {"order": 4}, euler_at_final=True),
     "deis": NamedSampler("deis"),
     "res_multistep": NamedSampler("dpmpp-2m", _HEUN),
     "res_multistep_ancestral": NamedSampler("res-multistep-ancestral"),

@@ -28,6 +28,7 @@ from fastsample.pipelines.parallel.driver import Loop, Phase
 from fastsample.pipelines.parallel.layout import Call, CallLayout, NotParallelError, bind
 from fastsample.pipelines.parallel.loop import step_decision
 from fastsample.pipelines.parallel.pipeline import stepped_denoisers
+from fastsample.pipelines.parallel.rounding import allowed_difference
 from fastsample.pipelines.parallel.segment import Settings
 from fastsample.pipelines.parallel.session import Session
 from fastsample.pipelines.parallel.stepping import with_sample
@@ -238,8 +239,5 @@ def _check(again: Tensor, alone: Tensor) -> None:
     """ValueError unless the first pass, evaluated again beside others, is what it was, to rounding."""
     size = max(float(alone.double().square().mean().sqrt()), 1e-30)
     difference = float((again.double() - alone.double()).square().mean().sqrt()) / size
-    eps = torch.finfo(alone.dtype).eps
-    if alone.is_cuda and torch.backends.cudnn.allow_tf32:  # convolutions of another batch size may round to 10 bits
-        eps = max(eps, 2.0**-11)
-    if not difference <= eps**0.5:
+    if not difference <= allowed_difference(alone):
         raise ValueError(f"pipe cannot be asked for rows of samples: one evaluated again differs by {difference:.1e}")

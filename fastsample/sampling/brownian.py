@@ -50,7 +50,7 @@ class BrownianPath:
     @classmethod
     def of_seed(cls, seed: int, rows: int) -> BrownianPath:
         """With one seed for a batch; its first images are those of a smaller one."""
-        return cls(np.random.SeedSequence(abs(seed)).generate_state(rows, np.uint64).tolist())
+        return cls(np.random.SeedSequence(seed % 2**64).generate_state(rows, np.uint64).tolist())
 
     def noise(self, like: Tensor, source: Node, target: Node) -> Tensor:
         """The path's increment from `source` to `target` at unit variance: shaped as `like`, float32 or wider, there.

@@ -7,7 +7,7 @@ from typing import Any
 
 from diffusers.schedulers.scheduling_utils import SchedulerMixin  # noqa: F401  diffusers looks it up in this module
 
-from fastsample.names.samplers import parse_sampler_name
+from fastsample.names.samplers import NamedSampler, parse_sampler_name
 from fastsample.schedulers.base import TableScheduler
 from fastsample.schedulers.config import configured
 from fastsample.schedules.config import schedule_kind
@@ -67,7 +67,7 @@ def scheduler_from_name(
     return _create(
         named.solver,
         config,
-        {**named.options_of(schedule_kind(config)), **options},
+        {**named.options_of(schedule_kind(config)), **_last_step(named), **options},
         grid=grid or named.grid,
         # k-diffusion takes order 1 onto sigma = 0 and no lower order before it; UniPC lowers
         lower_order_final=get_solver(named.solver).always_lowers,
@@ -76,6 +76,11 @@ def scheduler_from_name(
         noise=noise,
         **extra,
     )
+
+
+def _last_step(named: NamedSampler) -> dict[str, bool]:
+    """What makes the last step one of order 1, where the program's is and the solver's would not be."""
+    return {"euler_at_final": True} if named.euler_at_final else {}
 
 
 def _create(

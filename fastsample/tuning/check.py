@@ -42,8 +42,14 @@ class Checked:
         return cls(*errors, known["upper"], known["kept"], known["verdict"])
 
 
-def final_check(pairs: Pairs, untuned: Table, tuned: Table, quality: Quality | None = None) -> Checked:
-    """Whether `tuned` is kept: where the upper end of the bootstrap is at most 1, and no quality falls."""
+def final_check(pairs: Pairs, untuned: Table, tuned: Table | None, quality: Quality | None = None) -> Checked:
+    """Whether `tuned` is kept: where the upper end of the bootstrap is at most 1, and no quality falls.
+
+    None where no table that was tuned came so far: then the untuned one is measured alone.
+    """
+    if tuned is None:
+        alone = pairs.errors([linear_of(untuned)])[0]
+        return Checked(alone, alone, 1.0, False, "untuned: nothing tuned was better on the held-out prompts")
     before, after = pairs.errors([linear_of(untuned), linear_of(tuned)])
     upper = upper_ratio(after, before)
     ratio = float(np.sqrt((after**2).mean() / (before**2).mean()))

@@ -147,9 +147,10 @@ class Guided:
         untuned, chosen = found[0], tuner.chosen(found)
         purse.limit = purse.budget
         tables = [one.table(self.target.prediction_type) for one in (untuned, chosen)]
+        tuned = None if chosen is untuned else tables[1]
         known = self.stages.value(
             self._name(f"evaluations-{count}-check"),
-            lambda: final_check(pairs["check"], tables[0], tables[1], self._quality(count)).to_dict(),
+            lambda: final_check(pairs["check"], tables[0], tuned, self._quality(count)).to_dict(),
         )
         checked = Checked.from_dict(known)
         return self._written(count, (untuned, chosen), tables, checked, purse.spent - spent, error)

@@ -147,7 +147,7 @@ def show_plan(found: DecodingPlan, as_json: bool) -> None:
             f"{low:.1%} to {high:.1%}", f"{trial.predicted:.1%}", f"{trial.risk:.3f}", f"{trial.forwards:.2f}",
             f"{trial.evaluated:.2f}",
         )  # fmt: skip
-    Console(width=max(Console().width, 100)).print(table)
+    Console(width=max(Console().width, 120)).print(table)
     print(f"--rule {found.chosen.name}: {found.reference.forwards / found.chosen.forwards:.1f} times fewer forwards")
     steps = (8, 16, 32)
     expected = ", ".join(f"{found.expected_wrong(count):.0%}" for count in steps)

@@ -9,6 +9,7 @@ from types import FrameType
 from typing import Any
 
 from diffusers import DiffusionPipeline
+from diffusers.guiders.guider_utils import BaseGuidance
 
 from fastsample.pipelines.guidance.reading import Branch, Condition, Site, branch_named, read_site
 
@@ -85,11 +86,19 @@ class Caller:
     def _check_unguided(self) -> None:
         """ValueError where the pipeline says that it is guided, and nothing of that was found."""
         frame = self.frame
-        if frame is not None and any(frame.f_locals.get(name, getattr(self.pipe, name, False)) for name in GUIDED):
+        if frame is not None and any(frame.f_locals.get(name) or _says(self.pipe, name) for name in GUIDED):
             raise ValueError(
                 f"{type(self.pipe).__name__} is guided in a way that its source does not tell (which copies of the "
                 "batch, or which calls of the network, are its branches): call it without guidance"
             )
+
+
+def _says(pipe: Any, name: str) -> bool:
+    """A property of a pipeline; False where it has none, or its call has not set what that is made of."""
+    try:
+        return bool(getattr(pipe, name, False))
+    except TypeError:
+        return False
 
 
 def _outwards(frame: FrameType | None) -> Iterator[FrameType]:
@@ -118,16 +127,21 @@ def _found(site: Site, frame: FrameType, of_users: bool) -> Branches | None:
             f"{frame.f_code.co_qualname} takes the output at line {site.call.line} apart into branches whose names "
             "do not tell which is which: call it without guidance"
         )
-    context = eval(site.context, frame.f_globals, frame.f_locals) if site.context is not None else None
-    if isinstance(context, str):  # a guider's, which calls the network for one prepared branch after the other
-        branch, prepared = branch_named(context), frame.f_locals.get("guider_state", ())
-        if branch is not Branch.POSITIVE or len(prepared) > 1:
-            return Branches((branch,), calls=True, ahead=branch is not Branch.POSITIVE)
-    positive = [call.line for call in site.siblings if call.branch is Branch.POSITIVE]
+    prepared, now = frame.f_locals.get("guider_state", ()), frame.f_locals.get("guider_state_batch")
+    if len(prepared) > 1 and now is not None:  # a guider's, which calls the network for one after the other
+        branch = branch_named(getattr(now, BaseGuidance._identifier_key))
+        return Branches((branch,), calls=True, ahead=branch is not Branch.POSITIVE)
     others = [call for call in site.siblings if call.branch is not Branch.POSITIVE]
-    if positive and any(_hold(call.conditions, frame) for call in others):
+    made = [call for call in site.siblings if _hold(call.conditions, frame)]
+    positive = [call.line for call in made if call.branch is Branch.POSITIVE]
+    if positive and len(positive) < len(made):
         own = site.call.branch
         return Branches((own,), calls=True, ahead=own is not Branch.POSITIVE and min(positive) < site.call.line)
+    if of_users and len(positive) > 1:
+        raise ValueError(
+            f"{frame.f_code.co_qualname} calls the network {len(positive)} times in a step, and the names of what it "
+            "returns do not tell which branch of guidance each is for: name them, as noise_uncond and noise_cond"
+        )
     rules = [rule for part in (site.splits, others) for one in part for rule in one.conditions]
     named = {name for rule in rules for name in rule.names}
     return Branches(may_come=True) if named & site.assigned else None

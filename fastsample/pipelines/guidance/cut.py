@@ -161,7 +161,8 @@ class _CutDenoiser:
         caller = Caller.find(handle.pipe)
         branches = caller.branches(self._denoiser.name)
         timestep = self._timestep(args, kwargs)
-        run = handle.runs.enter(caller, self._denoiser.group, timestep, lambda new: handle.begin(new, branches))
+        group = self._denoiser.group
+        run = handle.runs.enter(caller, group, timestep, branches, lambda new: handle.begin(new, branches))
         batch = Batch(beneath, args, kwargs, branches)
         guided = self._guided(run, batch)
         if not branches.perturbed_attention:

@@ -77,7 +77,6 @@ class Site:
     """A call of a denoiser, and what its loop does with the output."""
 
     call: Call
-    context: CodeType | None  # what it gives to `cache_context`
     splits: tuple[Split, ...]
     siblings: tuple[Call, ...]  # the loop's calls of the same denoiser, this one too
     assigned: frozenset[str]  # names whose values change in the loop
@@ -156,12 +155,11 @@ def _site(path: Path) -> Site:
     loops = [place for place, node in enumerate(path[:-1]) if isinstance(node, (ast.For, ast.While))]
     region = path[: loops[-1] + 1] if loops else path[:1]
     inside = list(_paths(region))
-    called, context = _called(statement), _context(path)
+    called = _called(statement)
     calls = tuple(_call(other) for other in inside if called and _called(other[-1]) == called)
     returns = [node for node in ast.walk(path[0]) if isinstance(node, ast.Return)]
     return Site(
         _call(path),
-        None if context is None or isinstance(context, ast.Constant) else _compiled(context),
         tuple(split for split in _splits(inside, statement) if not _of_calls(split, calls)),
         calls,
         frozenset(name for other in inside for name in _targets(other[-1])) | frozenset(_targets(region[-1])),

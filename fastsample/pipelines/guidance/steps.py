@@ -56,12 +56,12 @@ class Run:
     first: float | None  # in a loop of the user's own
     seen: dict[str, int] = field(default_factory=dict)  # evaluations of the positive branch, by group
 
-    def is_of(self, caller: Caller, group: str, timestep: Any) -> bool:
+    def is_of(self, caller: Caller, group: str, timestep: Any, branches: Branches) -> bool:
         """Whether an evaluation belongs to it."""
         if self.frame is not caller.frame or self.timesteps is not _timesteps(caller):
             return False
         count = self.seen.get(group, 0)
-        if self.frame is not None or not count:
+        if self.frame is not None or not count or branches.ahead:
             return True
         return count < len(self.timesteps) and self.first != _number(timestep)
 
@@ -103,10 +103,12 @@ class Runs(threading.local, Generic[AnyRun]):
         self._kind = kind
         self.current: AnyRun | None = None
 
-    def enter(self, caller: Caller, group: str, timestep: Any, check: Callable[[AnyRun], None]) -> AnyRun:
+    def enter(
+        self, caller: Caller, group: str, timestep: Any, branches: Branches, check: Callable[[AnyRun], None]
+    ) -> AnyRun:
         """The one of this evaluation; one that has begun is passed to `check`."""
         run = self.current
-        if run is None or not run.is_of(caller, group, timestep):
+        if run is None or not run.is_of(caller, group, timestep, branches):
             self.current = None
             first = _number(timestep) if caller.frame is None else None
             run = self._kind(caller.pipe.scheduler, _timesteps(caller), caller.frame, first)

@@ -15,6 +15,7 @@ from fastsample.fixed_point.updates import make_update
 from fastsample.pipelines.parallel.conversion import TimestepConversion
 from fastsample.pipelines.parallel.distributed import RowShares
 from fastsample.pipelines.parallel.layout import Call, CallLayout, NotParallelError
+from fastsample.pipelines.parallel.rounding import allowed_difference
 from fastsample.pipelines.parallel.stepping import SchedulerTrajectory, Stepper, next_sample, scheduler_nodes
 
 CHECKED_SWEEPS = 2
@@ -169,12 +170,9 @@ class Segment:
     def _check(self, again: Tensor) -> None:
         """NotParallelError unless the known row has the same output among others as it had before."""
         known = self.known.outputs[0].to(again)
-        narrow = [
-            value.dtype for layout in self.layouts for value in layout.call.values() if isinstance(value, Tensor)
-        ]
-        eps = max(torch.finfo(dtype).eps for dtype in [again.dtype, *narrow] if dtype.is_floating_point)
+        given = [value for layout in self.layouts for value in layout.call.values() if isinstance(value, Tensor)]
         difference, size = (value.flatten(1).double().square().mean(-1).sqrt() for value in (again - known, known))
-        if not bool((difference <= eps**0.5 * size).all()):
+        if not bool((difference <= allowed_difference(again, given) * size).all()):
             worst = float((difference / size).max())
             raise NotParallelError(
                 f"a row evaluated again, beside others, differs by {worst:.1e} (rows are mixed, guidance is not copy "

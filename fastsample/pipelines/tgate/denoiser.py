@@ -33,7 +33,7 @@ class GatedDenoiser:
         caller = Caller.find(gated.pipe)
         branches = caller.branches(self._denoiser.name)
         timestep = self._timestep(args, kwargs)
-        run = gated.runs.enter(caller, group, timestep, lambda new: self._begin(new, caller, branches))
+        run = gated.runs.enter(caller, group, timestep, branches, lambda new: self._begin(new, caller, branches))
         (step,) = run.steps_of(group, branches)
         batch = Batch(beneath, args, kwargs, branches)
         return self._evaluated(run, batch, gated.policy.decide(step, _guidance(batch)))
