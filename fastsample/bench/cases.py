@@ -15,7 +15,7 @@ from fastsample.bench.accelerations import Gate, Parallel
 from fastsample.bench.peers import peer_scheduler
 from fastsample.names.options import parse_options
 from fastsample.names.peers import peer_class, peer_names
-from fastsample.names.recommended import RECOMMENDED
+from fastsample.names.recommended import recommended
 from fastsample.names.samplers import parse_sampler_name
 from fastsample.schedulers import create_scheduler, scheduler_from_name
 from fastsample.solvers import available
@@ -134,9 +134,9 @@ def _is_peer(name: str) -> bool:
     return False
 
 
-def recommended_arm(kind: str) -> Arm:
-    """What the documents recommend for models whose noise schedule is of that kind."""
-    setting = RECOMMENDED[kind]
+def recommended_arm(kind: str, guidance: float | None = None) -> Arm:
+    """What the documents recommend for models whose noise schedule is of that kind, at that guidance scale."""
+    setting = recommended(kind, guidance)
     return Arm(setting.solver, tuple(setting.options.items()), setting.grid)
 
 

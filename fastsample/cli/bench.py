@@ -128,6 +128,6 @@ def bench(
     )
     cases = arms.cases(runner, counts, scales, range(seeds))
     results = engine.execute(runner, cases)
-    engine.write(results, folder, kind=runner.kind, as_json=as_json, csv=csv, markdown=markdown)
+    engine.write(results, folder, best=engine.best_label(runner, cases), as_json=as_json, csv=csv, markdown=markdown)
     if plot:
         engine.draw(runner, results, cases, folder)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.measure import Measurement
 
 from fastsample.bench import report
 from fastsample.bench.accelerations import Gate, Parallel
@@ -95,7 +96,7 @@ class Arms:
         ours, peers = self.ours, self.peers
         if ours is None:
             plain = [parse_arm(text, grid=grid) for grid in self.grids for text in SOLVERS]
-            ours = _accelerated([*plain, recommended_arm(runner.kind)], self.added)
+            ours = _accelerated([*plain, recommended_arm(runner.kind, max(guidances))], self.added)
         if peers is None:
             own = type(runner.pipe.scheduler).__name__.removesuffix("Scheduler")
             names = dict.fromkeys([own, *DEFAULT[runner.kind]])
@@ -154,14 +155,20 @@ def execute(runner: Bench, cases: list[Case]) -> list[Result]:
     return [found for case in cases if (found := runner.result(case)) is not None]
 
 
-def write(results: list[Result], folder: Path, *, kind: str, as_json: bool, csv: bool, markdown: bool) -> None:
+def best_label(runner: Bench, cases: Sequence[Case]) -> str:
+    """The recommended arm's label, at the highest of the guidance scales, as :meth:`Arms.cases` has it."""
+    return recommended_arm(runner.kind, max(case.guidance for case in cases)).label
+
+
+def write(results: list[Result], folder: Path, *, best: str, as_json: bool, csv: bool, markdown: bool) -> None:
     """The table on the terminal and the files that were asked for."""
     rows = report.summarise(results)
     title = "error: RMS of the latents to the converged solution, relative to their spread"
-    if (best := recommended_arm(kind).label) in {row.arm for row in rows}:
+    if best in {row.arm for row in rows}:
         title += f"; recommended: {best}"
-    wide = any("gmacs" in row.metrics or "rounds" in row.metrics for row in rows)
-    Console(width=max(Console().width, 190 if wide else 122)).print(report.rich_table(rows, title))
+    table, unbounded = report.rich_table(rows, title), Console(width=1000)
+    natural = Measurement.get(unbounded, unbounded.options, table).maximum
+    Console(width=max(Console().width, natural)).print(table)
     texts = {
         "results.csv": report.csv_text(rows) if csv else None,
         "results.md": report.markdown(rows) if markdown else None,
@@ -183,7 +190,7 @@ def draw(runner: Bench, results: list[Result], cases: list[Case], folder: Path) 
     guidance = max(case.guidance for case in cases)
     steps = report.enough_steps(row for row in rows if row.guidance == guidance)
     arms = list(dict.fromkeys(case.arm for case in cases))
-    best = recommended_arm(runner.kind).label
+    best = best_label(runner, cases)
     chosen = report.foremost([row for row in rows if row.guidance == guidance], keep=best)
     shown = runner.prompts[:8]
     small = replace(runner, prompts=shown, batch=min(runner.batch, len(shown)))

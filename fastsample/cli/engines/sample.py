@@ -96,12 +96,12 @@ class Sampler:
 
     def __post_init__(self) -> None:
         check_draws(self.pipe)
-        self._arm = self.arm or self._recommended()
         own = default_guidance(self.pipe, self.request.negative_prompt)
         self._guidance = own if self.guidance is None else self.guidance
+        self._arm = self.arm or self._recommended()
 
     def _recommended(self) -> Arm:
-        arm = recommended_arm(NoiseSchedule.from_config(self.pipe.scheduler.config).kind)
+        arm = recommended_arm(NoiseSchedule.from_config(self.pipe.scheduler.config).kind, self._guidance)
         return replace(arm, grid=self.grid or arm.grid)
 
     @property
