@@ -32,7 +32,7 @@ def fuses(device: torch.device, *, light: bool = False) -> bool:
     return choose_backend(device) == "triton" and not (light and requested_backend()[0] is None)
 
 
-FEW, SMALL = 2, 1 << 23
+FEW, SMALL = 2, 1 << 22
 """Operations a step, and elements, up to which a fused step takes the host longer than it saves the device.
 
 Measured on an H100 by `scripts/gpu --parts crossover`, steps back to back.

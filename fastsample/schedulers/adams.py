@@ -14,7 +14,7 @@ from fastsample.schedulers.config import configured
 class DEISScheduler(TableScheduler):
     """DEIS (arXiv:2204.13902) in log(sigma / alpha), of `solver_order` 1-4.
 
-    On flow-matching models the orders are those that are stable up to guidance 5, or the config's `stable_guidance`.
+    On flow-matching models the orders are those that are stable up to guidance 7, or the config's `stable_guidance`.
     """
 
     def solver(self) -> tuple[str, dict[str, Any]]:
@@ -25,7 +25,7 @@ class DEISScheduler(TableScheduler):
 class IPNDMScheduler(TableScheduler):
     """iPNDM (arXiv:2202.09778, 2204.13902): Adams-Bashforth with fixed weights, of `solver_order` 1-4.
 
-    On flow-matching models the orders are those that are stable up to guidance 5, or the config's `stable_guidance`.
+    On flow-matching models the orders are those that are stable up to guidance 7, or the config's `stable_guidance`.
     """
 
     def solver(self) -> tuple[str, dict[str, Any]]:
@@ -36,7 +36,7 @@ class IPNDMScheduler(TableScheduler):
 class AcceleratedScheduler(TableScheduler):
     """The accelerated ODE sampler of arXiv:2403.03852, or with `stochastic` its SDE sampler (VP models only).
 
-    On flow-matching models its order is what is stable up to guidance 5, or the config's `stable_guidance`.
+    On flow-matching models its order is what is stable up to guidance 7, or the config's `stable_guidance`.
     """
 
     def solver(self) -> tuple[str, dict[str, Any]]:

@@ -60,8 +60,9 @@ many evaluations as one of them has are made by it, in place of solver and grid.
 of a run's steps the increments of one path (:mod:`fastsample.sampling.brownian`): one seed follows it at any number
 of steps. `stable_guidance` is the guidance scale under which the steps of a multistep solver shall be stable, where
 they are too long for its order at a lower one or one in between (:mod:`fastsample.tables.stability`); give the scale
-that you sample with, 1 where there is no guidance. "auto" is 5 on flow-matching models, which is never worse than
-Euler there, and no limit (None) on others and on configs of diffusers' own multistep classes, whose values are kept.
+that you sample with, 1 where there is no guidance. "auto" is 7 on flow-matching models, where multistep solvers then
+stay with Euler until steps are short, and no limit (None) on others and on configs of diffusers' own multistep
+classes, whose values are kept.
 """
 
 CHOICES: dict[str, tuple[Any, ...]] = {

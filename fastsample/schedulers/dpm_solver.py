@@ -33,7 +33,7 @@ class DPMSolverScheduler(TableScheduler):
     `variant="exact"` makes order 3 truly third order (the released formula is second order). `eta` in [0, 1]
     scales the noise of the SDE forms, `solver_order` 1-3 ("sde-dpmsolver": 1-2).
 
-    On flow-matching models a multistep's orders are those that are stable up to guidance 5, or up to the config's
+    On flow-matching models a multistep's orders are those that are stable up to guidance 7, or up to the config's
     `stable_guidance`, but for configs of diffusers' own class.
     """
 

@@ -17,7 +17,7 @@ class GHVBScheduler(TableScheduler):
 
     A "momentum number" of 3.8 means order 4 with beta 0.8. Recommended on flow-matching models, with
     `timestep_grid="shifted-quadratic"`, beta=0.7 and `stable_guidance` the guidance scale: see
-    :data:`fastsample.names.recommended.FLOW`. Without these it has orders that are stable up to guidance 5 there.
+    :data:`fastsample.names.recommended.FLOW`. Without these it has orders that are stable up to guidance 7 there.
     """
 
     def solver(self) -> tuple[str, dict[str, Any]]:
@@ -30,7 +30,7 @@ class HeavyBallScheduler(TableScheduler):
     """Heavy-ball momentum `beta` in (0, 1] on `base`: "dpmpp-2m" (DPM-Solver++ 2M) or "adams" (Adams-Bashforth).
 
     `adams_order` 1-4 and `nesterov` (Nesterov's form of momentum) belong to base "adams". On flow-matching models the
-    orders are those that are stable up to guidance 5, or up to the config's `stable_guidance`.
+    orders are those that are stable up to guidance 7, or up to the config's `stable_guidance`.
     """
 
     def solver(self) -> tuple[str, dict[str, Any]]:

@@ -18,8 +18,8 @@ from fastsample.solvers.registry import Solver
 from fastsample.tables.preset import Preset, read_preset
 from fastsample.tables.table import Table
 
-GUIDANCE = 5.0
-"""The scale under which steps are stable on flow-matching models, unless the config says: most are guided by less."""
+GUIDANCE = 7.0
+"""The scale under which steps are stable on flow-matching models, unless the config says: SD3 pipelines' default."""
 
 
 @dataclass(frozen=True, eq=False)

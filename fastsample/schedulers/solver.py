@@ -41,7 +41,7 @@ def create_scheduler(
     `grid` names a time grid (default: the config's own spacing), with `grid_options` of its own, e.g. a and b of
     "beta"; `dualfast` is the strength of DualFast's correction; `noise` "brownian" makes a stochastic solver follow
     one path of noise at any number of steps; `stable_guidance` is the guidance scale under which a multistep solver
-    shall be stable ("auto": 5 on flow-matching models, no limit on others; None: no limit); `options` are the
+    shall be stable ("auto": 7 on flow-matching models, no limit on others; None: no limit); `options` are the
     solver's, e.g. order=4, beta=0.8.
     Raises ValueError for unknown names and options.
     """

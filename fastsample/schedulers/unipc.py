@@ -16,7 +16,7 @@ class UniPCScheduler(TableScheduler):
 
     `solver_type` "bh1" or "bh2" is the paper's B(h), `predict_x0` its form on data predictions, and
     `disable_corrector` the steps that go without a corrector. On flow-matching models the orders are those that are
-    stable up to guidance 5, or up to the config's `stable_guidance`, but for configs of diffusers' own class.
+    stable up to guidance 7, or up to the config's `stable_guidance`, but for configs of diffusers' own class.
     """
 
     def solver(self) -> tuple[str, dict[str, Any]]:
