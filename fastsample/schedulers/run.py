@@ -50,7 +50,11 @@ class Evaluation(NamedTuple):
     @classmethod
     def of(cls, weights: tuple[float, float], sample: Tensor, output: Tensor, data: Tensor | None) -> Evaluation:
         """Without the graph that gradients go back through, which would live until the next step."""
-        return cls(weights, sample.detach(), output.detach(), None if data is None else data.detach())
+        return cls(weights, _plain(sample), _plain(output), None if data is None else _plain(data))
+
+
+def _plain(value: Tensor) -> Tensor:
+    return value.detach() if value.requires_grad else value  # a view costs a microsecond
 
 
 @dataclass(slots=True, eq=False)
