@@ -64,9 +64,16 @@ CASES: list[tuple[Callable[[], object], str]] = [
     *[
         (
             build(name, variant="exact"),
-            f"option variant = 'exact' is unknown to solver {name!r}: it takes solver_type",
+            f"option variant = 'exact' is unknown to solver {name!r}: it takes {taken}",
         )
-        for name in ("dpm-2m", "dpmpp-2m", "dpm-1-sde", "dpmpp-1-sde", "dpm-2m-sde", "dpmpp-2m-sde")
+        for name, taken in {
+            "dpm-2m": "solver_type",
+            "dpmpp-2m": "solver_type",
+            "dpm-1-sde": "solver_type, eta",
+            "dpmpp-1-sde": "eta",
+            "dpm-2m-sde": "solver_type",
+            "dpmpp-2m-sde": "solver_type",
+        }.items()
     ],
     (build("dpmpp-2m-sde", eta=2), "eta = 2"),
     (build("ddim", eta=-0.1), "eta = -0.1"),

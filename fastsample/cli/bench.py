@@ -98,7 +98,14 @@ def bench(
 
     if decode:
         run = bench_decoding.BenchDecoding(
-            rule or [], model, problems, batch or 64, dtype or "float32", device or "cpu", out, resume
+            rule or [],
+            model,
+            problems,
+            64 if batch is None else batch,
+            dtype or "float32",
+            device or "cpu",
+            out,
+            resume,
         )
         run(as_json=as_json, markdown=markdown, plot=plot)
         return

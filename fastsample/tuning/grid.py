@@ -18,6 +18,8 @@ from fastsample.tuning.problem import Problem
 Array = NDArray[np.float64]
 KEPT = 0.3
 """The part of a step between two nodes that an iteration leaves at least, so that nodes stay in order."""
+MARGIN = 0.05
+"""By how much the last node may still move up where it is cleaner than the cleanest already."""
 NOISIEST = -10.0
 """The log-SNR that stands for pure noise where steps are measured."""
 
@@ -58,12 +60,16 @@ def grid_family(base: Base, count: int, difference: float) -> Family:
 
 
 def ordered(problem: Problem, count: int) -> Callable[[Array, Array], Array]:
-    """A limit of moves whose first `count` parameters are log-SNRs: no step shrinks below KEPT of what it was."""
-    first = max(problem.first.lam, NOISIEST)
+    """A limit of moves whose first `count` parameters are log-SNRs: no step shrinks below KEPT of what it was.
+
+    The step that is left to the cleanest log-SNR is one of them.
+    """
+    first, last = max(problem.first.lam, NOISIEST), problem.cleanest
 
     def limit(values: Array, moved: Array) -> Array:
-        before = np.diff(np.append(first, values[:count]))
-        after = np.diff(np.append(first, moved[:count]))
+        end = max(last, values[count - 1] + MARGIN)
+        before = np.diff(np.concatenate([[first], values[:count], [end]]))
+        after = np.diff(np.concatenate([[first], moved[:count], [end]]))
         short = after < KEPT * before
         if not short.any():
             return moved

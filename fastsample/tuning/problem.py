@@ -16,6 +16,9 @@ from fastsample.tables.prediction import prediction_weights
 Model = Callable[[Tensor, Sequence[float]], Tensor]
 """`model(x, times)`: outputs for samples x [R, P, ..], with all P samples of row r at the model's time `times[r]`."""
 
+CLEANEST = 1e-3
+"""Share of the times between the end and the last node, at least: beyond, some schedules know no log-SNR."""
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -31,6 +34,12 @@ class Problem:
     final: Node
     whole: bool = False
     named: Callable[[str, int], Sequence[Node]] | None = None
+
+    @property
+    def cleanest(self) -> float:
+        """The log-SNR that an inner node may have at most: that of a time just before the end."""
+        end, begin = self.final.time, self.first.time
+        return float(self.schedule.lam(end + CLEANEST * (begin - end)))
 
     def nodes(self, lams: ArrayLike) -> tuple[Node, ...]:
         """The grid that begins at `first`, goes on at the log-SNRs `lams`, which must rise, and ends at `final`."""

@@ -74,7 +74,7 @@ def write_images(
         label = f"label{classes[index // count]}-" if classes else ""
         files.append(folder / f"{label}{index % count:03d}.png")
         image.save(files[-1])
-    sheet = contact_sheet(files, folder / "contact-sheet.png")
+    sheet = contact_sheet(files, folder)
     report = made.report
     cost = {"sweeps": report.sweeps, "seconds": round(sum(block.seconds for block in report.blocks), 3)}
     if as_json:
