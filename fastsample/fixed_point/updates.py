@@ -141,12 +141,12 @@ class Secant(Update):
         slopes = np.full(states.shape[:2], np.nan)
         if self._last is None:
             return slopes
-        began, *before, then = self._last[0], self._last[1], self._last[2], self._last[3]
+        began, old_states, old_outputs, then = self._last
         place = np.arange(len(states))[:, None] + (first - began)
-        count = int((place < len(before[0])).any(1).sum())  # of the rows that some item has met
-        known = place[:count] < len(before[0])
-        place = np.minimum(place[:count], len(before[0]) - 1)
-        step, turn = (now[:count] - taken(old, place) for now, old in zip((states, outputs), before, strict=True))
+        count = int((place < len(old_states)).any(1).sum())  # of the rows that some item has met
+        known = place[:count] < len(old_states)
+        place = np.minimum(place[:count], len(old_states) - 1)
+        step, turn = states[:count] - taken(old_states, place), outputs[:count] - taken(old_outputs, place)
         dots = torch.stack([_dots(step, turn), _dots(step, step)]).cpu().numpy().astype(np.float64)
         with np.errstate(divide="ignore", invalid="ignore"):
             slopes[:count] = np.where(known, dots[0] / dots[1], np.nan)
@@ -175,9 +175,8 @@ class Anderson(Update):
         if memory < 1:
             raise ValueError(f"memory = {memory}: give the sweeps that are remembered, 1 or more")
         self.damping = damping
-        self._past: deque[tuple[NDArray[np.int64], Tensor, Tensor]] = deque(
-            maxlen=memory
-        )  # first rows, values and residuals
+        # the first rows, values and residuals of earlier sweeps
+        self._past: deque[tuple[NDArray[np.int64], Tensor, Tensor]] = deque(maxlen=memory)
 
     def __call__(
         self,
