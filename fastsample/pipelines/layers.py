@@ -28,11 +28,15 @@ _CHANGING = threading.Lock()  # held while a module's layers change
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """`around(beneath, *args, **kwargs)` is called in place of the module, and `forget()` when a pipeline is done."""
+    """`around(beneath, *args, **kwargs)` is called in place of the module, and `forget()` when a pipeline is done.
+
+    Of two layers the one of greater `depth` is beneath: it sees the rows that the others leave.
+    """
 
     name: str
     around: Callable[..., Any]
     forget: Callable[[], None] = lambda: None
+    depth: int = 0
 
 
 def layers_of(module: nn.Module) -> tuple[Layer, ...]:
@@ -51,9 +55,10 @@ def layers_on(denoiser: Denoiser) -> tuple[Layer, ...]:
 @contextlib.contextmanager
 def layered(module: nn.Module, layer: Layer) -> Iterator[None]:
     """In the block `layer` is around what the module was before. Blocks may be left in any order."""
-    with _CHANGING:
-        _put_on(module, (*layers_of(module), layer))
-    try:
+    try:  # from here on, as an interrupt may come before the block
+        with _CHANGING:
+            # sorted is stable: of one depth the latest is the outermost
+            _put_on(module, tuple(sorted((*layers_of(module), layer), key=lambda own: -own.depth)))
         yield
     finally:
         with _CHANGING:
