@@ -28,7 +28,7 @@ def apart(pipe: Any, scheduler: Any = None) -> Iterator[Any]:
     if held.get(INTERRUPT):  # of a call before
         held[INTERRUPT] = False
     with (
-        overlaid(own, **{INTERRUPT: Attribute(lambda interrupted: interrupted or held.get(INTERRUPT, False))}),
+        overlaid(own, _interrupt=Attribute(lambda interrupted: interrupted or held.get(INTERRUPT, False))),
         overlaid(
             pipe,
             __getattribute__=lambda beneath, name: getattr(own, name),

@@ -11,6 +11,7 @@ import contextlib
 import functools
 import threading
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +23,11 @@ from fastsample.pipelines.overlay import cover, reduced
 GATE = "T-GATE"
 """The name of T-GATE's layers."""
 
+SHARED, EVALUATED = 1, 2
+"""Depths: where the rows that other layers leave are shared among processes, and where those are evaluated."""
+
 LAYERS = "_fastsample_around"
+_LEFT_OUT: ContextVar[bool] = ContextVar("left_out", default=False)
 _CHANGING = threading.Lock()  # held while a module's layers change
 
 
@@ -65,6 +70,16 @@ def layered(module: nn.Module, layer: Layer) -> Iterator[None]:
             _put_on(module, tuple(other for other in layers_of(module) if other is not layer))
 
 
+@contextlib.contextmanager
+def unlayered() -> Iterator[None]:
+    """In the block and its thread networks do as without layers, but for those that only look on."""
+    token = _LEFT_OUT.set(True)
+    try:
+        yield
+    finally:
+        _LEFT_OUT.reset(token)
+
+
 def _put_on(module: nn.Module, layers: tuple[Layer, ...]) -> None:
     kind = type(module)
     own = kind.__mro__[1] if LAYERS in vars(module) else kind
@@ -81,8 +96,10 @@ def _with_layers(base: type[nn.Module]) -> type[nn.Module]:
 
     def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         beneath = functools.partial(base.__call__, self)
+        left_out = _LEFT_OUT.get()
         for layer in vars(self).get(LAYERS, ()):
-            beneath = functools.partial(layer.around, beneath)
+            if not left_out or layer.depth == EVALUATED:
+                beneath = functools.partial(layer.around, beneath)
         return beneath(*args, **kwargs)
 
     def reset(self: nn.Module, *args: Any, **kwargs: Any) -> None:

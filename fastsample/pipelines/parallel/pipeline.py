@@ -194,8 +194,8 @@ def _call(pipe: Any, run: ParallelRun, settings: Settings, args: tuple[Any, ...]
     original = class_beneath(pipe)
     call: Callable[..., Any] = functools.partial(original.__call__, pipe)  # type: ignore[operator]
     arguments = inspect.signature(call).bind(*args, **kwargs).arguments
-    streams = Streams(arguments.get("generator"))
-    before = streams.state()
+    streams, everyones = Streams(arguments.get("generator")), Streams(None)
+    before, everyones_before, drawn = streams.state(), everyones.state(), False
     called = stepped_denoisers(pipe)
     run.fallback = step_decision(original, {**arguments, **arguments.get("kwargs", {})})
     if not run.fallback:
@@ -207,12 +207,15 @@ def _call(pipe: Any, run: ParallelRun, settings: Settings, args: tuple[Any, ...]
             except NotParallelError as error:
                 run.fallback = str(error)
             except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
-                if isinstance(error, torch.OutOfMemoryError) or not session.swept:
+                if isinstance(error, torch.OutOfMemoryError) or not session.swept or error is session.failure:
                     raise
                 run.fallback = f"{original.__name__} failed with many rows at once: {type(error).__name__}: {error}"
             finally:
                 run.add(session.loops)
+            drawn = any(loop.draws_from_all for loop in session.loops)
     warnings.warn(f"sampled sequentially: {run.fallback}", stacklevel=5)
+    if drawn:
+        everyones.restore(everyones_before)
     streams.restore(before)
     with apart(pipe):
         return call(*args, **kwargs)
