@@ -158,7 +158,8 @@ class RecipeRun:
         self._lock = threading.Lock()
         self._costs, self._rounds = Ledger(), 0
         self._calls, self._plain = 0, Plain()
-        self._own, self._scheduler = scheduled(pipe)[0].scheduler, recipe.scheduler(pipe)
+        self._scheduler = recipe.scheduler(pipe)
+        self._own = None if self._scheduler is None else scheduled(pipe)[0].scheduler
         with contextlib.ExitStack() as undo:
             if self._scheduler is not None:
                 undo.enter_context(swapped(pipe, self._scheduler))

@@ -136,6 +136,9 @@ class Served:
         self._thread = threading.Thread(target=self._work, args=(pipe, scheduler, dict(call)), daemon=True)
         self._cuda = torch.cuda.current_device() if torch.cuda.is_available() else None
         self._thread.start()
+        self.sample: Tensor
+        self.output: Tensor
+        self.time: float
         try:
             self.sample, self.output, self.time = self._answer()
         except BaseException:  # an interrupt, say, with the pipeline still at work
