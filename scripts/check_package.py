@@ -76,7 +76,9 @@ def extras(names: Annotated[list[str] | None, typer.Argument()] = None, python: 
 def lowest(python: Python = "3.11", tests: Annotated[list[str] | None, typer.Option()] = None) -> None:
     """Install the lowest declared versions, and run the smoke test and the files of --tests."""
     with tempfile.TemporaryDirectory() as folder:
-        made = environment(folder, python, "", "--resolution", "lowest-direct", "--requirements", ROOT / "pyproject.toml")
+        made = environment(
+            folder, python, "", "--resolution", "lowest-direct", "--requirements", ROOT / "pyproject.toml"
+        )
         run("uv", "pip", "list", "--python", made)
         smoke(made)
         if tests:
