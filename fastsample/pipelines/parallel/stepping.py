@@ -163,6 +163,7 @@ class RemainingTrajectory(TableTrajectory):
             output=output[:, : x.shape[1]],
             sums=remaining.data,
         )
+        self.result(0, x)
 
     def evaluate(self, rows: Tensor, states: Tensor) -> Tensor:
         """Not asked: the pipeline evaluates."""
