@@ -7,6 +7,7 @@ import functools
 import inspect
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -66,7 +67,7 @@ class Session:
         given = kwargs.get("callback_on_step_end")
         if given is None:
             return kwargs
-
+        self._settings = replace(self._settings, reporting=True)
         callback = once_a_step(given, self._running, self._pipe, self._denoisers)
 
         @functools.wraps(given)
