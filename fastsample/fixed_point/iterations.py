@@ -17,7 +17,7 @@ from torch import Tensor
 from fastsample.fixed_point.coarse import Strides, dense, filled_in, near_enough, strided, strides_of
 from fastsample.fixed_point.rows import taken
 from fastsample.fixed_point.triangular import TriangularSystem
-from fastsample.fixed_point.updates import Update, make_update
+from fastsample.fixed_point.updates import Sweep, Update, make_update
 
 
 @dataclass
@@ -122,7 +122,7 @@ class FixedPoint:
         evaluated = None
         if coarse:
             outputs, evaluated = filled_in(outputs, places, size)
-        new, plain = self.update(self.system, rows, states, outputs, old, evaluated)
+        new, plain = self.update(self.system, Sweep(rows, states, outputs, old, evaluated))
         change = self.system.change(torch.from_numpy(rows.numpy() + 1), plain, old).cpu().numpy()
         settled = ((change <= self.tolerance) | ~valid).cumprod(0).sum(0)
         # these states' inputs have settled, and their outputs are not interpolated

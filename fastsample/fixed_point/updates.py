@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from itertools import pairwise
-from typing import ClassVar, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -21,6 +21,20 @@ from fastsample.fixed_point.triangular import TriangularSystem
 from fastsample.sampling.backend import accumulation_dtype
 
 
+class Sweep(NamedTuple):
+    """What a sweep has found: `outputs` [R, B, ..] of the `rows` [R, B] at `states` [R, B, ..].
+
+    `old` are the values of the states `rows + 1` before it. `evaluated` [R, B] are the rows whose outputs are the
+    model's, where the others' are interpolated; None: all.
+    """
+
+    rows: Tensor
+    states: Tensor
+    outputs: Tensor
+    old: Tensor
+    evaluated: NDArray[np.bool_] | None = None
+
+
 class Update(Protocol):
     """Moves the states of a window; may remember earlier sweeps of one system.
 
@@ -29,36 +43,19 @@ class Update(Protocol):
 
     copies: ClassVar[bool] = False
 
-    def __call__(
-        self,
-        system: TriangularSystem,
-        rows: Tensor,
-        states: Tensor,
-        outputs: Tensor,
-        old: Tensor,
-        evaluated: NDArray[np.bool_] | None = None,
-    ) -> tuple[Tensor, Tensor]:
+    def __call__(self, system: TriangularSystem, sweep: Sweep) -> tuple[Tensor, Tensor]:
         """The states `rows + 1` as the next sweep's guess, and as they are where their inputs have settled.
 
-        `old` are their values before the sweep. `evaluated` [R, B] are the rows whose outputs are the model's, where
-        the others' are interpolated; None: all. The second result judges convergence and is what is committed; it is
-        the same tensor where there is no difference.
+        The second result judges convergence and is what is committed; it is the same tensor where there is no
+        difference.
         """
 
 
 class Jacobi(Update):
     """`J = 0`: every state from its own input (Song et al. 2021)."""
 
-    def __call__(
-        self,
-        system: TriangularSystem,
-        rows: Tensor,
-        states: Tensor,
-        outputs: Tensor,
-        old: Tensor,
-        evaluated: NDArray[np.bool_] | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        new = system.advance(rows, states, outputs)
+    def __call__(self, system: TriangularSystem, sweep: Sweep) -> tuple[Tensor, Tensor]:
+        new = system.advance(sweep.rows, sweep.states, sweep.outputs)
         return new, new
 
 
@@ -67,33 +64,17 @@ class Increment(Update):
 
     copies = True
 
-    def __call__(
-        self,
-        system: TriangularSystem,
-        rows: Tensor,
-        states: Tensor,
-        outputs: Tensor,
-        old: Tensor,
-        evaluated: NDArray[np.bool_] | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        moved = system.advance(rows, states, outputs) - states
-        new = states[:1] + moved.cumsum(0)
+    def __call__(self, system: TriangularSystem, sweep: Sweep) -> tuple[Tensor, Tensor]:
+        moved = system.advance(sweep.rows, sweep.states, sweep.outputs) - sweep.states
+        new = sweep.states[:1] + moved.cumsum(0)
         return new, new
 
 
 class Replay(Update):
     """The cheap map run again with this sweep's outputs: exact for what is linear in the states."""
 
-    def __call__(
-        self,
-        system: TriangularSystem,
-        rows: Tensor,
-        states: Tensor,
-        outputs: Tensor,
-        old: Tensor,
-        evaluated: NDArray[np.bool_] | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        new = system.replay(rows, states, outputs)
+    def __call__(self, system: TriangularSystem, sweep: Sweep) -> tuple[Tensor, Tensor]:
+        new = system.replay(sweep.rows, sweep.states, sweep.outputs)
         return new, new
 
 
@@ -111,15 +92,8 @@ class Secant(Update):
         self._last: tuple[NDArray[np.int64], Tensor, Tensor, NDArray[np.bool_] | None] | None = None
         self._slopes = np.zeros((0, 0))
 
-    def __call__(
-        self,
-        system: TriangularSystem,
-        rows: Tensor,
-        states: Tensor,
-        outputs: Tensor,
-        old: Tensor,
-        evaluated: NDArray[np.bool_] | None = None,
-    ) -> tuple[Tensor, Tensor]:
+    def __call__(self, system: TriangularSystem, sweep: Sweep) -> tuple[Tensor, Tensor]:
+        rows, states, outputs, _, evaluated = sweep
         visible = outputs[:, :, : states.shape[2]] if outputs.shape != states.shape else outputs
         first = rows.numpy()[0]
         of_state, of_output = (part.numpy() for part in system.gains(rows))
@@ -178,15 +152,8 @@ class Anderson(Update):
         # the first rows, values and residuals of earlier sweeps
         self._past: deque[tuple[NDArray[np.int64], Tensor, Tensor]] = deque(maxlen=memory)
 
-    def __call__(
-        self,
-        system: TriangularSystem,
-        rows: Tensor,
-        states: Tensor,
-        outputs: Tensor,
-        old: Tensor,
-        evaluated: NDArray[np.bool_] | None = None,
-    ) -> tuple[Tensor, Tensor]:
+    def __call__(self, system: TriangularSystem, sweep: Sweep) -> tuple[Tensor, Tensor]:
+        rows, states, outputs, old, _ = sweep
         plain = system.replay(rows, states, outputs)
         residual = plain - old
         values = [(old, residual)]
