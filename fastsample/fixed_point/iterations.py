@@ -27,7 +27,7 @@ class ParallelReport:
     `starts[s]` are the indices of the first uncommitted state of each batch item after sweep s + 1, and
     `residuals[s]` is the largest change of a state in that sweep, in the unit of the tolerance; of a block that
     is left early, the last one says how far it was from settled. `substituted` are the states from which a block was
-    solved one after the other.
+    solved one after the other. `stopped`: a bound of sweeps ended it, and some of the states are the last guesses.
     """
 
     sweeps: int = 0
@@ -35,6 +35,7 @@ class ParallelReport:
     starts: list[tuple[int, ...]] = field(default_factory=list)
     residuals: list[float] = field(default_factory=list)
     substituted: list[int] = field(default_factory=list)
+    stopped: bool = False
 
 
 class FixedPoint:
@@ -112,8 +113,12 @@ class FixedPoint:
         """The values of `rows`, [R, B, ..]."""
         return taken(self._held, self._places())
 
-    def sweep(self, outputs: Tensor) -> None:
-        """Take the outputs of `rows` at `states`, move the states, and commit those that have settled."""
+    def sweep(self, outputs: Tensor, *, hold: bool = False, last: bool = False) -> None:
+        """Take the outputs of `rows` at `states`, move the states, and commit those that have settled.
+
+        With `hold` none is committed, for outputs that are not the system's own. With `last` it is done after this
+        sweep: what has not settled stays as it is guessed.
+        """
         places, size = self._places(), self._size
         coarse = self.coarse
         rows = torch.from_numpy(np.minimum(self._begin + np.arange(size)[:, None], self.system.length - 1))
@@ -127,16 +132,24 @@ class FixedPoint:
         settled = ((change <= self.tolerance) | ~valid).cumprod(0).sum(0)
         # these states' inputs have settled, and their outputs are not interpolated
         most = dense(self._stride) if coarse else size
-        final = np.minimum(np.minimum(1 + settled, most), valid.sum(0))
+        final = np.minimum(np.minimum(1 + settled, 0 if hold else most), valid.sum(0))
         if new is not plain:
             keep = torch.from_numpy(np.arange(size)[:, None] < final).to(new.device)
             new = torch.where(keep.reshape(*keep.shape, *[1] * (new.ndim - 2)), plain, new)
         self.report.sweeps += 1
         self.report.evaluations += places.size
         self.report.residuals.append(float(change[valid].max()))
+        if last:
+            self.window = self.system.length  # guesses to the end
         self._begin = self._begin + final
         self._slide(final, new)
-        self.system.commit(self.begin)
+        if last and not self.done:
+            self.report.stopped = True
+            rest = self.system.length - self._begin
+            self._begin = self._begin + rest
+            self._slide(rest, self._held[1:])
+        else:
+            self.system.commit(self.begin)
         self.report.starts.append(tuple(self._begin.tolist()))
 
     @property

@@ -18,6 +18,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from fastsample.fixed_point.updates import Increment
+
 FILE = "consistency.safetensors"
 """The weights in a folder."""
 
@@ -51,6 +53,17 @@ def norms(module: nn.Module, names: list[str]) -> Tensor:
     return torch.stack([own[name].detach().float().norm() for name in names]).cpu()
 
 
+def share_of(sweep: int, sweeps: int) -> float:
+    """The changes' weight in sweep 0, 1, ..: lambda(k) = clip(1 - s k / K, 0, 1) of the paper, K / s = `sweeps`."""
+    return max(0.0, 1.0 - sweep / sweeps)
+
+
+class FromGuess(Increment):
+    """Picard's sweeps, from the first guess of the system: what a consistency model's sweeps are."""
+
+    copies = False
+
+
 @dataclass(frozen=True)
 class Consistency:
     """Changes of a denoiser's parameters by name, float32, and the sweeps over which their share falls to 0."""
@@ -59,8 +72,8 @@ class Consistency:
     sweeps: int
 
     def share(self, sweep: int) -> float:
-        """The weight of the changes in sweep 0, 1, ..: lambda(k) = clip(1 - s k / K, 0, 1) with K / s = `sweeps`."""
-        return max(0.0, 1.0 - sweep / self.sweeps)
+        """The weight of the changes in sweep 0, 1, ..."""
+        return share_of(sweep, self.sweeps)
 
     @classmethod
     def of(cls, source: Any, module: nn.Module, sweeps: int | None = None) -> Consistency:

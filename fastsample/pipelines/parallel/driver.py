@@ -76,6 +76,11 @@ class Loop:
         return self.phase is Phase.SWEEPING
 
     @property
+    def share(self) -> float:
+        """The consistency model's share in this step."""
+        return self._segment.share if self._segment and self.sweeping else 0.0
+
+    @property
     def places(self) -> list[int]:
         """Where in the timesteps the rows of a denoiser's call lie: one place for all of them in a plain step."""
         return [self.committed] if self._segment is None else self._segment.places
@@ -129,16 +134,17 @@ class Loop:
         if not same_arguments(self._stepper.arguments, arguments):
             raise NotParallelError("the arguments of the scheduler's step change from step to step")
         calls, self._calls = self._calls, []
-        before = self.committed
+        before, held = self.committed, self.share > 0
         if self._segment is None:
             result = self._plain_step(calls, output, sample)
         else:
             result = self._sweep(self._segment, calls, output)
         self._sample = next_sample(result)
+        self._stepper.reach(self.committed)
         self._stepper.go_to(self.committed)
         known = [int(self._segment.known.steps.min())] if self._segment else []
         self._stepper.forget(min([self.committed, *known]))
-        assert before < self.committed
+        assert before < self.committed or held
         self._enter(Phase.ENDED if self.committed == len(self.timesteps) else Phase.STEPPED)
         return result
 
@@ -164,7 +170,8 @@ class Loop:
         """Move a segment's windows by the outputs of all their rows."""
         if len(calls) != len(segment.layouts):
             raise NotParallelError("the denoisers called change from step to step")
-        segment.sweep(output)
+        rounds = self.plain_steps + sum(report.sweeps for report in self.reports) + 1
+        segment.sweep(output, last=rounds == self.settings.rounds)
         states = segment.fixed.trajectory
         begin = int(segment.fixed.begin.min())
         for step in range(self.committed, segment.start + begin):

@@ -17,6 +17,7 @@ from fastsample.pipelines.denoisers import Denoiser, latents_of
 from fastsample.pipelines.guidance.steps import evaluating
 from fastsample.pipelines.layers import Layer, layered
 from fastsample.pipelines.overlay import Attribute, overlaid
+from fastsample.pipelines.parallel.consistency import Twin
 from fastsample.pipelines.parallel.driver import Loop, Phase
 from fastsample.pipelines.parallel.layout import NotParallelError
 from fastsample.pipelines.parallel.segment import Settings
@@ -41,6 +42,10 @@ class Session:
         self._shared = 0  # rows of the call under way that the processes share
         self._thread = threading.current_thread()
         self._undo = contextlib.ExitStack()
+        self._twin: Twin | None = None  # of the denoiser, for the consistency model's sweeps
+        if settings.consistency is not None:
+            (denoiser,) = denoisers
+            self._twin = Twin(denoiser.module, settings.consistency)
 
     def __enter__(self) -> Session:
         # the loop is given the timesteps of windows, and what it hands to `step` moves windows
@@ -125,6 +130,8 @@ class Session:
             if expanded is None:
                 return beneath(*args, **kwargs)
             self.swept = True
+            if self._twin is not None and loop.share:
+                return self._twin.at(loop.share)(**expanded)
             return beneath(**expanded)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
