@@ -45,12 +45,14 @@ from fastsample.pipelines.parallel.consistency import (
 GUIDANCE = bundled.GUIDANCE
 ROWS = 32 * 25
 """Rows of a sweep in training: images times steps."""
-STEPS = range(25, 51)
-"""Steps of the trajectories."""
+STEPS = (25, 36, 50)
+"""Steps of the trajectories, one of them in each draw."""
 POOL = 8
 """Batches of one draw of trajectories, made together since they are made one step after the other."""
 WHOLE = 0.3
 """The rate of changes that are no factors, over that of factors."""
+HELD_OUT = 32
+"""Images of held-out scenes that are watched."""
 PLAIN_SWEEPS = 1
 """Sweeps of the denoiser itself in training, after those with a share of the changes."""
 
@@ -280,10 +282,10 @@ def train(args: argparse.Namespace) -> None:
 
 
 @torch.no_grad()
-def report(network: Guided, state: dict[str, Tensor], pipe: Any, shares: list[float], count: int = 32) -> str:
+def report(network: Guided, state: dict[str, Tensor], pipe: Any, shares: list[float]) -> str:
     """The mean errors of held-out images after each sweep, and after two more of the denoiser itself."""
     grid = Grid.of(pipe, STEPS[0], pipe.unet.device)
-    x, text = Scenes.of(pipe, True, 1).draw(count)
+    x, text = Scenes.of(pipe, True, 1).draw(HELD_OUT)
     exact, first = trajectories(network, grid, x, text)
     rolled = rollout(network, network.deltas(state), grid, x, first, text, [*shares, 0.0, 0.0])
     found = [errors(states, exact, grid)[0].mean().item() for states in rolled]
@@ -312,8 +314,13 @@ def main() -> None:
     if args.stage == "train":
         train(args)
     else:
-        weights = args.weights or bundled.load_consistency()
-        evaluate(weights, args.out, [int(count) for count in args.counts.split(",")], args.seeds, args.images)
+        evaluate(
+            args.weights or args.out,
+            args.out,
+            [int(count) for count in args.counts.split(",")],
+            args.seeds,
+            args.images,
+        )
 
 
 if __name__ == "__main__":

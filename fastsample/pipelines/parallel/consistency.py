@@ -103,7 +103,7 @@ class Consistency:
         return cls(changes, sweeps or int(state.get(SWEEPS, torch.tensor(2))))
 
 
-def _differences(own: dict[str, Tensor], other: dict[str, Tensor]) -> dict[str, Tensor]:
+def _differences(own: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if own.keys() != other.keys():
         name = min(own.keys() ^ other.keys())
         raise ValueError(f"consistency is another kind of model: only one of them has {name}")
@@ -120,9 +120,10 @@ def _read(source: Any) -> dict[str, Tensor]:
     path = Path(source)
     path = path / FILE if path.is_dir() else path
     try:
-        return load_file(path)
+        state: dict[str, Tensor] = load_file(path)
     except (OSError, SafetensorError):
         raise ValueError(f"consistency = {str(source)!r}: no folder with a {FILE}, and no such file") from None
+    return state
 
 
 def _named(source: Any) -> str:
