@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from picard_report import evaluate
 from safetensors.torch import load_file, save_file
 from scene_training import cosine
 from torch import Tensor, nn
@@ -314,13 +313,10 @@ def main() -> None:
     if args.stage == "train":
         train(args)
     else:
-        evaluate(
-            args.weights or args.out,
-            args.out,
-            [int(count) for count in args.counts.split(",")],
-            args.seeds,
-            args.images,
-        )
+        from picard_report import evaluate  # it draws, and machines to train on may have no matplotlib
+
+        counts = [int(count) for count in args.counts.split(",")]
+        evaluate(args.weights or args.out, args.out, counts, args.seeds, args.images)
 
 
 if __name__ == "__main__":

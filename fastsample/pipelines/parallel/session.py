@@ -7,6 +7,7 @@ import functools
 import inspect
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -69,7 +70,10 @@ class Session:
     def callbacks(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """The call's arguments with callbacks that are called once a committed step."""
         given = kwargs.get("callback_on_step_end")
-        return kwargs if given is None else {**kwargs, "callback_on_step_end": self._callback(given)}
+        if given is None:
+            return kwargs
+        self._settings = replace(self._settings, reporting=True)
+        return {**kwargs, "callback_on_step_end": self._callback(given)}
 
     # --- what takes the place of the scheduler's and the pipeline's --------------------------------------
 
