@@ -84,6 +84,11 @@ class Loop:
         return self._segment.share if self._segment and self.sweeping else 0.0
 
     @property
+    def draws_from_all(self) -> bool:
+        """Whether steps have drawn from streams that are of all threads."""
+        return self._stepper is not None and self._stepper.draws_from_all
+
+    @property
     def places(self) -> list[int]:
         """Where in the timesteps the rows of a denoiser's call lie: one place for all of them in a plain step."""
         return [self.committed] if self._segment is None else self._segment.places

@@ -80,6 +80,11 @@ class Stepper:
         self._states[index] = state
 
     @property
+    def draws_from_all(self) -> bool:
+        """Whether steps have drawn from PyTorch's own streams, which are of all threads."""
+        return self._draws and self._generators.shared
+
+    @property
     def train_steps(self) -> float:
         """The timesteps that the model was trained on."""
         return float(self.scheduler.config.get("num_train_timesteps") or 1000)
