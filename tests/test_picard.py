@@ -150,10 +150,7 @@ def test_the_denoiser_is_left_alone_and_every_evaluation_is_counted(pipe: Any, s
 
     def elsewhere(sweep: Any) -> None:
         if not images:
-            own = fs.DDIMScheduler.from_config(pipe.scheduler.config)
-            other = type(pipe)(**{**pipe.components, "scheduler": own}, requires_safety_checker=False)
-            other.set_progress_bar_config(disable=True)
-            thread = threading.Thread(target=lambda: images.append(latents(other)))
+            thread = threading.Thread(target=lambda: images.append(latents(pipe)))
             thread.start()
             thread.join()
 
@@ -165,6 +162,20 @@ def test_the_denoiser_is_left_alone_and_every_evaluation_is_counted(pipe: Any, s
     close(images[0], exact)
     assert all(torch.equal(before[name], value) for name, value in pipe.unet.state_dict().items())
     close(latents(pipe), exact)
+
+
+def test_a_guidance_cut_holds_in_its_sweeps_too(pipe: Any, state: Any) -> None:
+    with fs.GuidanceCut(stop=0.5).apply(pipe), count(pipe, 2) as ledger:
+        expected = latents(pipe)
+        plain = ledger.rows
+        sampler = fs.ParallelSampler(pipe, consistency=state, tolerance=0.0)
+        close(latents(sampler), expected)
+    assert ledger.forward_calls == STEPS + sampler.run.rounds
+    with count(pipe, 2) as uncut:
+        latents(fs.ParallelSampler(pipe, consistency=state, rounds=2))
+    with fs.GuidanceCut(stop=0.5).apply(pipe), count(pipe, 2) as cut:
+        latents(fs.ParallelSampler(pipe, consistency=state, rounds=2))
+    assert cut.rows == plain < uncut.rows
 
 
 def test_shares_fall_over_the_sweeps(pipe: Any, state: Any) -> None:
@@ -202,8 +213,6 @@ def test_what_is_not_for_the_model_is_refused(pipe: Any, state: Any, tmp_path: P
         check_refused(given(None, rounds=rounds), "rounds")
     check_refused(given(state, strides=(4, 2)), "strides")
     check_refused(given(state, window="all"), "window")
-    with fs.GuidanceCut(stop=0.5).apply(pipe):
-        check_refused(given(state), "guidance")
     two = ZOO["wan_2_2"].build()
     check_refused(lambda: fs.ParallelSampler(two, consistency=two.transformer), "one denoiser")
     check_refused(lambda: fs.ParallelSampler(two, rounds=3), "two denoisers")

@@ -18,7 +18,6 @@ from fastsample.fixed_point.coarse import Strides
 from fastsample.fixed_point.iterations import FixedPoint, ParallelReport
 from fastsample.pipelines.apart import apart
 from fastsample.pipelines.denoisers import Denoiser, check_caches, denoisers
-from fastsample.pipelines.guidance.cut import CUT
 from fastsample.pipelines.layers import GATE, layers_on
 from fastsample.pipelines.overlay import class_beneath, overlaid
 from fastsample.pipelines.parallel.consistency import Consistency
@@ -214,15 +213,7 @@ def _consistency(modules: list[Denoiser], source: Any, sweeps: int | None) -> Co
     """The consistency model of a pipeline's denoiser; ValueError where it is not for it."""
     if len(modules) > 1:
         raise ValueError(f"consistency is of one denoiser, and the pipeline has {len(modules)}")
-    _check_uncut(modules)
     return Consistency.of(source, modules[0].module, sweeps)
-
-
-def _check_uncut(modules: list[Denoiser]) -> None:
-    """ValueError where guidance is left out in some steps, which a consistency model's sweeps would pass by."""
-    for denoiser in modules:
-        if any(layer.name == CUT for layer in layers_on(denoiser)):
-            raise ValueError(f"pipe.{denoiser.name} has a {CUT}, and consistency guides all steps: remove() it first")
 
 
 def stepped_denoisers(pipe: Any) -> list[Denoiser]:
@@ -253,8 +244,6 @@ def _call(pipe: Any, run: ParallelRun, settings: Settings, args: tuple[Any, ...]
     streams, everyones = Streams(arguments.get("generator")), Streams(None)
     before, everyones_before, drawn = streams.state(), everyones.state(), False
     called = stepped_denoisers(pipe)
-    if settings.consistency is not None:
-        _check_uncut(called)
     run.fallback = step_decision(original, {**arguments, **arguments.get("kwargs", {})})
     if not run.fallback:
         with apart(pipe) as own:
