@@ -1,10 +1,11 @@
-"""What a pipeline's call costs: the evaluations of its denoisers, into a ledger."""
+"""What a pipeline's call costs: the evaluations of its denoisers, made and dropped, into a ledger."""
 
 from __future__ import annotations
 
 import contextlib
 import threading
 from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -12,6 +13,15 @@ from torch import nn
 
 from fastsample.pipelines.denoisers import denoisers, latents_of
 from fastsample.sampling.ledger import Ledger
+
+_OPEN: ContextVar[tuple[Ledger, ...]] = ContextVar("ledgers", default=())
+"""Those that count in this thread."""
+
+
+def count_dropped(rows: int) -> None:
+    """Tell this thread's ledgers of rows that a denoiser was not given, as guidance is off at their step."""
+    for ledger in _OPEN.get():
+        ledger.dropped += rows
 
 
 @contextlib.contextmanager
@@ -37,5 +47,6 @@ def count(pipe: Any, images: int) -> Iterator[Ledger]:
     with contextlib.ExitStack() as undo:
         for module in modules:
             undo.callback(module.register_forward_hook(counted, with_kwargs=True).remove)
+        undo.callback(_OPEN.reset, _OPEN.set((*_OPEN.get(), ledger)))
         with ledger.running():
             yield ledger

@@ -53,6 +53,12 @@ def overlaid(target: Any, *, everywhere: bool = False, **members: Callable[..., 
             _put_on(target, base, tuple(other for other in layers if other is not layer))
 
 
+def outermost(target: Any) -> object:
+    """The layer of the last opened block of `target` that is open; None where none is."""
+    layers = _layers(target)[1]
+    return layers[-1] if layers else None
+
+
 def class_beneath(target: Any) -> type:
     """The class of `target` without any layer."""
     return _layers(target)[0]
