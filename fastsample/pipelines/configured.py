@@ -17,20 +17,11 @@ from fastsample.pipelines.tgate import TGate, TGateHandle
 
 @dataclass
 class Setup:
-    """What a pipeline is set up with: scheduler, gate, cut, and what its parallel calls cost; None without.
+    """What a pipeline is set up with: its gate, its cut, and what its parallel calls cost; None without."""
 
-    An assignment to the pipeline's scheduler in the block takes the place of `scheduler` until the end of it.
-    """
-
-    scheduler: Any = None
     gate: TGateHandle | None = None
     cut: GuidanceCutHandle | None = None
     run: ParallelRun | None = None
-
-    def put(self, scheduler: Any) -> bool:
-        """Take what is assigned."""
-        self.scheduler = scheduler
-        return True
 
 
 @contextlib.contextmanager
@@ -41,26 +32,21 @@ def configured(
     gate: TGate | None = None,
     cut: GuidanceCut | None = None,
     parallel: Mapping[str, Any] | None = None,
-    everywhere: bool = False,
 ) -> Iterator[Setup]:
     """In the block, and in its thread, `pipe` samples with `scheduler`, `gate`, `cut`, `parallelise(.., **parallel)`.
 
     `scheduler` is also that of the pipelines inside a combined one. None leaves the pipeline's own. In other threads
-    `pipe` keeps its scheduler and its loop; with `everywhere` the scheduler is for all threads, and is what the
-    pipeline is saved with. A gate and a cut are on its networks, for all threads. Blocks may be nested, and left in
-    any order. Raises ValueError as :func:`fastsample.set_scheduler`, :meth:`fastsample.TGate.apply`,
-    :meth:`fastsample.GuidanceCut.apply` and :func:`fastsample.parallelise` do, and leaves `pipe` as it was.
+    `pipe` keeps its scheduler and its loop; a gate and a cut are on its networks, for all threads. Blocks may be
+    nested, and left in any order. Raises ValueError as :func:`fastsample.set_scheduler`,
+    :meth:`fastsample.TGate.apply`, :meth:`fastsample.GuidanceCut.apply` and :func:`fastsample.parallelise` do, and
+    leaves `pipe` as it was.
     """
-    setup = Setup(scheduler)
+    setup = Setup()
     with contextlib.ExitStack() as undo:
         if scheduler is not None:
+            held = _Held(scheduler)
             for own in scheduled(pipe):
-                if everywhere:
-                    undo.callback(_note_scheduler, own)
-                held = Attribute(lambda beneath: setup.scheduler, setup.put)
-                undo.enter_context(overlaid(own, everywhere=everywhere, scheduler=held))
-                if everywhere:
-                    _note_scheduler(own)
+                undo.enter_context(overlaid(own, scheduler=Attribute(held.get, held.put)))
         if gate is not None:
             setup.gate = undo.enter_context(gate.apply(pipe))
         if cut is not None:
@@ -70,6 +56,18 @@ def configured(
         yield setup
 
 
-def _note_scheduler(pipe: Any) -> None:
-    """Have the pipeline's config, which is saved as model_index.json, name the scheduler that it has now."""
-    pipe.scheduler = pipe.scheduler
+@dataclass
+class _Held:
+    """A block's scheduler, which an assignment in the block replaces."""
+
+    scheduler: Any
+
+    def get(self, beneath: Any) -> Any:
+        """In place of the pipeline's own."""
+        del beneath
+        return self.scheduler
+
+    def put(self, scheduler: Any) -> bool:
+        """Take the place of it until the end of the block."""
+        self.scheduler = scheduler
+        return True

@@ -13,8 +13,10 @@ from typing import Any, Protocol
 from fastsample.pipelines.configured import configured
 from fastsample.pipelines.counting import count
 from fastsample.pipelines.guidance import GuidanceCut
-from fastsample.pipelines.overlay import class_beneath, outermost, overlaid
+from fastsample.pipelines.layers import unlayered
+from fastsample.pipelines.overlay import class_beneath, overlaid
 from fastsample.pipelines.request import guidance_argument
+from fastsample.pipelines.swap import scheduled, swapped
 from fastsample.pipelines.tgate import TGate
 from fastsample.sampling.ledger import Ledger
 from fastsample.tables.preset import Preset
@@ -85,36 +87,25 @@ class RecipeRun:
         self._lock = threading.Lock()
         self._costs, self._rounds = Ledger(), 0
         self._calls, self._plain = 0, Plain()
-        self._undo = contextlib.ExitStack()
-        self._layer: object = None  # ours, while it is on
-        self._put_on()
+        self._scheduler = recipe.scheduler(pipe)
+        self._own = None if self._scheduler is None else scheduled(pipe)[0].scheduler
+        with contextlib.ExitStack() as undo:
+            if self._scheduler is not None:
+                undo.enter_context(swapped(pipe, self._scheduler))
+            gate, cut, parallel = recipe.tgate, recipe.guidance_cut, recipe.parallel
+            self._setup = undo.enter_context(configured(pipe, gate=gate, cut=cut, parallel=parallel))
+            undo.enter_context(overlaid(pipe, everywhere=True, __call__=self._call))
+            self._undo = undo.pop_all()
 
     def remove(self) -> None:
         """Leave the pipeline as it was before."""
-        held, self._layer = self._setup.scheduler, None
         self._undo.close()
-        if held is not self._scheduler:
-            self._setup.scheduler = self._scheduler  # said once
-            warnings.warn(
-                f"pipe.scheduler was set to a {type(held).__name__} under the recipe, and is now the one before "
-                "again: set it now to keep it",
-                stacklevel=2,
-            )
 
     def measure_plain(self, *args: Any, **kwargs: Any) -> Any:
-        """What the pipeline returns without the recipe, whose time and evaluations the summary then compares.
-
-        Raises ValueError where the recipe is not on, or another one was put on it.
-        """
-        if self._layer is None or outermost(self.pipe) is not self._layer:
-            why = "is not on" if self._layer is None else "is under another, or a parallelise block"
-            raise ValueError(f"measure_plain: the recipe {why}: measure where it is the last that was applied")
-        self._undo.close()
-        try:
-            with count(self.pipe, 1) as ledger:
-                result = self.pipe(*args, **kwargs)
-        finally:
-            self._put_on()
+        """What the pipeline returns without the recipe, whose time and evaluations the summary then compares."""
+        call: Any = class_beneath(self.pipe).__call__  # type: ignore[operator]
+        with configured(self.pipe, self._own), unlayered(), count(self.pipe, 1) as ledger:
+            result = call(self.pipe, *args, **kwargs)
         self._plain = Plain(ledger.seconds, ledger.rows)
         return result
 
@@ -131,24 +122,6 @@ class RecipeRun:
     def __exit__(self, *exception: object) -> None:
         self.remove()
 
-    def _put_on(self) -> None:
-        recipe, pipe = self.recipe, self.pipe
-        with contextlib.ExitStack() as undo:
-            self._scheduler = recipe.scheduler(pipe)
-            self._setup = undo.enter_context(
-                configured(
-                    pipe,
-                    self._scheduler,
-                    gate=recipe.tgate,
-                    cut=recipe.guidance_cut,
-                    parallel=recipe.parallel,
-                    everywhere=True,
-                )
-            )
-            undo.enter_context(overlaid(pipe, everywhere=True, __call__=self._call))
-            self._layer = outermost(pipe)
-            self._undo = undo.pop_all()
-
     def _call(self, beneath: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """The pipeline's call, with the recipe's steps and the tables of its guidance, counted."""
         signature = inspect.signature(beneath)
@@ -156,10 +129,10 @@ class RecipeRun:
         steps = self.recipe.steps
         if steps is not None and not any(given.get(name) is not None for name in PLACED):
             kwargs[STEPS] = steps
-        self._choose_tables(signature, given)
         run = self._setup.run
         rounds = run.rounds if run is not None else 0
-        with count(self.pipe, 1) as ledger:
+        # the call's scheduler stays, whoever removes the recipe meanwhile
+        with configured(self.pipe, self._scheduler_for(signature, given)), count(self.pipe, 1) as ledger:
             result = beneath(*args, **kwargs)
         with self._lock:
             self._calls += 1
@@ -170,18 +143,24 @@ class RecipeRun:
             self._rounds += swept or ledger.forward_calls
         return result
 
-    def _choose_tables(self, signature: inspect.Signature, given: Mapping[str, Any]) -> None:
-        """Tell the scheduler the call's guidance, and warn where the preset is not for it."""
+    def _scheduler_for(self, signature: inspect.Signature, given: Mapping[str, Any]) -> Any:
+        """The recipe's scheduler, told the call's guidance; warns where the preset is not for it.
+
+        Where another was set since, by hand or by a later recipe, that one; None where the recipe has none.
+        """
+        if self._scheduler is None:
+            return None
+        now = scheduled(self.pipe)[0].scheduler
         preset = self.recipe.tables
         name = guidance_argument(self.pipe, given.get("negative_prompt"))
-        if preset is None or name is None or self._scheduler is None:
-            return
+        if now is not self._scheduler or preset is None or name is None:
+            return now
         guidance = given.get(name, signature.parameters[name].default)
         guidance = float(guidance) if isinstance(guidance, (int, float)) else 1.0
         if not preset.covers(guidance):
             known = ", ".join(f"{one:g}" for one in preset.guidances)
             warnings.warn(f"preset: guidance {guidance:g} is far from those it was tuned for ({known})", stacklevel=4)
-        self._scheduler.config["preset_guidance"] = guidance
+        return self._scheduler.from_config(self._scheduler.config, preset_guidance=guidance)
 
 
 def _check_pipeline(recipe: Parts, pipe: Any) -> None:
