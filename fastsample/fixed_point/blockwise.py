@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fastsample.fixed_point.iterations import ParallelReport, check_extent
 from fastsample.fixed_point.triangular import TriangularSystem
-from fastsample.fixed_point.updates import Jacobi, Update
+from fastsample.fixed_point.updates import Jacobi, Sweep, Update
 
 
 class BlockIteration:
@@ -71,7 +71,7 @@ class BlockIteration:
     def sweep(self, outputs: Tensor) -> None:
         """Take the outputs of `rows` at `states`, move the states, and commit those that have settled."""
         rows, old = self.rows, self.trajectory[self.begin + 1 : self._end + 1]
-        new, plain = self.update(self.system, rows, self.states, outputs, old)
+        new, plain = self.update(self.system, Sweep(rows, self.states, outputs, old))
         changes = self.system.change(rows + 1, plain, old).amax(1).tolist()
         finite = all(map(math.isfinite, changes))
         moved = (index for index, change in enumerate(changes) if change > self.tolerance)
