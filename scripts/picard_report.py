@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 import fastsample as fs
@@ -59,9 +58,9 @@ def error(latents: Tensor, exact: Tensor) -> list[float]:
     return ((latents - exact).flatten(1).square().mean(1).sqrt() / exact.std()).tolist()
 
 
-def cases(weights: Any, counts: list[int], seeds: int, images: int) -> Iterator[dict[str, Any]]:
+def cases(weights: Any, counts: list[int], seeds: int, images: int, device: str) -> Iterator[dict[str, Any]]:
     """For each method, number of steps and seed: the images' errors by rounds, and rounds and errors by tolerance."""
-    pipe = ddim_pipeline()
+    pipe = ddim_pipeline(device)
     for steps, seed in itertools.product(counts, range(seeds)):
         prompts = [scene.caption for scene in sample_scenes(images, 100 + seed, held_out=True)]
         exact = sample(pipe, prompts, seed, steps)
@@ -77,23 +76,25 @@ def cases(weights: Any, counts: list[int], seeds: int, images: int) -> Iterator[
             yield record
 
 
-def ddim_pipeline() -> Any:
+def ddim_pipeline(device: str) -> Any:
     """The bundled pipeline with DDIM."""
-    pipe: Any = bundled.load_pipeline()
+    pipe: Any = bundled.load_pipeline(device=device)
     pipe.scheduler = fs.DDIMScheduler.from_config(pipe.scheduler.config)
     return pipe
 
 
-def evaluate(weights: Any, out: Path, counts: list[int], seeds: int, images: int) -> None:
-    """Writes OUT/results.json, results.md and rounds.png."""
+def evaluate(weights: Any, out: Path, counts: list[int], seeds: int, images: int, device: str) -> None:
+    """Writes OUT/results.json and results.md."""
+    torch.backends.cudnn.allow_tf32 = False
     out.mkdir(parents=True, exist_ok=True)
     records = []
-    for record in cases(weights, counts, seeds, images):
+    for record in cases(weights, counts, seeds, images, device):
         records.append(record)
         print(json.dumps(summary([record])), flush=True)
-    (out / "results.json").write_text(json.dumps({"environment": environment(), "cases": records}, indent=1) + "\n")
+    (out / "results.json").write_text(
+        json.dumps({"environment": environment(device), "cases": records}, indent=1) + "\n"
+    )
     (out / "results.md").write_text(table(records))
-    picture(weights, out / "rounds.png")
 
 
 def summary(own: list[dict[str, Any]]) -> dict[str, str]:
@@ -121,7 +122,9 @@ def table(records: list[dict[str, Any]]) -> str:
 
 def picture(weights: Any, path: Path, steps: int = 25, seed: int = 7) -> None:
     """The images after 1 to 5 rounds of each method, a row a prompt and method, the exact ones last."""
-    pipe, prompts = ddim_pipeline(), [scene.caption for scene in sample_scenes(SHOWN, 100 + seed, held_out=True)]
+    from matplotlib.figure import Figure  # only to draw: machines to evaluate on may not have it
+
+    pipe, prompts = ddim_pipeline("cpu"), [scene.caption for scene in sample_scenes(SHOWN, 100 + seed, held_out=True)]
     exact, first = (decode(pipe, sample(pipe, prompts, seed, count)) for count in (steps, 1))
     shown = {name: options for name, options in methods(weights).items() if name != "consistency + Picard"}
     columns = {

@@ -6,7 +6,8 @@
 That of So et al. 2025 (arXiv:2503.19731), but on states of its own: every step samples images one step after the
 other, makes the sweeps that a call makes, with the changed weights' share falling from 1 to 0, and goes back through
 all of them from the errors of their states. `train` goes on from its checkpoint in OUT; OUT/consistency.safetensors
-is what `ParallelSampler(pipe, consistency=OUT)` takes. `evaluate` draws held-out prompts through the pipeline.
+is what `ParallelSampler(pipe, consistency=OUT)` takes. `evaluate` samples held-out prompts through the pipeline, and
+`picture` shows some by the number of rounds.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from picard_report import evaluate, picture
 from safetensors.torch import load_file, save_file
 from scene_training import cosine
 from torch import Tensor, nn
@@ -28,11 +30,14 @@ import fastsample as fs
 from fastsample.demo import bundled
 from fastsample.demo.scenes import all_scenes
 from fastsample.fixed_point.trajectory import noise_scales
+from fastsample.fixed_point.updates import Secant
 from fastsample.pipelines.parallel.consistency import (
     CHANGE,
     DOWN,
     FILE,
     NORMS,
+    REPLAYED,
+    SLOPES,
     SWEEPS,
     UP,
     changed_names,
@@ -46,7 +51,7 @@ ROWS = 32 * 25
 """Rows of a sweep in training: images times steps."""
 STEPS = (25, 36, 50)
 """Steps of the trajectories, one of them in each draw."""
-POOL = 8
+POOL = 16
 """Batches of one draw of trajectories, made together since they are made one step after the other."""
 WHOLE = 0.3
 """The rate of changes that are no factors, over that of factors."""
@@ -58,12 +63,13 @@ PLAIN_SWEEPS = 1
 
 @dataclass(frozen=True)
 class Grid:
-    """DDIM's steps `x_{i+1} = of_x[i] x_i + of_u[i] u_i`, and the noise scales of its states, a tolerance's unit."""
+    """DDIM's steps `x_{i+1} = of_x[i] x_i + of_u[i] u_i`; noise scales of its states, a tolerance's unit; lambdas."""
 
     times: Tensor
     of_x: Tensor
     of_u: Tensor
     scales: Tensor
+    lam: Tensor
 
     @classmethod
     def of(cls, pipe: Any, steps: int, device: str) -> Grid:
@@ -75,19 +81,28 @@ class Grid:
         factors = [[step.next.sample for step in table.steps], [step.next.output for step in table.steps]]
         parts = [torch.as_tensor(part, dtype=torch.float32) for part in (*factors, noise_scales(nodes))]
         of_x, of_u, scales = (part.reshape(-1, 1, 1, 1, 1).to(device) for part in parts)
-        return cls(scheduler.timesteps.to(device), of_x, of_u, scales)
+        lam = torch.tensor([node.lam for node in nodes[:-1]], dtype=torch.float32)
+        return cls(scheduler.timesteps.to(device), of_x, of_u, scales, lam)
 
-    def replayed(self, x: Tensor, output: Tensor) -> Tensor:
-        """All N + 1 states from x [B, ..] with one output: the first guess."""
+    def replay(self, x: Tensor, outputs: Tensor) -> Tensor:
+        """All N + 1 states from x [B, ..] by the steps with these outputs."""
         states = [x]
-        for of_x, of_u in zip(self.of_x, self.of_u, strict=True):
-            states.append(of_x * states[-1] + of_u * output)
-        return torch.stack(states)
+        for of_x, moved in zip(self.of_x, self.of_u * outputs, strict=True):
+            states.append(of_x * states[-1] + moved)
+        return torch.stack([state.reshape(x.shape) for state in states])
 
     def picard(self, states: Tensor, outputs: Tensor) -> Tensor:
         """All N + 1 states by Picard's sweep: the sum of the steps' increments."""
         moved = (self.of_x - 1) * states[:-1] + self.of_u * outputs
         return torch.cat([states[:1], states[:1] + moved.cumsum(0)])
+
+    def secant(self, states: Tensor, outputs: Tensor, slopes: Tensor) -> Tensor:
+        """All N + 1 states one after the other, with outputs that follow them by `slopes` [N, 1, ..]."""
+        factors, made = (self.of_x + self.of_u * slopes).clamp(0, Secant().largest), [states[0]]
+        plain = self.of_x * states[:-1] + self.of_u * outputs
+        for next_state, factor, state in zip(plain, factors, states, strict=False):
+            made.append(next_state + factor * (made[-1] - state))
+        return torch.stack(made)
 
 
 class Guided:
@@ -130,35 +145,74 @@ def new_state(unet: nn.Module, rank: int, generator: torch.Generator) -> dict[st
     return state
 
 
+@dataclass(frozen=True)
+class Exact:
+    """Sequential sampling of a batch: states [N + 1, B, ..] and outputs [N, B, ..] along a grid, for texts."""
+
+    grid: Grid
+    states: Tensor
+    outputs: Tensor
+    text: Tensor
+
+    def of(self, items: slice) -> Exact:
+        """Some of the images."""
+        return Exact(self.grid, self.states[:, items], self.outputs[:, items], self.text[:, items])
+
+
 @torch.no_grad()
-def trajectories(network: Guided, grid: Grid, x: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
-    """The states [N + 1, B, ..] of sequential sampling from x [B, ..], and the first output."""
+def trajectories(network: Guided, grid: Grid, x: Tensor, text: Tensor) -> Exact:
+    """Sequential sampling from x [B, ..]."""
     states, outputs, weights = [x], [], network.changed([], 0.0)
     for t, of_x, of_u in zip(grid.times, grid.of_x, grid.of_u, strict=True):
         outputs.append(network(weights, states[-1][None], t[None], text)[0])
         states.append(of_x * states[-1] + of_u * outputs[-1])
-    return torch.stack(states), outputs[0]
+    return Exact(grid, torch.stack(states), torch.stack(outputs), text)
 
 
 def rollout(
-    network: Guided, deltas: list[Tensor], grid: Grid, x: Tensor, first: Tensor, text: Tensor, shares: list[float]
-) -> Iterator[Tensor]:
-    """The states [N + 1, B, ..] after each sweep, from x and its output `first`, as a call of the pipeline has them.
+    network: Guided, deltas: list[Tensor], exact: Exact, shares: list[float], replayed: int
+) -> Iterator[Rolled]:
+    """Each sweep from the first state and its output, as a call of the pipeline makes them.
 
-    The first guess goes on with the first output; every sweep is Picard's.
+    The first guess goes on with the first output. Of the sweeps with a share the first `replayed` run the steps with
+    their outputs, the others are Picard's; those without are secant's with the slopes from the states to the exact
+    ones, which are of all images: what it has to start with.
     """
-    states = grid.replayed(x, first)
-    for share in shares:
-        outputs = network(network.changed(deltas, share), states[1:-1], grid.times[1:], text)
-        states = grid.picard(states, torch.cat([first[None], outputs]))
-        yield states
+    grid, first = exact.grid, exact.outputs[:1]
+    states = grid.replay(exact.states[0], first.expand(len(grid.times), *first.shape[1:]))
+    for sweep, share in enumerate(shares):
+        before = states
+        made = network(network.changed(deltas, share), before[1:-1], grid.times[1:], exact.text)
+        outputs = torch.cat([first, made])
+        slopes = slopes_to(exact, before, outputs)
+        if sweep < replayed:
+            states = grid.replay(before[0], outputs)
+        else:
+            states = grid.picard(before, outputs) if share else grid.secant(before, outputs, slopes)
+        yield Rolled(states, slopes)
 
 
-def errors(states: Tensor, exact: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+@dataclass(frozen=True)
+class Rolled:
+    """The states [N + 1, B, ..] after a sweep, and the slopes [N, 1, ..] of its outputs."""
+
+    states: Tensor
+    slopes: Tensor
+
+
+@torch.no_grad()
+def slopes_to(exact: Exact, states: Tensor, outputs: Tensor) -> Tensor:
+    """`<dx, du> / <dx, dx>` of each step from where the outputs were made to the exact states, over all images."""
+    dx, du = states[:-1] - exact.states[:-1], outputs - exact.outputs
+    dots = [(dx * part).flatten(1).sum(1).reshape(-1, *[1] * (dx.ndim - 1)) for part in (du, dx)]
+    return (dots[0] / dots[1]).nan_to_num(0.0)
+
+
+def errors(states: Tensor, exact: Exact) -> tuple[Tensor, Tensor]:
     """Of each image [B]: RMS of the last state over the images' spread, and of all states in the tolerance's unit."""
-    off = states - exact
-    last = off[-1].square().flatten(1).mean(1).sqrt() / exact[-1].std()
-    return last, (off / grid.scales).square().flatten(2).mean((0, 2)).sqrt()
+    off = states - exact.states
+    last = off[-1].square().flatten(1).mean(1).sqrt() / exact.states[-1].std()
+    return last, (off / exact.grid.scales).square().flatten(2).mean((0, 2)).sqrt()
 
 
 @dataclass
@@ -185,17 +239,16 @@ class Scenes:
         return x, torch.stack([self.empty.expand_as(texts), texts])
 
 
-def batches(network: Guided, pipe: Any, seed: int, rows: int, device: str) -> Iterator[tuple[Any, ...]]:
-    """Endless `(grid, exact states, first output, texts)` of fresh trajectories, of a random number of steps each."""
+def batches(network: Guided, pipe: Any, seed: int, rows: int, device: str) -> Iterator[Exact]:
+    """Endless batches of fresh trajectories, of a random number of steps each."""
     scenes, choice = Scenes.of(pipe, False, seed), torch.Generator().manual_seed(seed)
     while True:
         steps = STEPS[int(torch.randint(len(STEPS), (), generator=choice))]
         grid, count = Grid.of(pipe, steps, device), max(1, rows // steps)
         x, text = scenes.draw(POOL * count)
-        exact, first = trajectories(network, grid, x, text)
+        exact = trajectories(network, grid, x, text)
         for part in range(POOL):
-            own = slice(part * count, (part + 1) * count)
-            yield grid, exact[:, own], first[own], text[:, own]
+            yield exact.of(slice(part * count, (part + 1) * count))
 
 
 class Training:
@@ -232,8 +285,8 @@ class Training:
             torch._foreach_lerp_(list(self.average.values()), list(self.state.values()), 1 - decay)
         self.step += 1
 
-    def save(self) -> None:
-        """The checkpoint, and the averaged changes in float16."""
+    def save(self, slopes: Tensor) -> None:
+        """The checkpoint, and the averaged changes in float16, with the denoiser's slopes after them."""
         held = {name: value.detach() for name, value in self.state.items()}
         numbers = {"step": self.step, "seconds": self.seconds}
         torch.save(
@@ -241,6 +294,7 @@ class Training:
         )
         halved = {name: value.cpu().half() for name, value in self.average.items()}
         extra = {NORMS: norms(self.unet, changed_names(halved)), SWEEPS: torch.tensor(self.args.sweeps)}
+        extra |= {SLOPES: slopes, REPLAYED: torch.tensor(self.args.replayed)}
         save_file(halved | extra, self.args.out / FILE)
 
     def _load(self) -> None:
@@ -261,39 +315,50 @@ def train(args: argparse.Namespace) -> None:
     pipe: Any = bundled.load_pipeline(device=args.device)
     network, training = Guided(pipe.unet), Training(pipe.unet, args)
     shares = [share_of(sweep, args.sweeps) for sweep in range(args.sweeps + PLAIN_SWEEPS)]
+    averaged = network, training.average, pipe, shares, args.replayed
     source = batches(network, pipe, args.seed + training.step, args.rows, args.device)
     began, said = time.perf_counter() - training.seconds, 0.0
     while training.step < args.steps and not (args.seconds and training.seconds > (args.stop or args.seconds)):
-        grid, exact, first, text = next(source)
-        loss = exact.new_zeros(())
-        for states in rollout(network, network.deltas(training.state), grid, exact[0], first, text, shares):
-            last, every = errors(states, exact, grid)
+        exact = next(source)
+        loss = exact.states.new_zeros(())
+        for rolled in rollout(network, network.deltas(training.state), exact, shares, args.replayed):
+            last, every = errors(rolled.states, exact)
             loss = loss + last.mean().log() + every.mean().log()  # each sweep's errors count by their ratios
         spent = training.seconds / args.seconds if args.seconds else 0.0
         training.update(loss, max(training.step / args.steps, min(1.0, spent)))
         training.seconds = time.perf_counter() - began
         if training.seconds - said > args.every:
             said = training.seconds
-            training.save()
-            print(f"step {training.step} {said:.0f} s {report(network, training.average, pipe, shares)}", flush=True)
-    training.save()
-    print(f"end {training.step} {report(network, training.average, pipe, shares)}", flush=True)
+            training.save(measured_slopes(*averaged))
+            print(f"step {training.step} {said:.0f} s {report(*averaged)}", flush=True)
+    training.save(measured_slopes(*averaged))
+    print(f"end {training.step} {report(*averaged)}", flush=True)
 
 
 @torch.no_grad()
-def report(network: Guided, state: dict[str, Tensor], pipe: Any, shares: list[float]) -> str:
+def report(network: Guided, state: dict[str, Tensor], pipe: Any, shares: list[float], replayed: int) -> str:
     """The mean errors of held-out images after each sweep, and after two more of the denoiser itself."""
-    grid = Grid.of(pipe, STEPS[0], pipe.unet.device)
-    x, text = Scenes.of(pipe, True, 1).draw(HELD_OUT)
-    exact, first = trajectories(network, grid, x, text)
-    rolled = rollout(network, network.deltas(state), grid, x, first, text, [*shares, 0.0, 0.0])
-    found = [errors(states, exact, grid)[0].mean().item() for states in rolled]
+    exact = trajectories(network, Grid.of(pipe, STEPS[0], pipe.unet.device), *Scenes.of(pipe, True, 1).draw(HELD_OUT))
+    rolled = rollout(network, network.deltas(state), exact, [*shares, 0.0, 0.0], replayed)
+    found = [errors(each.states, exact)[0].mean().item() for each in rolled]
     return "errors " + " ".join(f"{error:.4f}" for error in found)
+
+
+@torch.no_grad()
+def measured_slopes(
+    network: Guided, state: dict[str, Tensor], pipe: Any, shares: list[float], replayed: int
+) -> Tensor:
+    """The denoiser's slopes in its first sweep, [2, N]: lambda of each step, and the slope, on training scenes."""
+    grid = Grid.of(pipe, STEPS[-1], pipe.unet.device)
+    exact = trajectories(network, grid, *Scenes.of(pipe, False, 1).draw(HELD_OUT))
+    rolled = list(rollout(network, network.deltas(state), exact, shares, replayed))
+    slopes = rolled[shares.index(0.0)].slopes.flatten()
+    return torch.stack([grid.lam, slopes.cpu()])[:, 1:].contiguous()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=["train", "evaluate"])
+    parser.add_argument("stage", choices=["train", "evaluate", "picture"])
     parser.add_argument("--out", type=Path, default=Path("build/picard"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
@@ -303,6 +368,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--rank", type=int, default=32)
     parser.add_argument("--sweeps", type=int, default=2, help="over which the share falls from 1 to 0")
+    parser.add_argument("--replayed", type=int, default=1, help="of these sweeps; the others are Picard's")
     parser.add_argument("--every", type=float, default=30, help="seconds between checkpoints")
     parser.add_argument("--stop", type=float, help="end after so many of the seconds; to be gone on with")
     parser.add_argument("--weights", type=Path, help="a folder of train: to evaluate, or to start anew from")
@@ -312,11 +378,11 @@ def main() -> None:
     args = parser.parse_args()
     if args.stage == "train":
         train(args)
-    else:
-        from picard_report import evaluate  # it draws, and machines to train on may have no matplotlib
-
+    elif args.stage == "evaluate":
         counts = [int(count) for count in args.counts.split(",")]
-        evaluate(args.weights or args.out, args.out, counts, args.seeds, args.images)
+        evaluate(args.weights or args.out, args.out, counts, args.seeds, args.images, args.device)
+    else:
+        picture(args.weights or args.out, args.out / "rounds.png")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from zoo import ZOO
 import fastsample as fs
 from fastsample.demo import bundled
 from fastsample.pipelines.counting import count
-from fastsample.pipelines.parallel.consistency import FILE, NORMS, Consistency, changed_names, norms
+from fastsample.pipelines.parallel.consistency import FILE, NORMS, SLOPES, Consistency, changed_names, norms
 
 STEPS = 10
 
@@ -229,22 +229,21 @@ def test_training_sweeps_as_a_call_does_and_goes_on_from_its_checkpoint(
     grid = script.Grid.of(pipe, steps, "cpu")
     x, text = script.Scenes.of(pipe, True, 1).draw(2)
     with torch.no_grad():
-        exact, first = script.trajectories(network, grid, x, text)
-        mine = list(script.rollout(network, network.deltas(state), grid, x, first, text, [1.0, 0.5, 0.0, 0.0]))
+        exact = script.trajectories(network, grid, x, text)
+        mine = list(script.rollout(network, network.deltas(state), exact, [1.0, 0.5, 0.0], 1))
     made: list[Tensor] = []
     sampler = fs.ParallelSampler(
         pipe,
-        iteration="picard",
-        consistency=state,
-        rounds=5,
+        consistency=state | {SLOPES: torch.stack([grid.lam, mine[-1].slopes.flatten()])[:, 1:]},
+        rounds=4,
         on_sweep=lambda own: made.append(own.trajectory.clone()),
     )
     embeds = {"prompt_embeds": text[1], "negative_prompt_embeds": text[0], "latents": x}
     options = {"num_inference_steps": steps, "guidance_scale": script.GUIDANCE, "output_type": "latent", **embeds}
-    close(pipe(**options).images, exact[-1])
+    close(pipe(**options).images, exact.states[-1])
     sampler(**options)
     for ours, theirs in zip(mine, made, strict=True):
-        torch.testing.assert_close(ours[1:], theirs, rtol=0, atol=1e-4)
+        torch.testing.assert_close(ours.states[1:], theirs, rtol=0, atol=1e-4)
 
     monkeypatch.setattr(script, "STEPS", (4,))
     monkeypatch.setattr(script, "POOL", 1)

@@ -81,12 +81,13 @@ class Secant(Update):
     """Replay with outputs that follow their states, by the slope of the last two sweeps, free of evaluations.
 
     For each state and batch item `K = <dy, du> / <dy, dy>` between two sweeps' states y and outputs u. A step's
-    `J = A + B K` (A, B: the gains of state and output) is kept within 0 and `largest`, and is 1, as Picard's, where
-    there is one sweep only. Unlike a J on the step alone, it also moves what later steps read of the outputs.
+    `J = A + B K` (A, B: the gains of state and output) is kept within 0 and `largest`. Where there is one sweep only,
+    K is that of `known`, one for each of the system's states; without it J is 1, as Picard's. Unlike a J on the step
+    alone, it also moves what later steps read of the outputs.
     """
 
-    def __init__(self, largest: float = 1.5) -> None:
-        self.largest = largest
+    def __init__(self, largest: float = 1.5, known: NDArray[np.float64] | None = None) -> None:
+        self.largest, self._known = largest, known
         # the last sweep's first rows, states, outputs, and which rows were evaluated
         self._last: tuple[NDArray[np.int64], Tensor, Tensor, NDArray[np.bool_] | None] | None = None
         self._slopes = np.zeros((0, 0))
@@ -96,6 +97,8 @@ class Secant(Update):
         first, shown = rows.numpy()[0], visible(outputs, states)
         of_state, of_output = (part.numpy() for part in system.gains(rows))
         self._slopes = self._measured(first, states, shown, evaluated)
+        if self._known is not None:
+            self._slopes = np.where(np.isfinite(self._slopes), self._slopes, self._known[rows.numpy()])
         factor = of_state + of_output * self._slopes
         factor = np.nan_to_num(factor, nan=1.0, posinf=1.0, neginf=1.0).clip(0, self.largest)
         self._last = first, states, shown, evaluated

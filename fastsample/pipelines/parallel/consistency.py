@@ -8,23 +8,26 @@ and have its fixed point.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from fastsample.fixed_point.updates import Increment
+from fastsample.fixed_point.triangular import TriangularSystem
+from fastsample.fixed_point.updates import Increment, Replay, Secant, Sweep, Update, make_update
 
 FILE = "consistency.safetensors"
 """The weights in a folder."""
 
-SWEEPS, NORMS = "sweeps", "norms"
-"""Beside the changes: the sweeps over which they fade, and what identifies the weights that they are of."""
+SWEEPS, REPLAYED, NORMS, SLOPES = "sweeps", "replayed", "norms", "slopes"
+"""Beside the changes: the sweeps over which they fade, how many of these replay the steps, what identifies the
+weights that they are of, and [2, n] lambdas with the slopes of the denoiser's outputs there, for its first sweep."""
 
 UP, DOWN, CHANGE = ".up", ".down", ".change"
 """After a parameter's name: the factors of its change, [out, r] and [r, in ..], or all of it."""
@@ -58,10 +61,15 @@ def share_of(sweep: int, sweeps: int) -> float:
     return max(0.0, 1.0 - sweep / sweeps)
 
 
-class FromGuess(Increment):
-    """Picard's sweeps, from the first guess of the system: what a consistency model's sweeps are."""
+class Rough(Update):
+    """The first sweeps run the steps with their outputs, the next are Picard's: what a consistency model's are."""
 
-    copies = False
+    def __init__(self, replayed: int) -> None:
+        self._left, self._replay, self._increment = replayed, Replay(), Increment()
+
+    def __call__(self, system: TriangularSystem, sweep: Sweep) -> tuple[Tensor, Tensor]:
+        self._left -= 1
+        return (self._replay if self._left >= 0 else self._increment)(system, sweep)
 
 
 @dataclass(frozen=True)
@@ -70,10 +78,19 @@ class Consistency:
 
     changes: dict[str, Tensor]
     sweeps: int
+    replayed: int = 1
+    slopes: Tensor | None = None
 
     def share(self, sweep: int) -> float:
         """The weight of the changes in sweep 0, 1, ..."""
         return share_of(sweep, self.sweeps)
+
+    def own_update(self, iteration: str, lams: Sequence[float] | None) -> Update:
+        """The rule of the denoiser's own sweeps, at steps of these lambdas: `iteration`, secant with known slopes."""
+        if iteration != "secant" or self.slopes is None or lams is None:
+            return make_update(iteration)
+        at, slopes = self.slopes.double().numpy()
+        return Secant(known=np.interp(lams, at, slopes))
 
     @classmethod
     def of(cls, source: Any, module: nn.Module, sweeps: int | None = None) -> Consistency:
@@ -100,7 +117,9 @@ class Consistency:
         here = norms(module, names)
         if NORMS in state and not torch.allclose(here, state[NORMS].float(), rtol=1e-2, atol=1e-3):
             raise ValueError(f"consistency is for another {type(module).__name__}, whose weights have other norms")
-        return cls(changes, sweeps or int(state.get(SWEEPS, torch.tensor(2))))
+        counts = {key: int(state[key]) for key in (SWEEPS, REPLAYED) if key in state}
+        counts |= {SWEEPS: sweeps} if sweeps else {}
+        return cls(changes, **{SWEEPS: 2, **counts}, slopes=state.get(SLOPES))
 
 
 def _differences(own: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fastsample.fixed_point.coarse import Strides
 from fastsample.fixed_point.iterations import FixedPoint, check_settings
 from fastsample.fixed_point.updates import make_update
-from fastsample.pipelines.parallel.consistency import Consistency, FromGuess
+from fastsample.pipelines.parallel.consistency import Consistency, Rough
 from fastsample.pipelines.parallel.conversion import TimestepConversion
 from fastsample.pipelines.parallel.distributed import RowShares
 from fastsample.pipelines.parallel.layout import Call, CallLayout, NotParallelError
@@ -115,6 +115,7 @@ class Segment:
             )
         self._settings = settings
         self.share = settings.share(0)  # the consistency model's in this sweep
+        self._lams = [node.lam for node in nodes[self.start : end]] if nodes else None
         self._held = 0  # the sweeps with a share
         sample, output = next_sample(made), known.outputs[0]
         self._trajectory: RemainingTrajectory | SchedulerTrajectory
@@ -126,7 +127,7 @@ class Segment:
             self._trajectory = RemainingTrajectory(stepper, remaining, self.start, sample, output, own, made)
         self.fixed = FixedPoint(
             self._trajectory,
-            FromGuess() if self.share else make_update(settings.iteration),
+            Rough(settings.consistency.replayed) if settings.consistency else make_update(settings.iteration),
             window=settings.window,
             tolerance=settings.tolerance,
             strides=settings.strides,
@@ -193,8 +194,9 @@ class Segment:
         """Go on to the next sweep's share; the denoiser's own sweeps are an iteration of their own."""
         self._held = self.fixed.report.sweeps
         self.share = self._settings.share(self._held)
-        if not self.share:
-            self.fixed.update = make_update(self._settings.iteration)
+        consistency = self._settings.consistency
+        if not self.share and consistency is not None:
+            self.fixed.update = consistency.own_update(self._settings.iteration, self._lams)
 
     @property
     def _checked(self) -> bool:
