@@ -105,7 +105,7 @@ CASES: list[tuple[str, str]] = [
     ("bench --decode --problems 1000000000", "--problems = 1000000000: give at most"),
     ("decode --gen-length 1000000000", "--gen-length = 1000000000: give at most"),
     ("decode --gen-length 0", "--gen-length = 0"),
-    ("decode --block-length -2", "--block-length = -2"),
+    ("decode --block-length -2", "block_length = -2"),
     ("decode --block-length 1000", "--block-length = 1000 with --gen-length = 96"),
     ("decode --rule margin --steps 99999999999999999999", "--steps = 99999999999999999999: give at most"),
     ("tarflow sample --count 1000000000", "--count = 1000000000: give at most"),

@@ -64,7 +64,7 @@ def decode(
         excludes={"plan": ("seed", "colours"), "as_json": ("colours",)},
     )
     length = gen_length or (96 if model is None else 128)
-    arguments.check_counts(gen_length=gen_length, block_length=block_length, steps=steps)
+    arguments.check_counts(gen_length=gen_length, steps=steps)
     if block_length is not None and block_length > length:
         raise ValueError(f"--block-length = {block_length} with --gen-length = {length}: give at most as much")
     arguments.check_seeds([seed])
