@@ -69,7 +69,7 @@ def test_nothing_needs_unix() -> None:
     """
     code = """
 import importlib, pkgutil, sys
-import psutil  # transformers', whose own back end on Linux needs them
+import peft, psutil  # the hub's and transformers' own back ends on Linux need them
 
 class Windows:
     def find_spec(self, name, path=None, target=None):

@@ -10,6 +10,7 @@ from typing import Any
 
 import accelerate
 import diffusers
+import peft
 import pytest
 import torch
 from diffusers.callbacks import SDCFGCutoffCallback, SDXLCFGCutoffCallback
@@ -47,7 +48,7 @@ def offload(pipe: Any, kind: str) -> None:
     elif kind == "wrapped":
         pipe.unet = torch.compile(pipe.unet, backend="eager")
     elif kind == "adapter":
-        lora = pytest.importorskip("peft").LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=True)
+        lora = peft.LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=True)
         pipe.unet.add_adapter(lora)
     else:
         pipe.to(torch.float64).to(torch.float32)
@@ -89,7 +90,6 @@ def test_gates_last_and_go_whatever_else_is_done(kind: str, name: str, order: st
 
 
 def test_adapters_are_fused_and_unloaded_behind_a_gate() -> None:
-    peft = pytest.importorskip("peft")
     pipe = stable_diffusion()
     plain = sample(pipe)
     pipe.unet.add_adapter(peft.LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False))

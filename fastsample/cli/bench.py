@@ -9,10 +9,10 @@ import typer
 
 from fastsample.cli import arguments
 from fastsample.cli.command import check_switches
-from fastsample.cli.files import output_folder
+from fastsample.cli.files import check_page, output_folder
 
 DECODING = {"decode", "rule", "model", "problems", "batch", "dtype", "device", "out", "resume"}
-DECODING |= {"as_json", "markdown", "plot"}
+DECODING |= {"as_json", "markdown", "plot", "report"}
 """Options that mean something with --decode; `rule` and `problems` only there."""
 
 
@@ -23,7 +23,8 @@ def bench(
         list[str] | None,
         typer.Option(
             help="A solver name or name:key=value,.. (grid=quadratic for its own grid), a sampler as AUTOMATIC1111 "
-            "or ComfyUI call it, or a scheduler class of diffusers; repeat. Default: the recommended one and a few."
+            "or ComfyUI call it, a scheduler class of diffusers, or a recipe's file (.json), which runs at its own "
+            "steps; repeat. Default: the recommended one and a few."
         ),
     ] = None,
     peer: Annotated[
@@ -78,6 +79,10 @@ def bench(
             "--plot", help="Also write pareto.png and images.png; with --parallel, sweeps.png and strip.png."
         ),
     ] = False,
+    report: Annotated[
+        Path | None,
+        typer.Option(help="Also write a page.html that needs nothing else: words, table, plots, pictures of all."),
+    ] = None,
     resume: Annotated[bool, typer.Option(help="Go on from what results.jsonl holds.")] = True,
     decode: Annotated[
         bool, typer.Option("--decode", help="Commit rules of the bundled language model, in place of all this.")
@@ -96,8 +101,9 @@ def bench(
 
     With --decode, ways to decode a language model: right answers, wholly right texts, forwards, seconds.
 
-    Every result is appended to results.jsonl as it comes; the same command goes on after an interruption. Other files
-    of a run with other results are numbered, and none is overwritten. Wrong input, and a pipeline that cannot be
+    Every result is appended to results.jsonl as it comes, and pictures of the first 8 prompts go to pictures/; the
+    same command goes on after an interruption. Other files of a run with other results are numbered, and none is
+    overwritten. Wrong input, and a pipeline that cannot be
     benchmarked, is one line before any evaluation.
     """
     others = [param.name for param in ctx.command.params if param.name not in DECODING]
@@ -118,7 +124,7 @@ def bench(
             out,
             resume,
         )
-        run(as_json=as_json, markdown=markdown, plot=plot)
+        run(as_json=as_json, markdown=markdown, plot=plot, report=report)
         return
     counts = arguments.numbers(steps, "steps", int)
     arguments.check_counts(steps=max(counts))
@@ -130,6 +136,8 @@ def bench(
     device, dtype = common.placement(model, device, dtype, offload)
     common.check_model(model)
     texts = engine.read_prompts(prompts, model)
+    if report is not None:
+        check_page(report)
     with output_folder(out, alone=True) as folder:
         common.quiet()
         pipe = common.load_model(model, device, dtype, offload)
@@ -151,3 +159,5 @@ def bench(
         )
         if plot:
             engine.draw(runner, results, cases, folder)
+        if report is not None:
+            engine.write_page(runner, results, cases, report)

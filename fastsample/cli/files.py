@@ -52,12 +52,21 @@ def output_folder(path: Path, argument: str = "--out", *, alone: bool = False) -
                 folder.rmdir()
 
 
+def check_page(path: Path, argument: str = "--report") -> None:
+    """Raise ValueError unless `path` can become an HTML file, in a folder that is made where it is missing."""
+    if path.suffix not in (".html", ".htm") or path.is_dir():
+        raise ValueError(f"{argument} = {str(path)!r} is no name of a page: give one that ends in .html")
+    with output_folder(path.parent, argument):
+        pass
+
+
 def place(folder: Path, name: str, write: Callable[[Path], object], *, again: bool = True) -> Path:
     """The file that `write(path)` makes, put into `folder` as `name`, or as name-2, name-3, .. where that is taken.
 
     Without `again`, a file of an earlier run that holds the same is left in its place. Raises OSError that names the
     file where it cannot be written; nothing is left of it then.
     """
+    folder.mkdir(parents=True, exist_ok=True)
     with naming(folder / name), tempfile.TemporaryDirectory(prefix=".", dir=folder) as own:
         partial = Path(own) / name
         write(partial)

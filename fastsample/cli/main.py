@@ -12,7 +12,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from fastsample.cli import bench, decode, doctor, sample, solvers, tarflow, tune
+from fastsample.cli import bench, decode, doctor, report, sample, solvers, tarflow, tune
 from fastsample.cli.command import Command, Interrupted
 from fastsample.version import __version__
 
@@ -34,6 +34,7 @@ app = typer.Typer(
 app.command("solvers", cls=Command)(solvers.solvers)
 app.command("sample", cls=Command)(sample.sample)
 app.command("bench", cls=Command)(bench.bench)
+app.command("report", cls=Command)(report.report)
 app.command("tune", cls=Command)(tune.tune)
 app.command("decode", cls=Command)(decode.decode)
 app.command("doctor", cls=Command)(doctor.doctor)

@@ -53,7 +53,7 @@ def integrate_adaptive(
 
     `order` 2 pairs orders 1 and 2 (DPM-Solver-12), 3 pairs 2 and 3 (-23); `space` "noise" is DPM-Solver, "data"
     DPM-Solver++. A step of h in log-SNR is accepted when the largest RMS over the batch of
-    (x_high - x_low) / max(atol, rtol max(|x_low|, |x_previous|)) is at most 1, and the next is
+    `(x_high - x_low) / max(atol, rtol max(|x_low|, |x_previous|))` is at most 1, and the next is
     0.9 h E^(-1/order). One batch shares its steps, so an image depends on its batch. Default times are the ends
     of training (from zero SNR, where log-SNR is -inf, the point at sigma / alpha = 4096); the end is noisy still.
     Raises ValueError on options out of range, RuntimeError when `max_evaluations` do not suffice or an output is not

@@ -11,14 +11,15 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from fastsample.bench import decoding_report as report
+from fastsample.bench import decoding_report
 from fastsample.bench.decoding import DecodingBench
 from fastsample.bench.record import Record
 from fastsample.cli import arguments
 from fastsample.cli.command import on_interrupt
 from fastsample.cli.engines import common
 from fastsample.cli.engines.progress import following
-from fastsample.cli.files import output_folder, place, place_texts
+from fastsample.cli.engines.report import put_page
+from fastsample.cli.files import check_page, output_folder, place, place_texts
 from fastsample.demo.language.loading import load_language_model
 from fastsample.names.rules import Method, parse_method
 
@@ -71,8 +72,10 @@ class BenchDecoding:
     out: Path
     resume: bool
 
-    def __call__(self, *, as_json: bool, markdown: bool, plot: bool) -> None:
+    def __call__(self, *, as_json: bool, markdown: bool, plot: bool, report: Path | None = None) -> None:
         """Run them with progress; print the table, and write the files that are asked for. All is checked first."""
+        if report is not None:
+            check_page(report)
         methods = [parse_method(rule) for rule in self.rules or RULES]
         arguments.check_once([method.label for method in methods], "rule")
         common.check_device(self.device, self.dtype)
@@ -85,9 +88,9 @@ class BenchDecoding:
             record = Record(folder / "results.jsonl", resume=self.resume)
             with on_interrupt(record.kept):
                 results = self._execute(methods, record)
-            Console(width=max(Console().width, 165)).print(report.rich_table(results))
+            Console(width=max(Console().width, 165)).print(decoding_report.rich_table(results))
             texts = {
-                "results.md": report.markdown(results) if markdown else None,
+                "results.md": decoding_report.markdown(results) if markdown else None,
                 "results.json": json.dumps(results, indent=1) + "\n" if as_json else None,
             }
             kept = [record.path, *place_texts(folder, texts)]
@@ -97,6 +100,10 @@ class BenchDecoding:
                 pareto = functools.partial(plots.decoding_pareto, results)
                 kept.append(place(folder, "pareto.png", pareto, again=False))
             print(f"results: {', '.join(map(str, kept))}")
+            if report is not None:
+                from fastsample.bench.page import decoding  # Matplotlib: only for --report
+
+                print(f"page: {put_page(decoding.page(results), report)}")
 
     def _execute(self, methods: list[Method], record: Record) -> list[dict[str, Any]]:
         """The results of `methods`, those that are not in the record run."""
