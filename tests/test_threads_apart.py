@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import itertools
 import logging
 import pickle
+import sys
 import threading
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -30,6 +31,12 @@ from fastsample.pipelines.guidance import GuidanceCut
 from fastsample.pipelines.parallel.distributed import RowShares
 from fastsample.pipelines.rehearsal import rehearse
 from fastsample.pipelines.serving import serve
+
+# whose filters are of all threads: none are set inside
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:sampled sequentially"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+]
 
 HELD = {
     **SCHEDULERS,
@@ -54,9 +61,7 @@ def at(steps: tuple[int, ...], job: Callable[[], Any]) -> Callable[..., dict[str
 def parallel(pipe: Any, **changed: Any) -> tuple[Tensor, str]:
     """A parallel call with `sample`'s arguments, and why it was made sequentially."""
     sampler = fs.ParallelSampler(pipe, **EXACT)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return sampler(**call(**changed)).images, sampler.run.fallback
+    return sampler(**call(**changed)).images, sampler.run.fallback
 
 
 @pytest.mark.parametrize("scheduler", HELD)
@@ -184,6 +189,37 @@ def test_an_interrupt_comes_through(where: str) -> None:
     close(found, plain)
 
 
+@pytest.mark.parametrize("scheduler", ["euler", "ours stochastic"])
+def test_many_calls_at_once(scheduler: str) -> None:
+    """Not by turns: two threads in parallel, and one plain."""
+    pipe = pipeline(scheduler)
+    asked = [
+        {**OTHERS, "seed": seed, "num_inference_steps": 4 + seed, "guidance_scale": 1.0 + seed} for seed in range(4)
+    ]
+    expected, before = [sample(pipe, **own) for own in asked], trace(pipe)
+
+    def job(number: int) -> Callable[[], None]:
+        def run() -> None:
+            for own, want in zip(asked[number:] + asked[:number], expected[number:] + expected[:number], strict=True):
+                found, fallback = parallel(pipe, **own)
+                assert not fallback
+                close(found, want)
+
+        return run
+
+    def plain() -> None:
+        for own, want in zip(asked, expected, strict=True):
+            assert torch.equal(sample(pipe, **own), want)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        together(job(0), job(2), plain)  # one plain one: two would share the pipeline's guidance, as ever
+    finally:
+        sys.setswitchinterval(interval)
+    assert trace(pipe) == before
+
+
 # --- callbacks that change the run -------------------------------------------------------------------------
 
 
@@ -280,12 +316,29 @@ def test_official_callbacks(several: bool, at_step: dict[str, Any]) -> None:
     assert torch.equal(found, expected)
 
 
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("stable_diffusion_xl", "SDXLCFGCutoffCallback"),
+        ("stable_diffusion_3", "SD3CFGCutoffCallback"),
+        ("stable_diffusion_ip_adapter", "IPAdapterScaleCutoffCallback"),
+    ],
+)
+def test_official_callbacks_of_other_pipelines(name: str, kind: str) -> None:
+    found = []
+    for parallel_too in (False, True):  # each with a pipeline of its own: the adapter's scale stays changed
+        pipe = ZOO[name].build()
+        callback = getattr(diffusers.callbacks, kind)(cutoff_step_ratio=None, cutoff_step_index=1)
+        sampler = fs.ParallelSampler(pipe, **EXACT) if parallel_too else pipe
+        found.append(ZOO[name].sample(functools.partial(sampler, callback_on_step_end=callback)))
+    assert "changes the pipeline at a step of its own" in sampler.run.fallback
+    assert torch.equal(found[0], found[1])
+
+
 def test_the_old_callback_is_called_as_ever() -> None:
     pipe = pipeline("euler")
     seen: list[list[tuple[int, float]]] = [[], []]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        sample(pipe, callback=lambda step, t, latents: seen[0].append((step, float(t))), callback_steps=2)
+    sample(pipe, callback=lambda step, t, latents: seen[0].append((step, float(t))), callback_steps=2)
     old = lambda step, t, latents: seen[1].append((step, float(t)))  # noqa: E731
     _, fallback = parallel(pipe, callback=old, callback_steps=2)
     assert "use callback_on_step_end" in fallback
