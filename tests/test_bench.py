@@ -140,10 +140,10 @@ def test_reports_show_mean_and_spread(tmp_path: Path) -> None:
     assert len(report.csv_text(rows).splitlines()) == 3
     assert report.rich_table(rows, "title").row_count == 2
 
-    from fastsample.bench import plots
+    from fastsample.bench import grids, plots
 
     plots.pareto(rows, tmp_path / "pareto.png")
-    plots.image_grid({"ddim": torch.rand(2, 3, 8, 8)}, tmp_path / "images.png", PROMPTS)
+    grids.image_grid({"ddim": torch.rand(2, 3, 8, 8)}, tmp_path / "images.png", PROMPTS)
     assert (tmp_path / "pareto.png").stat().st_size > 1000
     assert (tmp_path / "images.png").stat().st_size > 1000
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import itertools
-import weakref
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from live import Live
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 import fastsample
 from fastsample.demo.mixture import GaussianMixture
@@ -339,43 +337,6 @@ def test_a_model_that_returns_other_shapes_is_refused() -> None:
     table = build_table("ddim", schedule, time_grid("trailing", schedule, 4), prediction_type=prediction)
     with pytest.raises(ValueError, match="model output has shape"):
         integrate_parallel(table, lambda x, t: x[:1], torch.zeros(2, 2))
-
-
-class Live(TorchDispatchMode):
-    """Counts operations on tensors, without views, and the bytes that they hold at most."""
-
-    VIEWS = (
-        "view",
-        "slice",
-        "select",
-        "transpose",
-        "unsqueeze",
-        "expand",
-        "detach",
-        "alias",
-        "lift_fresh",
-        "permute",
-    )
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.operations = self.live = self.peak = 0
-        self._held: dict[int, int] = {}
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = function(*args, **(kwargs or {}))
-        self.operations += function.overloadpacket.__name__.strip("_") not in self.VIEWS
-        for value in tree_leaves(result):
-            if isinstance(value, Tensor) and value.untyped_storage().data_ptr() not in self._held:
-                storage = value.untyped_storage()
-                self._held[storage.data_ptr()] = storage.nbytes()
-                self.live += storage.nbytes()
-                self.peak = max(self.peak, self.live)
-                weakref.finalize(storage, self._free, storage.data_ptr())
-        return result
-
-    def _free(self, pointer: int) -> None:
-        self.live -= self._held.pop(pointer)
 
 
 class EnoughError(Exception):

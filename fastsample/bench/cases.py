@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fastsample.bench.accelerations import Gate, Parallel
+from fastsample.bench.naming import plain_name
 from fastsample.bench.peers import peer_scheduler
 from fastsample.names.options import parse_options
 from fastsample.names.peers import peer_class, peer_names
@@ -50,6 +51,24 @@ class Arm:
         for acceleration in self.accelerations:
             text = f"{text} {acceleration.label}"
         return f"diffusers {text}" if self.peer else text
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """What a record says of it."""
+        return {
+            "arm": self.label,
+            "solver": self.name,
+            "grid": self.grid,
+            "options": dict(self.options),
+            "gate": self.gate and self.gate.label,
+            "parallel": self.parallel and self.parallel.label,
+            "source": "diffusers" if self.peer else "fastsample",
+        }
+
+    @property
+    def title(self) -> str:
+        """What a reader calls it."""
+        return plain_name(self.described)
 
     @property
     def accelerations(self) -> list[Gate | Parallel]:

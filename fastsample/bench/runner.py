@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastsample.bench.album import Album, reference_key
 from fastsample.bench.cases import Arm, Case
-from fastsample.bench.context import context_of, environment, modules_of, weights_digest
+from fastsample.bench.context import command, context_of, environment, modules_of, weights_digest
 from fastsample.bench.metrics import frechet_distance, psnr, rms
 from fastsample.bench.record import Record, Result
 from fastsample.bench.reference import STEPS, converged, reference_path, reference_scheduler
@@ -41,7 +42,7 @@ class Bench:
     Errors are RMS distances to the converged solution of the same pipeline from the same noise, of the latents as the
     pipeline's decoder gets them, relative to their spread. Arms are interleaved within each repeat, after a warm-up.
     `request` is what the pipeline is asked for beside prompts. With `judge`, images are scored by the bundled
-    classifier (prompt fidelity, Frechet distance to real held-out images).
+    classifier (prompt fidelity, Frechet distance to real held-out images). An `album` keeps pictures of every case.
     Raises ValueError for a pipeline that draws nothing from prompts.
     """
 
@@ -52,6 +53,7 @@ class Bench:
     repeats: int = 1
     judge: bool = False
     request: Request = field(default_factory=Request)
+    album: Album | None = None
 
     def __post_init__(self) -> None:
         check_draws(self.pipe)
@@ -104,6 +106,7 @@ class Bench:
                     drawing, ledger, cost = self._sample(arm, steps, guidance, seed)
                     seconds[arm].append(ledger.seconds)
                     if repeat == 0:
+                        self.keep_pictures(Case(arm, steps, guidance, seed), drawing.stills)
                         results[arm] = (
                             self._judge(drawing, guidance, seed)
                             | cost
@@ -154,22 +157,35 @@ class Bench:
         return found, last.sample, torch.cat(pictures)
 
     def _key(self, case: Case) -> str:
+        """What the record and the album call a case, run with these weights and prompts on this device."""
         return f"{self._context} {case.key}"
+
+    def pictured(self, case: Case) -> bool:
+        """Whether the album has pictures of a case and of its reference; True where there is no album."""
+        album, reference = self.album, reference_key(self._context, case.guidance, case.seed)
+        return album is None or (self._key(case) in album and reference in album)
+
+    def keep_pictures(self, case: Case, stills: Tensor) -> None:
+        """Put the pictures of a case into the album, with those of the converged solution from the same noise."""
+        if self.album is None:
+            return
+        told = {"guidance": case.guidance, "seed": case.seed}
+        self.album.keep(self._key(case), stills, self.prompts, arm=case.arm.label, steps=case.steps, **told)
+        reference = reference_key(self._context, case.guidance, case.seed)
+        if reference not in self.album:
+            stills = self.converged_images(case.guidance, case.seed)
+            self.album.keep(reference, stills, self.prompts, arm="reference", **told)
 
     def _describe(self, case: Case) -> Result:
         return {
             "key": self._key(case),
-            "arm": case.arm.label,
-            "solver": case.arm.name,
-            "grid": case.arm.grid,
-            "options": dict(case.arm.options),
-            "gate": case.arm.gate and case.arm.gate.label,
-            "parallel": case.arm.parallel and case.arm.parallel.label,
-            "source": "diffusers" if case.arm.peer else "fastsample",
+            **case.arm.described,
             "steps": case.steps,
             "guidance": case.guidance,
             "seed": case.seed,
+            "kind": self.kind,
             "prompts_count": len(self.prompts),
+            "command": command(),
             "environment": self._environment,
         }
 

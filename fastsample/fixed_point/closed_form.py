@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-
-if TYPE_CHECKING:
-    from fastsample.tables.lower import Lowered
 
 Array = NDArray[np.float64]
 Index = NDArray[np.int64]
 
 
 class ClosedForm:
-    """The steps of a lowered table as matrices on `slots` values: the sample, and what is stored."""
+    """Steps as `matrices` [n, slots, slots] on values, the sample and what is stored, and what they add to these.
 
-    def __init__(self, lowered: Lowered) -> None:
-        self._matrices, self._outputs, self._noises = lowered.transitions()
-        self.slots = self._matrices.shape[1]
+    That is the output by the weights `outputs` [n, slots] and the noise by `noises`, as
+    :meth:`fastsample.tables.lower.Lowered.transitions` has them.
+    """
+
+    def __init__(self, matrices: Array, outputs: Array, noises: Array) -> None:
+        self._matrices, self._outputs, self._noises = matrices, outputs, noises
+        self.slots = matrices.shape[1]
+
+    @property
+    def noisy(self) -> NDArray[np.bool_]:
+        """Which steps add noise."""
+        return np.asarray(self._noises.any(1))
+
+    def and_sums(self, weights: Sequence[tuple[float, float]]) -> ClosedForm:
+        """With one more value stored: the sum of each step's sample and output by its `weights`."""
+        last = self.slots
+        matrices = np.pad(self._matrices, [(0, 0), (0, 1), (0, 1)])
+        outputs, noises = (np.pad(part, [(0, 0), (0, 1)]) for part in (self._outputs, self._noises))
+        matrices[:, last, 0], outputs[:, last] = np.array(weights).T
+        return ClosedForm(matrices, outputs, noises)
 
     def unroll(self, steps: Index, *, replayed: bool, noisy: bool, slopes: Array | None = None) -> Array:
         """What the values before and after each of `steps` [B, R] are made of, [B, R + 1, slots, K].

@@ -43,7 +43,9 @@ class FixedPoint:
     A sweep is: evaluate `rows` at `states`, then `sweep(outputs)`; until `done`. The states before `begin` [B] are
     final, and so is `leading` [B, ..], the one at `begin`; the window slides by the states whose inputs moved by no
     more than `tolerance`, each batch item by its own. Only the window is held, unless with `keep`: then `trajectory`
-    [length + 1, B, ..] has the states that are final and the window's guesses, zeros elsewhere.
+    [length + 1, B, ..] has the states that are final and the window's guesses, zeros elsewhere. A sweep tells
+    `on_commit(first, states, count)` what it made final: `count` [B] states of each item from number `first` [B] on,
+    the first rows of `states` [R, B, ..].
 
     `strides` are those of the first sweeps (:mod:`fastsample.fixed_point.coarse`): a sweep of stride s evaluates the
     first rows of the window, the last, and those whose number s divides; the outputs between are interpolated, and
@@ -59,9 +61,10 @@ class FixedPoint:
         tolerance: float = 0.0,
         strides: Strides = "auto",
         keep: bool = False,
+        on_commit: Callable[[NDArray[np.int64], Tensor, NDArray[np.int64]], None] | None = None,
     ) -> None:
         check_extent(window, tolerance)
-        self.system, self.update, self.tolerance = system, update, tolerance
+        self.system, self.update, self.tolerance, self._on_commit = system, update, tolerance, on_commit
         self.window = min(window or system.length, system.length)
         self._strides = strides_of(strides, self.window, system.length, tolerance)
         self._adaptive = strides == "auto"
@@ -130,13 +133,15 @@ class FixedPoint:
         final = np.minimum(np.minimum(1 + settled, most), valid.sum(0))
         if new is not plain:
             keep = torch.from_numpy(np.arange(size)[:, None] < final).to(new.device)
-            new = torch.where(keep.reshape(*keep.shape, *[1] * (new.ndim - 2)), plain, new)
+            torch.where(keep.reshape(*keep.shape, *[1] * (new.ndim - 2)), plain, new, out=new)
+        del states, old, plain  # what is not read again need not be held while the window is copied
         self.report.sweeps += 1
         self.report.evaluations += places.size
         self.report.residuals.append(float(change[valid].max()))
+        if self._on_commit is not None:
+            self._on_commit(self._begin + 1, new, final)
         self._begin = self._begin + final
         self._slide(final, new)
-        self.system.commit(self.begin)
         self.report.starts.append(tuple(self._begin.tolist()))
 
     @property
@@ -172,6 +177,7 @@ class FixedPoint:
             self._record(guess, self._reached + 1, end)
             place = np.where(guessed, place + len(new) - at_last, place)
             parts.append(guess)
+        self.system.commit(self.begin)
         if (place[0] > 0).all():  # one copy less
             parts, place = [new[int(place.min()) - 1 :], *parts[2:]], place - place.min()
         self._held = taken(torch.cat(parts) if len(parts) > 1 else parts[0], place)

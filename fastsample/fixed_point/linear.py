@@ -12,32 +12,36 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastsample.fixed_point.closed_form import Array, ClosedForm, Index
-from fastsample.fixed_point.rows import taken
+from fastsample.fixed_point.rows import taken, visible
 from fastsample.fixed_point.trajectory import Trajectory
-from fastsample.sampling.backend import accumulation_dtype
+from fastsample.sampling.backend import Stored, accumulation_dtype, product
 from fastsample.schedules.base import Node
 from fastsample.tables.table import Table
 
 
 @dataclass(frozen=True)
 class _Given:
-    """What a window's steps were given: `packed` [B, K, D], and what the values after each step are made of it.
+    """What a window's steps were given, `parts` [B, K, D], and what the values after each step are made of it.
 
-    `values` are those of :meth:`ClosedForm.unroll`, `last` [B, K] the last step's output. Steps begin at `begin` [B].
-    `broken` [B, K] are the columns that are not finite, where there are any.
+    `values` are those of :meth:`ClosedForm.unroll`, `last` [B, K] the last step's output; the columns are those of
+    the parts, one after the other. Steps begin at `begin` [B]. `broken` are the columns of the first part that are
+    not finite, where there are any.
     """
 
     begin: Index
     values: Array
     last: Array
-    packed: Tensor
+    parts: tuple[Tensor, ...]
     broken: NDArray[np.bool_] | None = None
 
 
 class TableTrajectory(Trajectory):
-    """The samples of `table` from `x`; `noise(index)` is what step `index` adds, asked for once, in order.
+    """The samples of `table` from `x`; `noise(index)` is what its step `index` adds, asked for once, in order.
 
-    What is held is of the window alone. `output` is the model's before `x`, where there is one.
+    What is held is of the window alone. Within a table: the first step is number `begin`, `nodes` are those from
+    there on, `stored` is what the steps before left in the stored slots of the lowered table, and `output` the
+    model's before `x`. With `sums`, the weights of each of the table's steps' sample and output in one more quantity,
+    that is stored too, the last of `stored`.
     """
 
     def __init__(
@@ -46,22 +50,30 @@ class TableTrajectory(Trajectory):
         x: Tensor,
         nodes: Sequence[Node],
         noise: Callable[[int], Tensor],
+        *,
+        begin: int = 0,
+        stored: Stored = (),
         output: Tensor | None = None,
+        sums: Sequence[tuple[float, float]] | None = None,
     ) -> None:
         super().__init__(x, nodes)
-        self._rows, self._steps, self._noise = [step.next for step in table.steps], table.lowered.steps, noise
-        self._form = ClosedForm(table.lowered)
+        self._rows, self._noise, self._first = [step.next for step in table.steps[begin:]], noise, begin
+        self._form = ClosedForm(*(part[begin:] for part in table.lowered.transitions()))
+        if sums is not None:
+            self._form = self._form.and_sums(sums[begin:])
         self._stored = x.new_zeros((self._form.slots - 1, *x.shape), dtype=accumulation_dtype(x.dtype))
-        self._noises: dict[int, Tensor] = {}  # those that a coming step reads
-        self._drawn = 0
+        for slot, value in enumerate(stored):
+            if value is not None:
+                self._stored[slot] = value
+        self._noisy = self._form.noisy
+        self._noises, self._drawn = x[None][:0], 0  # those from step `_drawn - len(_noises)` on, that one may read
         self._given: _Given | None = None
         if output is not None:  # as if a window of no steps had been given it
             values = self._form.unroll(np.zeros((len(x), 0), np.int64), replayed=True, noisy=False)
             values = np.pad(values, [(0, 0)] * 3 + [(0, 1)])
             last = np.zeros_like(values[:, 0, 0])
             last[:, -1] = 1.0
-            packed = _by_item(torch.cat([self._stored, x[None], output[None]]))
-            self._given = _Given(np.zeros(len(x), np.int64), values, last, packed)
+            self._given = _given(np.zeros(len(x), np.int64), values, last, self._stored, x[None], output[None])
 
     def gain(self, index: int) -> tuple[float, float]:
         """As the table has them."""
@@ -77,7 +89,7 @@ class TableTrajectory(Trajectory):
         return self._make(rows.numpy().T, states, outputs, factors, replayed=True)
 
     def commit(self, begin: Tensor) -> None:
-        """What is stored before `begin`; noise that no coming step reads is dropped."""
+        """What is stored before `begin`; what the window was given, and noise that no step reads, is dropped."""
         given = self._given
         if given is None:
             return
@@ -85,8 +97,7 @@ class TableTrajectory(Trajectory):
         if len(self._stored):
             self._stored = self._mixed(after[:, 1:], given)
         self._given = None
-        for index in [index for index in self._noises if index < int(begin.numpy().min())]:
-            del self._noises[index]
+        self._noises = self._noises[max(0, int(begin.numpy().min()) - self._drawn + len(self._noises)) :]
 
     def extend(self, reached: Tensor, rows: Tensor, states: Tensor) -> Tensor:
         """The coming steps with the last output; before there is one, `states` at the noise levels' spread."""
@@ -98,11 +109,13 @@ class TableTrajectory(Trajectory):
         after = given.values[np.arange(len(steps)), reached.numpy() - given.begin]
         weights = self._form.go_on(after, given.last, steps, noisy=noises is not None)
         if noises is not None:
-            given = _given(given.begin, weights, given.last, torch.cat([given.packed, _by_item(noises)], 1))
+            parts = (*given.parts, _by_item(noises))
+            given = _Given(given.begin, given.values, given.last, parts, given.broken)
         return self._mixed(weights, given).to(states.dtype)
 
     def _make(self, steps: Index, states: Tensor, outputs: Tensor, slopes: Array | None, *, replayed: bool) -> Tensor:
         """The samples after each of the steps [B, R]."""
+        outputs = visible(outputs, states)
         noises = self._noises_of(steps)
         values = self._form.unroll(steps, replayed=replayed, noisy=noises is not None, slopes=slopes)
         sample = self._form.slots - 1 + len(outputs)  # the first of the samples' columns
@@ -112,39 +125,49 @@ class TableTrajectory(Trajectory):
             last += slopes[:, -1:] * values[:, -2, 0]
             last[:, sample + len(outputs) - 1] -= slopes[:, -1]
         used = states if slopes is not None or not replayed else states[:1]
-        parts = [self._stored, outputs, used, *([] if noises is None else [noises])]
-        self._given = _given(steps[:, 0], values, last, _by_item(torch.cat(parts)))
+        self._given = _given(steps[:, 0], values, last, self._stored, outputs, used, noises=noises)
         return self._mixed(values[:, 1:, 0], self._given).to(states.dtype)
 
     def _mixed(self, weights: Array, given: _Given) -> Tensor:
-        """The sums [n, B, ..] of what is packed by `weights` [B, n, K]; what has no weight does not enter."""
-        factors = torch.from_numpy(weights).to(given.packed.dtype).to(given.packed.device)
-        if given.broken is None:
-            sums = torch.bmm(factors, given.packed)
-        else:
-            sums = torch.bmm(factors, given.packed.nan_to_num(0.0, 0.0, 0.0))
-            sums[torch.from_numpy((weights.astype(bool) & given.broken[:, None]).any(-1))] = torch.nan
+        """The sums [n, B, ..] of what was given by `weights` [B, n, K]; what has no weight does not enter."""
+        dtype, device = given.parts[0].dtype, given.parts[0].device
+        factors = torch.from_numpy(weights.astype(np.float64 if dtype == torch.float64 else np.float32)).to(device)
+        sums: Tensor | None = None
+        column = 0
+        for part in given.parts:
+            finite = part if given.broken is None else part.nan_to_num(0.0, 0.0, 0.0)
+            own = factors[..., column : column + part.shape[1]]
+            sums, column = product(own, finite.to(dtype), sums), column + part.shape[1]
+        assert sums is not None
+        if given.broken is not None:
+            broken = np.pad(given.broken, [(0, 0), (0, weights.shape[-1] - given.broken.shape[-1])])
+            sums[torch.from_numpy((weights.astype(bool) & broken[:, None]).any(-1))] = torch.nan
         return sums.transpose(0, 1).reshape(weights.shape[1], *self._x.shape)
 
     def _noises_of(self, steps: Index) -> Tensor | None:
-        """The noise of each of the steps [B, R], [R, B, ..]; None where there is none at all."""
-        first, last = int(steps.min()), int(steps.max())
-        for index in range(self._drawn, last + 1):
-            if self._steps[index].noisy:
-                self._noises[index] = self._noise(index)
-        self._drawn = max(self._drawn, last + 1)
-        if not any(index in self._noises for index in range(first, last + 1)):
+        """The noise of each of the steps [B, R], [R, B, ..], anything where one has none; None where none has any."""
+        if not self._noisy.any():
             return None
-        nothing = torch.zeros_like(next(iter(self._noises.values())))
-        every = torch.stack([self._noises.get(index, nothing) for index in range(first, last + 1)])
-        return taken(every, steps.T - first)
+        first, last = int(steps.min()), int(steps.max())
+        drawn = [self._noises]
+        for index in range(self._drawn, last + 1):
+            drawn.append(self._noise(self._first + index)[None] if self._noisy[index] else self._x[None])
+        if len(drawn) > 1:
+            self._noises, self._drawn = torch.cat(drawn), last + 1
+        if not self._noisy[first : last + 1].any():
+            return None
+        return taken(self._noises, steps.T - (self._drawn - len(self._noises)))
 
 
-def _given(begin: Index, values: Array, last: Array, packed: Tensor) -> _Given:
+def _given(begin: Index, values: Array, last: Array, *packed: Tensor, noises: Tensor | None = None) -> _Given:
     """With the columns that are not finite, which 0 times them is not either."""
-    if math.isfinite(float(packed.sum())):
-        return _Given(begin, values, last, packed)
-    return _Given(begin, values, last, packed, ~packed.isfinite().all(-1).cpu().numpy())
+    parts = [_by_item(torch.cat(packed))]
+    broken = None
+    if not math.isfinite(float(parts[0].sum())):
+        broken = ~parts[0].isfinite().all(-1).cpu().numpy()
+    if noises is not None:
+        parts.append(_by_item(noises))
+    return _Given(begin, values, last, tuple(parts), broken)
 
 
 def _by_item(values: Tensor) -> Tensor:

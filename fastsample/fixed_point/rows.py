@@ -8,6 +8,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 
+def visible(outputs: Tensor, states: Tensor) -> Tensor:
+    """`outputs` [R, B, C, ..] of the channels that `states` have, without a learned variance."""
+    return outputs if outputs.shape == states.shape else outputs[:, :, : states.shape[2]]
+
+
 def taken(values: Tensor, place: NDArray[np.int64]) -> Tensor:
     """`values` [n, B, ..] at `place` [R, B] of each batch item; a view where all take consecutive ones alike."""
     begin = int(place[0, 0]) if place.size else 0

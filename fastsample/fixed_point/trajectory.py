@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fastsample.sampling.backend import accumulation_dtype
 from fastsample.schedules.base import Node
 
 
@@ -52,7 +53,7 @@ class Trajectory(ABC):
 
     def change(self, rows: Tensor, new: Tensor, old: Tensor) -> Tensor:
         """RMS of the difference over the step's noise scale, [R, B]."""
-        dims, dtype = tuple(range(2, new.ndim)), torch.promote_types(new.dtype, torch.float32)
+        dims, dtype = tuple(range(2, new.ndim)), accumulation_dtype(new.dtype)
         moved = torch.linalg.vector_norm(new - old, dim=dims, dtype=dtype).cpu().numpy()
         return torch.from_numpy(moved / (self._scales[rows.numpy()] * math.sqrt(math.prod(new.shape[2:]))))
 

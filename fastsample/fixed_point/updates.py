@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from itertools import pairwise
 from typing import ClassVar, NamedTuple, Protocol
 
 import numpy as np
@@ -16,9 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastsample.fixed_point.rows import taken
+from fastsample.fixed_point.rows import taken, visible
 from fastsample.fixed_point.triangular import TriangularSystem
-from fastsample.sampling.backend import accumulation_dtype
+from fastsample.sampling.backend import accumulation_dtype, product
 
 
 class Sweep(NamedTuple):
@@ -65,8 +64,8 @@ class Increment(Update):
     copies = True
 
     def __call__(self, system: TriangularSystem, sweep: Sweep) -> tuple[Tensor, Tensor]:
-        moved = system.advance(sweep.rows, sweep.states, sweep.outputs) - sweep.states
-        new = sweep.states[:1] + moved.cumsum(0)
+        moved = system.advance(sweep.rows, sweep.states, sweep.outputs).sub_(sweep.states)
+        new = moved.cumsum_(0).add_(sweep.states[:1])
         return new, new
 
 
@@ -94,13 +93,12 @@ class Secant(Update):
 
     def __call__(self, system: TriangularSystem, sweep: Sweep) -> tuple[Tensor, Tensor]:
         rows, states, outputs, _, evaluated = sweep
-        visible = outputs[:, :, : states.shape[2]] if outputs.shape != states.shape else outputs
-        first = rows.numpy()[0]
+        first, shown = rows.numpy()[0], visible(outputs, states)
         of_state, of_output = (part.numpy() for part in system.gains(rows))
-        self._slopes = self._measured(first, states, visible, evaluated)
+        self._slopes = self._measured(first, states, shown, evaluated)
         factor = of_state + of_output * self._slopes
         factor = np.nan_to_num(factor, nan=1.0, posinf=1.0, neginf=1.0).clip(0, self.largest)
-        self._last = first, states, visible, evaluated
+        self._last = first, states, shown, evaluated
         slopes = np.divide(factor - of_state, of_output, out=np.zeros_like(factor), where=np.abs(of_output) > 1e-6)
         new = system.replay(rows, states, outputs, torch.from_numpy(slopes))
         return new, new
@@ -116,10 +114,8 @@ class Secant(Update):
         if self._last is None:
             return slopes
         began, old_states, old_outputs, then = self._last
-        place = np.arange(len(states))[:, None] + (first - began)
-        count = int((place < len(old_states)).any(1).sum())  # of the rows that some item has met
-        known = place[:count] < len(old_states)
-        place = np.minimum(place[:count], len(old_states) - 1)
+        place, known = _met(len(old_states), first - began, len(states))
+        count = len(place)
         step, turn = states[:count] - taken(old_states, place), outputs[:count] - taken(old_outputs, place)
         dots = torch.stack([_dots(step, turn), _dots(step, step)]).cpu().numpy().astype(np.float64)
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -149,32 +145,46 @@ class Anderson(Update):
         if memory < 1:
             raise ValueError(f"memory = {memory}: give the sweeps that are remembered, 1 or more")
         self.damping = damping
-        # the first rows, values and residuals of earlier sweeps
-        self._past: deque[tuple[NDArray[np.int64], Tensor, Tensor]] = deque(maxlen=memory)
+        # the last sweep's first rows, residuals and states, and how these differed between earlier ones, newest first
+        self._last: tuple[NDArray[np.int64], Tensor, Tensor] | None = None
+        self._differences: deque[tuple[NDArray[np.int64], Tensor, Tensor]] = deque(maxlen=memory)
 
     def __call__(self, system: TriangularSystem, sweep: Sweep) -> tuple[Tensor, Tensor]:
-        rows, states, outputs, old, _ = sweep
-        plain = system.replay(rows, states, outputs)
-        residual = plain - old
-        values = [(old, residual)]
-        first = rows.numpy()[0]
-        for began, *past in self._past:
-            value, residue = (_aligned(each, first - began, len(rows)) for each in past)
-            values.append((value, residue))
-        self._past.appendleft((first, old, residual))
-        if len(values) == 1:
+        first = sweep.rows.numpy()[0]
+        plain = system.replay(sweep.rows, sweep.states, sweep.outputs)
+        residual = plain - sweep.old
+        last, self._last = self._last, (first, residual, plain)
+        if last is None:
             return plain, plain
-        pairs = list(pairwise(values))  # a state without a past has differences of zero, and is left alone
-        moved = torch.stack([(x - past_x).nan_to_num(0.0) for (x, _), (past_x, _) in pairs])
-        turned = torch.stack([(r - past_r).nan_to_num(0.0) for (_, r), (_, past_r) in pairs])
-        flat = turned.flatten(3).to(accumulation_dtype(turned.dtype))
-        gram = torch.einsum("krbd,lrbd->rbkl", flat, flat).cumsum(0)
-        right = torch.einsum("krbd,rbd->rbk", flat, residual.flatten(2).to(flat)).cumsum(0)
-        ridge = self.damping * gram.diagonal(dim1=-2, dim2=-1).mean(-1) + torch.finfo(gram.dtype).tiny
-        weights = torch.linalg.solve(gram + torch.diag_embed(ridge[..., None].expand_as(right)), right)
+        shift, count = first - last[0], len(residual)
+        turned = _difference(residual, last[1], shift)
+        moved = _difference(plain, last[2], shift)
+        del last  # a window of each is let go
+        self._differences.appendleft((first, turned, moved))
+        turns = [_aligned(turn, first - began, count) for began, turn, _ in self._differences]
+        moves = [_aligned(move, first - began, count) for began, _, move in self._differences]
+        weights = self._weights(turns, residual)
+        new = plain.clone()
+        for weight, moved in zip(weights, moves, strict=True):
+            factor = torch.from_numpy(weight[: len(moved)]).to(moved.dtype).to(moved.device)
+            new[: len(moved)].addcmul_(factor.reshape(*factor.shape, *[1] * (moved.ndim - 2)), moved, value=-1)
+        return new, plain
+
+    def _weights(self, turns: list[Tensor], residual: Tensor) -> NDArray[np.float64]:
+        """Those of each row's differences [m, R, B]: of the residuals up to that row, 0 for the leading one."""
+        pairs = [(k, other) for k in range(len(turns)) for other in range(k, len(turns) + 1)]
+        dots = np.zeros((len(turns), len(turns) + 1, *residual.shape[:2]))
+        found = [_dots(turns[k], turns[other] if other < len(turns) else residual) for k, other in pairs]
+        for (k, other), values in zip(pairs, found, strict=True):
+            dots[k, other, : len(values)] = values.cpu().numpy()
+            if other < len(turns):
+                dots[other, k] = dots[k, other]
+        dots = np.moveaxis(dots.cumsum(2), (0, 1), (2, 3))
+        gram, right = dots[..., :-1], dots[..., -1:]
+        ridge = self.damping * gram.diagonal(axis1=-2, axis2=-1).mean(-1) + np.finfo(np.float64).tiny
+        weights = np.linalg.solve(gram + ridge[..., None, None] * np.eye(len(turns)), right)[..., 0]
         weights[0] = 0.0
-        weights = weights.movedim(-1, 0).to(states).reshape(*moved.shape[:3], *[1] * (moved.ndim - 3))
-        return plain - (weights * (moved + turned)).sum(0), plain
+        return np.moveaxis(np.nan_to_num(weights, nan=0.0, posinf=0.0, neginf=0.0), -1, 0)
 
 
 UPDATES: dict[str, Callable[[], Update]] = {
@@ -193,16 +203,37 @@ def make_update(iteration: str) -> Update:
     return UPDATES[iteration]()
 
 
+def _met(length: int, shift: NDArray[np.int64], count: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Where the first of `count` rows lie among `length` earlier ones, `shift` [B] further on, and whether they do.
+
+    [n, B], the n rows that some item has met; others are put at the last.
+    """
+    place = np.arange(min(count, length - int(shift.min())))[:, None] + shift
+    return np.minimum(place, length - 1), place < length
+
+
 def _aligned(values: Tensor, shift: NDArray[np.int64], count: int) -> Tensor:
-    """`count` rows of `values` [R, B, ..], from row `shift` [B] on for each item; NaN past the end."""
-    place = np.arange(count)[:, None] + shift
-    known = torch.from_numpy(place < len(values)).to(values.device)
-    shown = taken(values, np.minimum(place, len(values) - 1))
-    return torch.where(known.reshape(*known.shape, *[1] * (values.ndim - 2)), shown, torch.nan)
+    """`values` [R, B, ..] of earlier rows at those of now, `shift` [B] further on; 0 where an item had none."""
+    place, known = _met(len(values), shift, count)
+    shown = taken(values, place)
+    if known.all():
+        return shown
+    inside = torch.from_numpy(known).to(shown.device)
+    return torch.where(inside.reshape(*known.shape, *[1] * (shown.ndim - 2)), shown, 0.0)
+
+
+def _difference(now: Tensor, before: Tensor, shift: NDArray[np.int64]) -> Tensor:
+    """`now` less `before`, whose rows are `shift` [B] back, of the rows that some item had; else 0."""
+    place, known = _met(len(before), shift, len(now))
+    moved = (now[: len(place)] - taken(before, place)).nan_to_num_(0.0, 0.0, 0.0)
+    if not known.all():
+        inside = torch.from_numpy(known).to(moved.device)
+        moved.mul_(inside.reshape(*known.shape, *[1] * (moved.ndim - 2)))
+    return moved
 
 
 def _dots(one: Tensor, other: Tensor) -> Tensor:
-    """Inner products [R, B] of [R, B, ..]."""
-    dtype = accumulation_dtype(one.dtype)
-    dims = tuple(range(2, one.ndim))
-    return (one.to(dtype) * other.to(dtype)).sum(dims)
+    """Inner products [R, B] of [R, B, ..], of the rows that both have."""
+    count, dtype = min(len(one), len(other)), accumulation_dtype(one.dtype)
+    flat = [part[:count].flatten(2).flatten(0, 1).to(dtype) for part in (one, other)]
+    return product(flat[0][:, None], flat[1][:, :, None]).reshape(count, one.shape[1])

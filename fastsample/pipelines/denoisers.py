@@ -21,8 +21,18 @@ TIMESTEPS = ("timestep", "timesteps", "t")
 LATENTS = ("sample", "hidden_states")
 """What they call their latents, where these do not come first."""
 
-UNBATCHED = ("img_ids", "txt_ids", "image_rotary_emb")
-"""Arguments without a batch dimension, whose first one may be of the batch's size by chance."""
+UNBATCHED = (
+    "img_ids",
+    "txt_ids",
+    "rotary",
+    "rope",
+    "freqs",
+    "pos_embed",
+    "scale_factor",
+    "states_scale",
+    "skip_layers",
+)
+"""In the names of arguments without a batch dimension, whose first one may be of the batch's size by chance."""
 
 BATCH_SECOND = ("encoder_hidden_states_llama3",)
 """Arguments whose batch is their second dimension: the first one is the text encoder's layers."""
@@ -104,6 +114,11 @@ def timestep_reader(module: nn.Module) -> Callable[[tuple[Any, ...], dict[str, A
         return kwargs.get(name, args[place] if name and len(args) > place else None)
 
     return read
+
+
+def unbatched(name: str) -> bool:
+    """Whether an argument of this name has no batch dimension."""
+    return any(part in name for part in UNBATCHED)
 
 
 def latents_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | list[Tensor]:

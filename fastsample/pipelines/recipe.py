@@ -15,8 +15,9 @@ from typing import Any
 from fastsample.pipelines.configured import configured
 from fastsample.pipelines.counting import count
 from fastsample.pipelines.guidance import GuidanceCut
-from fastsample.pipelines.overlay import overlaid
-from fastsample.pipelines.swap import scheduled
+from fastsample.pipelines.layers import unlayered
+from fastsample.pipelines.overlay import class_beneath, overlaid
+from fastsample.pipelines.swap import scheduled, swapped
 from fastsample.pipelines.tgate import TGate
 from fastsample.sampling.ledger import Ledger
 from fastsample.schedulers.solver import SolverScheduler
@@ -155,10 +156,17 @@ class RecipeRun:
     def __init__(self, recipe: Recipe, pipe: Any) -> None:
         self.recipe, self.pipe = recipe, pipe
         self._lock = threading.Lock()
-        self._costs, self._dropped, self._rounds = Ledger(), 0, 0
+        self._costs, self._rounds = Ledger(), 0
         self._calls, self._plain = 0, Plain()
-        self._undo = contextlib.ExitStack()
-        self._put_on()
+        self._scheduler = recipe.scheduler(pipe)
+        self._own = None if self._scheduler is None else scheduled(pipe)[0].scheduler
+        with contextlib.ExitStack() as undo:
+            if self._scheduler is not None:
+                undo.enter_context(swapped(pipe, self._scheduler))
+            self._setup = undo.enter_context(configured(pipe, gate=recipe.tgate, parallel=recipe.parallel))
+            self._cut = undo.enter_context(recipe.guidance_cut.apply(pipe)) if recipe.guidance_cut else None
+            undo.enter_context(overlaid(pipe, everywhere=True, __call__=self._call))
+            self._undo = undo.pop_all()
 
     def remove(self) -> None:
         """Leave the pipeline as it was before."""
@@ -166,12 +174,9 @@ class RecipeRun:
 
     def measure_plain(self, *args: Any, **kwargs: Any) -> Any:
         """What the pipeline returns without the recipe, whose time and evaluations the summary then compares."""
-        self._undo.close()
-        try:
-            with count(self.pipe, 1) as ledger:
-                result = self.pipe(*args, **kwargs)
-        finally:
-            self._put_on()
+        call = class_beneath(self.pipe).__call__
+        with configured(self.pipe, self._own), unlayered(), count(self.pipe, 1) as ledger:
+            result = call(self.pipe, *args, **kwargs)
         self._plain = Plain(ledger.seconds, ledger.rows)
         return result
 
@@ -188,19 +193,6 @@ class RecipeRun:
     def __exit__(self, *exception: object) -> None:
         self.remove()
 
-    def _put_on(self) -> None:
-        recipe, pipe = self.recipe, self.pipe
-        with contextlib.ExitStack() as undo:
-            self._scheduler = recipe.scheduler(pipe)
-            if self._scheduler is not None:
-                for own in scheduled(pipe):
-                    undo.callback(setattr, own, "scheduler", own.scheduler)
-                    own.scheduler = self._scheduler
-            self._setup = undo.enter_context(configured(pipe, gate=recipe.tgate, parallel=recipe.parallel))
-            self._cut = undo.enter_context(recipe.guidance_cut.apply(pipe)) if recipe.guidance_cut else None
-            undo.enter_context(overlaid(pipe, everywhere=True, __call__=self._call))
-            self._undo = undo.pop_all()
-
     def _call(self, beneath: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """The pipeline's call, with the recipe's steps and the tables of its guidance, counted."""
         signature = inspect.signature(beneath)
@@ -208,32 +200,33 @@ class RecipeRun:
         steps = self.recipe.steps
         if steps is not None and not any(given.get(name) is not None for name in PLACED):
             kwargs["num_inference_steps"] = steps
-        self._choose_tables(signature, given)
-        dropped, run = self._dropped_so_far(), self._setup.run
+        run = self._setup.run
         rounds = run.rounds if run is not None else 0
-        with count(self.pipe, 1) as ledger:
+        # the call's scheduler stays, whoever removes the recipe meanwhile
+        with configured(self.pipe, self._scheduler_for(signature, given)), count(self.pipe, 1) as ledger:
             result = beneath(*args, **kwargs)
         with self._lock:
             self._calls += 1
             self._costs.rows += ledger.rows
             self._costs.seconds += ledger.seconds
-            self._dropped += self._dropped_so_far() - dropped
             swept = run.rounds - rounds if run is not None else 0
             self._rounds += swept or ledger.forward_calls
         return result
 
-    def _choose_tables(self, signature: inspect.Signature, given: Mapping[str, Any]) -> None:
-        """Tell the scheduler the call's guidance, and warn where the preset is not for it."""
+    def _scheduler_for(self, signature: inspect.Signature, given: Mapping[str, Any]) -> SolverScheduler | None:
+        """The recipe's scheduler, told the call's guidance; warns where the preset is not for it."""
         preset, name = self.recipe.tables, next((name for name in GUIDANCE if name in signature.parameters), None)
         if preset is None or name is None or self._scheduler is None:
-            return
+            return self._scheduler
         guidance = float(given.get(name, signature.parameters[name].default))
         if not preset.covers(guidance):
             known = ", ".join(f"{one:g}" for one in preset.guidances)
             warnings.warn(f"preset: guidance {guidance:g} is far from those it was tuned for ({known})", stacklevel=4)
-        self._scheduler.config["preset_guidance"] = guidance
+        told: SolverScheduler = self._scheduler.from_config(self._scheduler.config, preset_guidance=guidance)
+        return told
 
-    def _dropped_so_far(self) -> int:
+    @property
+    def _dropped(self) -> int:
         handles = [handle for handle in (self._cut, self._setup.gate) if handle is not None]
         return sum(handle.summary().dropped for handle in handles)
 

@@ -32,6 +32,23 @@ class Stateful(Protocol):
         """The network's input for `sample`."""
 
 
+class Remaining(Protocol):
+    """The steps of a scheduler's run that are left, as a table; see :mod:`fastsample.schedulers.remaining`."""
+
+    table: Any
+    begin: int
+    times: tuple[float, ...]
+    stored: tuple[Tensor | None, ...]
+    data: list[tuple[float, float]]
+    prediction: Tensor
+
+    def noise(self, index: int) -> Tensor:
+        """What the table's step `index` adds."""
+
+    def after(self, index: int, stored: tuple[Tensor | None, ...], sample: Tensor, data: Tensor) -> Any:
+        """What the scheduler holds where the table's step `index` comes next."""
+
+
 def stateful(scheduler: Any) -> Stateful:
     """`scheduler`, or the adapter that gives it these methods."""
     return scheduler if isinstance(scheduler, Stateful) else Foreign(scheduler)

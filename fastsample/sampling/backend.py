@@ -61,6 +61,30 @@ def combine(weights: Sequence[float], tensors: Sequence[Tensor], dtype: torch.dt
     return add_up(sum_of({place: weight for place, weight in enumerate(weights) if weight}), tensors, dtype)
 
 
+def product(weights: Tensor, values: Tensor, onto: Tensor | None = None) -> Tensor:
+    """`weights @ values` of each item, [B, n, K] by [B, K, D] of one dtype; added to `onto` in place where given.
+
+    As exact as that dtype, whatever autocast and TF32 do to other products.
+    """
+    kind = values.device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        with torch.autocast(kind, enabled=False):
+            return product(weights, values, onto)
+    if values.dtype == torch.float32 and _rounds_products(values.device):
+        made = torch.bmm(weights.double(), values.double()).float()
+        return made if onto is None else onto.add_(made)
+    return torch.bmm(weights, values) if onto is None else onto.baddbmm_(weights, values)
+
+
+def _rounds_products(device: torch.device) -> bool:
+    """Whether products of float32 matrices are allowed fewer bits there."""
+    backend: Any = torch.backends.cuda if device.type == "cuda" else torch.backends.mkldnn
+    precision = getattr(getattr(backend, "matmul", None), "fp32_precision", None)
+    if precision is None:  # before torch 2.9
+        return torch.get_float32_matmul_precision() != "highest"
+    return device.type in ("cpu", "cuda") and precision not in ("ieee", "none")
+
+
 def add_up(total: Sum, values: Sequence[Any], dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
     """The sum `total` of `values`, added in `dtype`: a new tensor of that dtype, or `out`, which may be narrower.
 

@@ -23,6 +23,7 @@ from fastsample.schedulers.layout import Request, laid, lay_out
 from fastsample.schedulers.locate import located
 from fastsample.schedulers.noising import Noising
 from fastsample.schedulers.readings import Readings
+from fastsample.schedulers.remaining import Remaining
 from fastsample.schedulers.rows import apart, one_time, serves, step_rows
 from fastsample.schedulers.run import Evaluation, Run
 from fastsample.schedulers.setup import Setup
@@ -162,6 +163,35 @@ class TableScheduler(Readings, EDMInterface, Noising, SchedulerMixin, ConfigMixi
         last = Evaluation.of(self._data_weights(current), sample, output, data)
         self._run = stepped(run, lane, runner, last, prev_sample, path, own)
         return self._result(prev_sample, data, return_dict)
+
+    def remaining(
+        self,
+        sample: Tensor,
+        generator: Generators = None,
+        variance_noise: Tensor | None = None,
+        return_dict: bool = True,
+        eta: float = 0.0,
+        *,
+        use_clipped_model_output: bool = False,
+        prev_timestep: float | Tensor | None = None,
+        pred_original_sample: Tensor | None = None,
+        per_token_timesteps: Tensor | None = None,
+    ) -> Remaining | None:
+        """The steps that follow the last one, which gave `sample`, as a table; None where they are more than that.
+
+        The other arguments are those that :meth:`step` had and will have. A table says nothing of clipping, of noise
+        and predictions that are given, and of rows or tokens at times of their own.
+        """
+        run = self._run
+        given = (variance_noise, prev_timestep, pred_original_sample, per_token_timesteps)
+        if self._clips_data() or any(value is not None for value in given):
+            return None
+        made, prediction = run.step_index is not None and eta == run.eta, self.pred_original_sample
+        if not made or prediction is None or run.rows is not None or len(run.lanes) != 1:
+            return None
+        lane = run.lanes[0]
+        fits = lane.shape in ((), sample.shape) and prediction.shape == sample.shape
+        return Remaining(run, lane, sample, prediction, generator) if fits else None
 
     @property
     def pred_original_sample(self) -> Tensor | None:

@@ -13,14 +13,16 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fastsample.fixed_point.iterations import ParallelReport
 from fastsample.pipelines.denoisers import inner
 from fastsample.pipelines.parallel.layout import Call, NotParallelError, bind
 from fastsample.pipelines.parallel.segment import Rows, Segment, Settings
-from fastsample.pipelines.parallel.stepping import Stepper, next_sample, same_arguments, with_sample
+from fastsample.pipelines.parallel.stepping import Stepper, next_sample, same_arguments
 
 
 class Phase(Enum):
@@ -59,6 +61,7 @@ class Loop:
     _sample: Tensor | None = None  # what the last step returned
     _calls: list[tuple[nn.Module, Call]] = field(default_factory=list)
     _segment: Segment | None = None
+    _final: dict[int, Tensor] = field(default_factory=dict)  # samples by step that are final for some images
 
     @property
     def stepping(self) -> bool:
@@ -74,6 +77,11 @@ class Loop:
     def sweeping(self) -> bool:
         """Whether a step of the pipeline is a sweep."""
         return self.phase is Phase.SWEEPING
+
+    @property
+    def draws_from_all(self) -> bool:
+        """Whether steps have drawn from streams that are of all threads."""
+        return self._stepper is not None and self._stepper.draws_from_all
 
     @property
     def places(self) -> list[int]:
@@ -152,11 +160,13 @@ class Loop:
             output = self.settings.shares.broadcast(output)
         result = self._stepper.step(step, sample, output)
         self.plain_steps, self.committed = self.plain_steps + 1, step + 1
-        self.unreported[step] = next_sample(result)
+        if self.settings.reporting:
+            self.unreported[step] = next_sample(result)
         end = next(end for end in [*self.settings.cuts(self.timesteps), len(self.timesteps)] if end > step)
         if end > step + 1:
             known = Rows(torch.full((1, len(sample)), step), sample[None], output[None])
-            self._segment = Segment(self._stepper, self.settings, known, end, next_sample(result), calls)
+            on_commit = self._collect if self.settings.reporting else None
+            self._segment = Segment(self._stepper, self.settings, known, end, result, calls, on_commit)
             self.reports.append(self._segment.fixed.report)
         return result
 
@@ -165,14 +175,22 @@ class Loop:
         if len(calls) != len(segment.layouts):
             raise NotParallelError("the denoisers called change from step to step")
         segment.sweep(output)
-        states = segment.fixed.trajectory
-        begin = int(segment.fixed.begin.min())
-        for step in range(self.committed, segment.start + begin):
-            self.unreported[step] = states[step + 1 - segment.start]
-        self.committed = segment.start + begin
+        before, self.committed = self.committed, segment.start + int(segment.fixed.begin.numpy().min())
+        sample = segment.fixed.leading  # where nobody asks for each step's, an image that has come further is further
+        if self.settings.reporting:
+            self.unreported |= {step: self._final.pop(step) for step in range(before, self.committed)}
+            sample = self.unreported[self.committed - 1]
         if segment.fixed.done:
             self._segment = None
-        return with_sample(segment.latest, states[begin])
+        return segment.result(sample)
+
+    def _collect(self, first: NDArray[np.int64], states: Tensor, count: NDArray[np.int64]) -> None:
+        """Keep the samples that a sweep made final, each image's from its own step on."""
+        assert self._segment is not None
+        for item, (state, many) in enumerate(zip(first, count, strict=True)):
+            for row in range(many):
+                step = self._segment.start + int(state) + row - 1
+                self._final.setdefault(step, torch.empty_like(states[0]))[item] = states[row, item]
 
 
 def same_latents(sample: Tensor, returned: Tensor) -> bool:

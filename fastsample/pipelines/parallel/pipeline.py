@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fastsample.fixed_point.coarse import Strides
 from fastsample.fixed_point.iterations import FixedPoint, ParallelReport
+from fastsample.pipelines.apart import apart
 from fastsample.pipelines.denoisers import Denoiser, check_caches, denoisers
 from fastsample.pipelines.layers import GATE, layers_on
 from fastsample.pipelines.overlay import class_beneath, overlaid
@@ -193,25 +194,31 @@ def _call(pipe: Any, run: ParallelRun, settings: Settings, args: tuple[Any, ...]
     original = class_beneath(pipe)
     call: Callable[..., Any] = functools.partial(original.__call__, pipe)  # type: ignore[operator]
     arguments = inspect.signature(call).bind(*args, **kwargs).arguments
-    streams = Streams(arguments.get("generator"))
-    before = streams.state()
-    session = Session(pipe, stepped_denoisers(pipe), settings)
-    try:
-        run.fallback = step_decision(original, {**arguments, **arguments.get("kwargs", {})})
-        if not run.fallback:
-            with session:
-                return call(*args, **session.callbacks(kwargs))
-    except NotParallelError as error:
-        run.fallback = str(error)
-    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
-        if isinstance(error, torch.OutOfMemoryError) or not session.swept:
-            raise
-        run.fallback = f"{original.__name__} failed with many rows at once: {type(error).__name__}: {error}"
-    finally:
-        run.add(session.loops)
+    streams, everyones = Streams(arguments.get("generator")), Streams(None)
+    before, everyones_before, drawn = streams.state(), everyones.state(), False
+    called = stepped_denoisers(pipe)
+    run.fallback = step_decision(original, {**arguments, **arguments.get("kwargs", {})})
+    if not run.fallback:
+        with apart(pipe) as own:
+            session = Session(own, called, settings)
+            try:
+                with session:
+                    return call(*args, **session.callbacks(kwargs))
+            except NotParallelError as error:
+                run.fallback = str(error)
+            except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
+                if isinstance(error, torch.OutOfMemoryError) or not session.swept or error is session.failure:
+                    raise
+                run.fallback = f"{original.__name__} failed with many rows at once: {type(error).__name__}: {error}"
+            finally:
+                run.add(session.loops)
+            drawn = any(loop.draws_from_all for loop in session.loops)
     warnings.warn(f"sampled sequentially: {run.fallback}", stacklevel=5)
+    if drawn:
+        everyones.restore(everyones_before)
     streams.restore(before)
-    return call(*args, **kwargs)
+    with apart(pipe):
+        return call(*args, **kwargs)
 
 
 def _expert_boundary(pipe: Any, timesteps: list[Tensor]) -> list[int]:

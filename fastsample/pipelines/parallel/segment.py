@@ -6,7 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fastsample.fixed_point.coarse import Strides
@@ -16,7 +18,13 @@ from fastsample.pipelines.parallel.conversion import TimestepConversion
 from fastsample.pipelines.parallel.distributed import RowShares
 from fastsample.pipelines.parallel.layout import Call, CallLayout, NotParallelError
 from fastsample.pipelines.parallel.rounding import allowed_difference
-from fastsample.pipelines.parallel.stepping import SchedulerTrajectory, Stepper, next_sample, scheduler_nodes
+from fastsample.pipelines.parallel.stepping import (
+    RemainingTrajectory,
+    SchedulerTrajectory,
+    Stepper,
+    next_sample,
+    scheduler_nodes,
+)
 
 CHECKED_SWEEPS = 2
 """Sweeps of a segment that evaluate one more row, whose output is known."""
@@ -26,7 +34,8 @@ CHECKED_SWEEPS = 2
 class Settings:
     """How a loop is sampled; `cuts(timesteps)` are the steps that a window does not cross, `constant_rows` pads.
 
-    `on_sweep` is called after every sweep of a segment. Raises ValueError as :func:`check_settings` does.
+    `on_sweep` is called after every sweep of a segment. With `reporting` every step's samples are kept until a
+    callback has had them. Raises ValueError as :func:`check_settings` does.
     """
 
     iteration: str
@@ -38,6 +47,7 @@ class Settings:
     shares: RowShares | None = None
     on_sweep: Callable[[FixedPoint], None] | None = None
     strides: Strides = "auto"
+    reporting: bool = False
 
     def __post_init__(self) -> None:
         check_settings(self.iteration, self.window, self.tolerance, self.strides)
@@ -53,7 +63,10 @@ class Rows:
 
 
 class Segment:
-    """Sweeps over the steps from the one after `known`, a plain step with its sample and output, to `end`."""
+    """Sweeps over the steps from the one after `known`, a plain step with its sample and output, to `end`.
+
+    `made` is what the plain step returned; `on_commit` is :class:`FixedPoint`'s.
+    """
 
     def __init__(
         self,
@@ -61,8 +74,9 @@ class Segment:
         settings: Settings,
         known: Rows,
         end: int,
-        sample: Tensor,
+        made: Any,
         calls: list[tuple[nn.Module, Call]],
+        on_commit: Callable[[NDArray[np.int64], Tensor, NDArray[np.int64]], None] | None = None,
     ) -> None:
         self._stepper, self.known = stepper, known
         plain = int(known.steps[0, 0])
@@ -85,7 +99,14 @@ class Segment:
                 f"tolerance = {settings.tolerance:g} is relative to a noise schedule, and that of "
                 f"{type(stepper.scheduler).__name__} is not understood: use tolerance = 0"
             )
-        self._trajectory = SchedulerTrajectory(stepper, self.start, end, sample, known.outputs[0], nodes)
+        sample, output = next_sample(made), known.outputs[0]
+        self._trajectory: RemainingTrajectory | SchedulerTrajectory
+        remaining = stepper.remaining(self.start, sample) if nodes else None
+        if remaining is None or nodes is None:
+            self._trajectory = SchedulerTrajectory(stepper, self.start, end, sample, output, nodes)
+        else:
+            own = nodes[self.start : end + 1]
+            self._trajectory = RemainingTrajectory(stepper, remaining, self.start, sample, output, own, made)
         update = make_update(settings.iteration)
         self.fixed = FixedPoint(
             self._trajectory,
@@ -93,17 +114,17 @@ class Segment:
             window=settings.window,
             tolerance=settings.tolerance,
             strides=settings.strides,
-            keep=True,
+            keep=settings.on_sweep is not None,
+            on_commit=on_commit,
         )
         self._on_sweep = settings.on_sweep
         self._constant = self.fixed.window + 1 if settings.constant_rows else 1
         self._inputs: tuple[Tensor, Tensor] | None = None
         self._rows = self._asked()
 
-    @property
-    def latest(self) -> Any:
-        """What the scheduler's step returned last."""
-        return self._trajectory.latest
+    def result(self, sample: Tensor) -> Any:
+        """What the scheduler's step returns that makes the last state final for all, `sample`."""
+        return self._trajectory.result(int(self.fixed.begin.numpy().min()), sample)
 
     @property
     def places(self) -> list[int]:
@@ -141,7 +162,7 @@ class Segment:
         outputs = outputs[int(self._checked) :][:window]
         last = window - 1
         self.known = Rows(rows.steps[last:window], rows.samples[last:window], outputs[last:])
-        if self.fixed.report.sweeps == 0:
+        if self.fixed.report.sweeps == 0 and isinstance(self._trajectory, SchedulerTrajectory):
             self._check_repeats(rows.samples[0], outputs[0])
         self.fixed.sweep(outputs)
         if self._on_sweep is not None:

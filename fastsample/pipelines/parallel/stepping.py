@@ -1,17 +1,19 @@
-"""A pipeline's own scheduler as a trajectory: its real `step` from any point, with what it held there."""
+"""A pipeline's own scheduler as a trajectory: by its table where it has one, else by its real `step`."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from fastsample.fixed_point.linear import TableTrajectory
 from fastsample.fixed_point.trajectory import SteppedTrajectory
 from fastsample.pipelines.overlay import class_beneath
 from fastsample.pipelines.parallel.streams import Drawn, Streams
-from fastsample.pipelines.stateful import stateful
+from fastsample.pipelines.stateful import Remaining, stateful
 from fastsample.schedules.base import Node
 
 
@@ -29,6 +31,7 @@ class Stepper:
         self._generators = Streams(arguments.get("generator"))
         self._draws = False  # whether a step has drawn: streams that none draws from are left alone
         self._like = like, like  # a sample and an output
+        self._finds = self._run is scheduler  # whether a step is found by its timestep, wherever the scheduler is
         self._scales: bool | None = None  # whether the network's input is another tensor than the sample
         self._states: dict[int, Any] = {0: self._run.state()}
         self._streams: dict[int, Drawn] = {0: self._generators.state()}
@@ -37,7 +40,7 @@ class Stepper:
         """Put the scheduler where step `index` comes next; steps before were made at least once."""
         self._run.restore(self._states[index])
         if self._draws:
-            self._generators.restore(self._streams[index])
+            self._generators.restore(self._streams[max(step for step in self._streams if step <= index)])
 
     def step(self, index: int, sample: Tensor, output: Tensor) -> Any:
         """What the scheduler's `step` number `index` returns."""
@@ -50,6 +53,36 @@ class Stepper:
         self._draws = self._draws or after != before
         self._streams.setdefault(index + 1, after)
         return result
+
+    def remaining(self, index: int, sample: Tensor) -> Remaining | None:
+        """The steps from number `index` on, where `sample` is reached, as a table; None where they are no table's.
+
+        Step `index - 1` has just been made.
+        """
+        kind = class_beneath(self.scheduler)
+        owners = [next((own for own in kind.__mro__ if name in vars(own)), None) for name in ("step", "remaining")]
+        if owners[0] is not owners[1]:  # its own step may be another than the table's
+            return None
+        remaining: Remaining | None = self.scheduler.remaining(sample, **self.arguments)
+        times = torch.stack(list(self.timesteps[index:])).tolist()
+        return remaining if remaining and list(remaining.times[: len(times)]) == times else None
+
+    def drawn(self, index: int, draw: Callable[[], Tensor]) -> Tensor:
+        """The noise of step `index`, that `draw()` draws from where the steps before left the generators."""
+        self._generators.restore(self._streams[max(self._streams)])
+        self._draws = True
+        noise = draw()
+        self._streams[index + 1] = self._generators.state()
+        return noise
+
+    def reach(self, index: int, state: Any) -> None:
+        """Take `state` for what the scheduler holds where step `index` comes next."""
+        self._states[index] = state
+
+    @property
+    def draws_from_all(self) -> bool:
+        """Whether steps have drawn from PyTorch's own streams, which are of all threads."""
+        return self._draws and self._generators.shared
 
     @property
     def train_steps(self) -> float:
@@ -85,8 +118,9 @@ class Stepper:
 
     def scaled(self, index: int, sample: Tensor) -> Tensor:
         """The network's input for `sample` before step `index`."""
-        self._reach(index)
-        self._run.restore(self._states[index])
+        if not self._finds:
+            self._reach(index)
+            self._run.restore(self._states[index])
         scaled = self._run.scale_model_input(sample, self.timesteps[index])
         self._scales = scaled is not sample
         return scaled
@@ -98,12 +132,59 @@ class Stepper:
 
     def forget(self, before: int) -> None:
         """Steps before number `before` are not made again."""
-        for kept in (self._states, self._streams):
-            for index in [index for index in kept if index < before]:
+        drawn = max((step for step in self._streams if step <= before), default=before)
+        for kept, first in ((self._states, before), (self._streams, drawn)):
+            for index in [index for index in kept if index < first]:
                 del kept[index]
 
 
 _UNKNOWN = Node(0.0, 1.0, 1.0)
+
+
+class RemainingTrajectory(TableTrajectory):
+    """The samples of the scheduler's table from number `start` on; the arguments are :class:`SchedulerTrajectory`'s.
+
+    The scheduler is put where the steps made for all batch items have come, as if it had made them.
+    """
+
+    def __init__(
+        self,
+        stepper: Stepper,
+        remaining: Remaining,
+        start: int,
+        x: Tensor,
+        output: Tensor,
+        nodes: Sequence[Node],
+        made: Any,
+    ) -> None:
+        self._stepper, self._remaining, self._start, self._made = stepper, remaining, start, made
+        super().__init__(
+            remaining.table,
+            x,
+            nodes,
+            self._noise_of,
+            begin=remaining.begin,
+            stored=(*remaining.stored, remaining.prediction),
+            output=output[:, : x.shape[1]],
+            sums=remaining.data,
+        )
+        self.result(0, x)
+
+    def evaluate(self, rows: Tensor, states: Tensor) -> Tensor:
+        """Not asked: the pipeline evaluates."""
+        raise NotImplementedError
+
+    def result(self, begin: int, sample: Tensor) -> Any:
+        """What the scheduler's step returns that reaches state `begin`, `sample`; it can go on from there."""
+        stored = [self._stored[slot] for slot in range(len(self._stored))]
+        data = stored.pop().to(sample.dtype)
+        state = self._remaining.after(self._remaining.begin + begin, tuple(stored), sample, data)
+        self._stepper.reach(self._start + begin, state)
+        return with_sample(self._made, sample, data)
+
+    def _noise_of(self, index: int) -> Tensor:
+        step = self._start + index - self._remaining.begin
+        return self._stepper.drawn(step, lambda: self._remaining.noise(index))
 
 
 class SchedulerTrajectory(SteppedTrajectory):
@@ -114,7 +195,7 @@ class SchedulerTrajectory(SteppedTrajectory):
     ) -> None:
         super().__init__(x, nodes[start : end + 1] if nodes else [_UNKNOWN] * (end + 1 - start), output)
         self._stepper, self._start = stepper, start
-        self.latest: Any = None  # what a step returned last, for its form
+        self._latest: Any = None  # what a step returned last, for its form
 
     def evaluate(self, rows: Tensor, states: Tensor) -> Tensor:
         """Not asked: the pipeline evaluates."""
@@ -122,8 +203,12 @@ class SchedulerTrajectory(SteppedTrajectory):
 
     def step(self, index: int, sample: Tensor, output: Tensor) -> Tensor:
         """The next sample by the scheduler's own step."""
-        self.latest = self._stepper.step(self._start + index, sample, output)
-        return next_sample(self.latest).to(sample.dtype)
+        self._latest = self._stepper.step(self._start + index, sample, output)
+        return next_sample(self._latest).to(sample.dtype)
+
+    def result(self, begin: int, sample: Tensor) -> Any:
+        """What the scheduler's step returns that reaches state `begin`, `sample`."""
+        return with_sample(self._latest, sample)
 
     def gain(self, index: int) -> tuple[float, float]:
         """Found by moving the sample and the output of a step a little, and taking all of it back."""
@@ -149,12 +234,14 @@ def next_sample(result: Any) -> Tensor:
     return sample
 
 
-def with_sample(result: Any, sample: Tensor) -> Any:
-    """`result` of a scheduler's `step`, with `sample` in its place."""
+def with_sample(result: Any, sample: Tensor, data: Tensor | None = None) -> Any:
+    """`result` of a scheduler's `step` with `sample` in its place, and `data` in that of a data prediction."""
     if isinstance(result, tuple):
-        return (sample, *result[1:])
+        return (sample, *(result[1:] if data is None else [data] * len(result[1:])))
     changed = copy.copy(result)
     changed["prev_sample"] = sample
+    if data is not None and "pred_original_sample" in changed:
+        changed["pred_original_sample"] = data
     return changed
 
 
@@ -165,7 +252,7 @@ def scheduler_nodes(scheduler: Any, timesteps: Sequence[Tensor]) -> list[Node] |
     """
     try:
         schedule = stateful(scheduler).schedule
-        nodes = [schedule.node_of(float(t)) for t in timesteps]
+        nodes = [schedule.node_of(float(t)) for t in torch.stack(list(timesteps)).tolist()]
         return [*nodes, schedule.node(schedule.clean_time)]
     except ValueError:
         return None
