@@ -25,6 +25,7 @@ METRICS = {
     "gmacs": ("GMACs", 1),
     "sequential_rms": ("to sequential", 4),
     "rounds": ("rounds", 1),
+    "dropped": ("dropped", 1),
     "saved_by_guidance": ("saved: guidance", 3),
     "saved_by_caching": ("saved: caching", 3),
     "seconds": ("seconds", 2),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,7 +19,7 @@ from fastsample.bench.metrics import frechet_distance, psnr, rms
 from fastsample.bench.record import Record, Result
 from fastsample.bench.reference import STEPS, converged, reference_path, reference_scheduler
 from fastsample.demo.bundled import features, prompt_fidelity, real_features
-from fastsample.pipelines.configured import Setup, configured
+from fastsample.pipelines.configured import configured
 from fastsample.pipelines.counting import count
 from fastsample.pipelines.drawing import Drawing, LastSample, draw
 from fastsample.pipelines.overlay import class_beneath
@@ -75,7 +74,7 @@ class Bench:
     def check(self, arm: Arm, steps: int, guidance: float) -> None:
         """Raise ValueError, before any evaluation, where the pipeline cannot be called so, or has no reference."""
         reference_scheduler(self._own.config)
-        with self._set_up(arm, guidance):
+        with arm.set_up(self.pipe, guidance):
             rehearse(self.pipe, self._call(range(len(self.prompts))[: self.batch], steps, guidance, 0))
 
     def expected(self, cases: Sequence[Case]) -> list[float]:
@@ -240,17 +239,17 @@ class Bench:
 
     def _sample(self, arm: Arm, steps: int, guidance: float, seed: int) -> tuple[Drawing, Ledger, Result]:
         """What was drawn, the ledger, and what accelerations saved."""
-        with self._set_up(arm, guidance) as setup, count(self.pipe, len(self.prompts)) as ledger:
+        with arm.set_up(self.pipe, guidance) as setup, count(self.pipe, len(self.prompts)) as ledger:
             drawing = self._draw(steps, guidance, seed, ledger)
         batches = -(-len(self.prompts) // self.batch)
-        savings = _savings(setup.gate.summary()) if setup.gate else {}
-        return drawing, ledger, savings | (_rounds(setup.run, batches) if setup.run else {})
-
-    def _set_up(self, arm: Arm, guidance: float) -> contextlib.AbstractContextManager[Setup]:
-        """The pipeline with an arm's scheduler, gate and parallel iteration."""
-        gate = arm.gate.tgate(guidance) if arm.gate else None
-        parallel = arm.parallel.options if arm.parallel else None
-        return configured(self.pipe, arm.at(guidance).scheduler(self._own.config), gate=gate, parallel=parallel)
+        saved = _savings(setup.gate.summary()) if setup.gate else {}
+        if setup.gate or setup.cut:
+            saved["dropped"] = ledger.dropped / len(self.prompts)
+        if setup.run:
+            saved |= _rounds(setup.run, batches)
+        elif arm.recipe:
+            saved["rounds"] = ledger.forward_calls / batches
+        return drawing, ledger, saved
 
     def _draw(self, steps: int, guidance: float, seed: int, ledger: Ledger | None = None) -> Drawing:
         """Of all prompts, by the pipeline as it is set up. Each image has a generator, so all arms start alike."""

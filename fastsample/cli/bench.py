@@ -16,7 +16,8 @@ def bench(
         list[str] | None,
         typer.Option(
             help="A solver name or name:key=value,.. (grid=quadratic for its own grid), a sampler as AUTOMATIC1111 "
-            "or ComfyUI call it, or a scheduler class of diffusers; repeat. Default: the recommended one and a few."
+            "or ComfyUI call it, a scheduler class of diffusers, or a recipe's file (.json), which runs at its own "
+            "steps; repeat. Default: the recommended one and a few."
         ),
     ] = None,
     peer: Annotated[

@@ -85,6 +85,9 @@ class Arms:
         """Our solvers on each grid and the peers; ValueError for unknown ones."""
         ours = [parse_arm(text, grid=grid) for grid in grids for text in solvers or SOLVERS]
         named = None if peers is None else [parse_arm(text, peer=True) for text in peers if text != "none"]
+        if ours and all(arm.recipe for arm in ours) and (added or any(grids)):
+            given = "--tgate or --parallel" if added else "--grid"
+            raise ValueError(f"{given} with recipes alone: they say that themselves; change their files")
         return cls(_accelerated(ours, added) if solvers else None, named, grids, added)
 
     def cases(
@@ -109,6 +112,8 @@ class Arms:
             try:
                 runner.check(arm, case.steps, case.guidance)
             except ValueError as error:
+                if arm.recipe:
+                    raise ValueError(f"{arm.label}: {error}") from None
                 if self.peers is not None or not arm.peer:
                     raise
                 left_out.add(arm)
@@ -117,8 +122,8 @@ class Arms:
 
 
 def _accelerated(arms: Sequence[Arm], added: Sequence[dict[str, Any]]) -> list[Arm]:
-    """Each arm plain, and with each acceleration of `added`."""
-    return [replace(arm, **acceleration) for arm in arms for acceleration in [{}, *added]]
+    """Each arm plain, and with each acceleration of `added`; recipes as they are."""
+    return [replace(arm, **acceleration) for arm in arms for acceleration in [{}, *([] if arm.recipe else added)]]
 
 
 def read_prompts(prompts: str, model: str | None) -> list[str]:
