@@ -1,130 +1,96 @@
-"""What the bundled models draw in few steps, by the best of diffusers and by the recommended setting: the README's.
+"""What the bundled models draw in few steps, by diffusers' best sampler and the recommended one, for the README.
 
 python scripts/draw_steps.py    # writes docs/images/steps_vp.png and steps_flow.png; 2 minutes on 2 cores
 
-Held-out prompts, guidance 3, one noise a prompt for all samplers. Numbers are the RMS of the final latents to those
-of a converged run from the same noise, relative to their spread, over all prompts; the first few of them are shown.
-Of diffusers' schedulers that is shown which has the least error at that number of steps.
+Held-out prompts, guidance 3, one noise a prompt for all samplers. An image's error is the RMS of its final latents to
+those of a converged run from the same noise, relative to their spread. diffusers' best is, at each number of steps,
+the one with the least mean error of the schedulers that `fastsample bench` compares with. The first prompts are
+shown.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import diffusers
 import torch
 import typer
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from fastsample import NoiseSchedule, create_scheduler
-from fastsample.bench import style
+from fastsample.bench import grids, style
+from fastsample.bench.metrics import decode
+from fastsample.bench.naming import CLASSES
+from fastsample.bench.peers import DEFAULT, peer_scheduler
 from fastsample.demo.bundled import load_pipeline
 from fastsample.demo.scenes import sample_scenes
 from fastsample.names.recommended import recommended
 
 OUT = Path(__file__).parents[1] / "docs" / "images"
-GUIDANCE, STEPS, SHOWN = 3.0, (5, 8, 20), 3
-FLOW_SIGMAS = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 3.0}
+GUIDANCE, STEPS, SHOWN = 3.0, (5, 8, 20), 4
+FILES = {"text_to_image": "steps_vp.png", "flow_text_to_image": "steps_flow.png"}
+TITLES = {"text_to_image": "Stable Diffusion", "flow_text_to_image": "Stable Diffusion 3 (flow matching)"}
+CALLS: dict[str, dict[str, Any]] = {"text_to_image": {}, "flow_text_to_image": {"max_sequence_length": 16}}
 
 
 @dataclass(frozen=True)
-class Model:
-    """A bundled model: its picture's file and title, diffusers' schedulers for it, what its call needs besides."""
+class Drawn:
+    """Latents by a sampler, and each image's error."""
 
-    file: str
-    title: str
-    peers: Mapping[str, tuple[type, dict[str, Any]]]
-    call: Mapping[str, Any]
+    name: str
+    latents: Tensor
+    errors: Tensor
 
-
-MODELS = {
-    "text_to_image": Model(
-        "steps_vp.png",
-        "Stable Diffusion",
-        {
-            "DDIM": (diffusers.DDIMScheduler, {}),
-            "DPM++ 2M": (diffusers.DPMSolverMultistepScheduler, {}),
-            "UniPC": (diffusers.UniPCMultistepScheduler, {}),
-            "DEIS": (diffusers.DEISMultistepScheduler, {}),
-        },
-        {},
-    ),
-    "flow_text_to_image": Model(
-        "steps_flow.png",
-        "Stable Diffusion 3 (flow matching)",
-        {
-            "Euler": (diffusers.FlowMatchEulerDiscreteScheduler, {}),
-            "Euler, beta": (diffusers.FlowMatchEulerDiscreteScheduler, {"use_beta_sigmas": True}),
-            "DPM++ 2M": (diffusers.DPMSolverMultistepScheduler, FLOW_SIGMAS),
-            "UniPC": (diffusers.UniPCMultistepScheduler, FLOW_SIGMAS),
-        },
-        {"max_sequence_length": 16},
-    ),
-}
+    @property
+    def told(self) -> str:
+        """Its name over its mean error with the standard error."""
+        return f"{self.name}\n{self.errors.mean():.3f} ± {self.errors.std() / math.sqrt(len(self.errors)):.3f}"
 
 
-def latents(pipe: Any, scheduler: Any, prompts: Sequence[str], steps: int, call: Mapping[str, Any]) -> Tensor:
+def latents(pipe: Any, scheduler: Any, prompts: Sequence[str], steps: int, **call: Any) -> Tensor:
     """The final latents of all prompts, each from its own noise."""
     pipe.scheduler = scheduler
     generators = [torch.Generator().manual_seed(seed) for seed in range(len(prompts))]
-    given = {**call, "guidance_scale": GUIDANCE, "num_inference_steps": steps, "output_type": "latent"}
-    found: Tensor = pipe(list(prompts), generator=generators, **given).images
+    call |= {"guidance_scale": GUIDANCE, "num_inference_steps": steps, "output_type": "latent"}
+    found: Tensor = pipe(list(prompts), generator=generators, **call).images
     return found
 
 
-def pictures(pipe: Any, found: Tensor) -> Tensor:
-    """What the pipeline's decoder makes of latents: [B, H, W, 3] in [0, 1]."""
-    shift = getattr(pipe.vae.config, "shift_factor", None) or 0.0
-    with torch.no_grad():
-        decoded: Tensor = pipe.vae.decode(found / pipe.vae.config.scaling_factor + shift).sample
-    return (decoded / 2 + 0.5).clamp(0, 1).movedim(1, -1)
-
-
-@style.applied()
 def draw(name: str, prompts: Sequence[str], out: Path) -> None:
-    """One picture: a column a number of steps and the converged one, a row for diffusers and one for ours."""
-    model, pipe = MODELS[name], load_pipeline(name=name)
+    """One picture: a block a number of steps with a column a sampler, and the converged one."""
+    pipe, call = load_pipeline(name=name), CALLS[name]
     config = pipe.scheduler.config
-    setting = recommended(NoiseSchedule.from_config(config).kind, GUIDANCE)
-    ours = create_scheduler(setting.solver, config, grid=setting.grid, **setting.options)
-    peers = {label: kind.from_config(config, **options) for label, (kind, options) in model.peers.items()}
-    exact = latents(pipe, create_scheduler("dpmpp-2m", config, stable_guidance=None), prompts, 150, model.call)
+    kind = NoiseSchedule.from_config(config).kind
+    setting = recommended(kind, GUIDANCE)
+    exact = latents(pipe, create_scheduler("dpmpp-2m", config, stable_guidance=None), prompts, 150, **call)
 
-    def best(schedulers: Mapping[str, Any], steps: int) -> tuple[float, str, Tensor]:
-        """The least error, whose it is, and its latents."""
-        found = {label: latents(pipe, one, prompts, steps, model.call) for label, one in schedulers.items()}
-        errors = {label: float((end - exact).square().mean().sqrt() / exact.std()) for label, end in found.items()}
-        label = min(errors, key=errors.__getitem__)
-        return errors[label], label, found[label]
+    def run(label: str, scheduler: Any, steps: int) -> Drawn:
+        found = latents(pipe, scheduler, prompts, steps, **call)
+        errors = (found - exact).square().flatten(1).mean(1).sqrt() / exact.std()
+        return Drawn(label, found, errors)
 
-    figure = Figure(figsize=(11, 3.0), layout="constrained")
-    what = "error to the converged latents: lower is better"
-    figure.suptitle(f"{model.title}, guidance {GUIDANCE:g}, {len(prompts)} prompts; {what}", fontsize=11)
-    axes = figure.subplots(2, len(STEPS) + 1)
-    for axis in axes.flat:
-        axis.set(xticks=[], yticks=[])
-        axis.spines[:].set_visible(False)
-    rows = (("diffusers\n(its best)", peers, style.PEERS[0]), ("fastsample", {"": ours}, style.RECOMMENDED))
-    for line, (label, schedulers, colour) in zip(axes, rows, strict=True):
-        line[0].set_ylabel(label, fontsize=11, color=colour, rotation=0, ha="right", va="center")
-        for axis, steps in zip(line, STEPS, strict=False):
-            error, sampler, found = best(schedulers, steps)
-            show(axis, pictures(pipe, found[:SHOWN]))
-            axis.set_xlabel(f"{sampler} {error:.3f}", fontsize=10.5, color=colour)
-        show(line[-1], pictures(pipe, exact[:SHOWN]))
-    for axis, head in zip(axes[0], [*(f"{steps} steps" for steps in STEPS), "converged"], strict=True):
-        axis.set_title(head, fontsize=11, loc="center", weight="normal")
-    figure.savefig(out / model.file, dpi=110)
+    def column(drawn: Drawn, colour: str) -> grids.Row:
+        return grids.Row(drawn.told, [*decode(pipe, drawn.latents[:SHOWN])], colour)
 
-
-def show(axis: Any, images: Tensor) -> None:
-    """Images side by side, with a white line between."""
-    padded = torch.nn.functional.pad(images, (0, 0, 1, 1, 1, 1), value=1.0)
-    axis.imshow(torch.cat(list(padded), dim=1).numpy(), interpolation="nearest")
+    blocks = []
+    for steps in STEPS:
+        peers = [run(f"diffusers\n{CLASSES[one]}", peer_scheduler(one, config), steps) for one in DEFAULT[kind]]
+        best = min(peers, key=lambda drawn: float(drawn.errors.mean()))
+        ours = run(
+            "fastsample", create_scheduler(setting.solver, config, grid=setting.grid, **setting.options), steps
+        )
+        blocks.append((f"{steps} steps", [column(best, style.PEERS[0]), column(ours, style.RECOMMENDED)]))
+    title = f"{TITLES[name]}, guidance {GUIDANCE:g}: diffusers' best and the recommended setting, from the same noise"
+    peers = ", ".join(CLASSES[one] for one in DEFAULT[kind])
+    note = (
+        f"Numbers: error to the converged latents (lower is better), mean ± standard error over {len(prompts)} "
+        f"prompts. diffusers' best: the least of {peers} at that number of steps."
+    )
+    reference = grids.Row("reference: converged", [*decode(pipe, exact[:SHOWN])])
+    grids.side_by_side(blocks, reference, prompts[:SHOWN], out / FILES[name], title, note)
 
 
 def main(
@@ -134,7 +100,7 @@ def main(
     """Draw both."""
     out.mkdir(parents=True, exist_ok=True)
     captions = [scene.caption for scene in sample_scenes(prompts, 3, held_out=True)]
-    for name in MODELS:
+    for name in FILES:
         draw(name, captions, out)
 
 

@@ -23,8 +23,9 @@ from fastsample.pipelines.overlay import cover, reduced
 GATE = "T-GATE"
 """The name of T-GATE's layers."""
 
-SHARED, EVALUATED = 1, 2
-"""Depths: where the rows that other layers leave are shared among processes, and where those are evaluated."""
+SHARED, EVALUATED, CHANGED = 1, 2, 3
+"""Depths: where the rows that other layers leave are shared among processes, where those are evaluated, and where by
+another network."""
 
 LAYERS = "_fastsample_around"
 _LEFT_OUT: ContextVar[bool] = ContextVar("left_out", default=False)

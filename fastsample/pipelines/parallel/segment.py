@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fastsample.fixed_point.coarse import Strides
 from fastsample.fixed_point.iterations import FixedPoint, check_settings
 from fastsample.fixed_point.updates import make_update
+from fastsample.pipelines.parallel.consistency import Consistency, FromGuess
 from fastsample.pipelines.parallel.conversion import TimestepConversion
 from fastsample.pipelines.parallel.distributed import RowShares
 from fastsample.pipelines.parallel.layout import Call, CallLayout, NotParallelError
@@ -35,7 +36,8 @@ class Settings:
     """How a loop is sampled; `cuts(timesteps)` are the steps that a window does not cross, `constant_rows` pads.
 
     `on_sweep` is called after every sweep of a segment. With `reporting` every step's samples are kept until a
-    callback has had them. Raises ValueError as :func:`check_settings` does.
+    callback has had them. `consistency` has its share in the first sweeps, and `rounds` end a loop. Raises ValueError
+    as :func:`check_settings` does, and for fewer rounds than 2.
     """
 
     iteration: str
@@ -48,9 +50,21 @@ class Settings:
     on_sweep: Callable[[FixedPoint], None] | None = None
     strides: Strides = "auto"
     reporting: bool = False
+    consistency: Consistency | None = None
+    rounds: int | None = None
 
     def __post_init__(self) -> None:
         check_settings(self.iteration, self.window, self.tolerance, self.strides)
+        if self.rounds is not None and (not isinstance(self.rounds, int) or self.rounds < 2):
+            raise ValueError(
+                f"rounds = {self.rounds!r}: give 2 (a plain step and a sweep) or more, or None for no bound"
+            )
+        if self.consistency is not None and self.strides != "none":
+            raise ValueError(f"strides = {self.strides!r}: consistency's sweeps evaluate all rows, leave strides out")
+
+    def share(self, sweep: int) -> float:
+        """The consistency model's in sweep 0, 1, .. of a segment."""
+        return 0.0 if self.consistency is None else self.consistency.share(sweep)
 
 
 @dataclass
@@ -99,6 +113,9 @@ class Segment:
                 f"tolerance = {settings.tolerance:g} is relative to a noise schedule, and that of "
                 f"{type(stepper.scheduler).__name__} is not understood: use tolerance = 0"
             )
+        self._settings = settings
+        self.share = settings.share(0)  # the consistency model's in this sweep
+        self._held = 0  # the sweeps with a share
         sample, output = next_sample(made), known.outputs[0]
         self._trajectory: RemainingTrajectory | SchedulerTrajectory
         remaining = stepper.remaining(self.start, sample) if nodes else None
@@ -107,17 +124,15 @@ class Segment:
         else:
             own = nodes[self.start : end + 1]
             self._trajectory = RemainingTrajectory(stepper, remaining, self.start, sample, output, own, made)
-        update = make_update(settings.iteration)
         self.fixed = FixedPoint(
             self._trajectory,
-            update,
+            FromGuess() if self.share else make_update(settings.iteration),
             window=settings.window,
             tolerance=settings.tolerance,
             strides=settings.strides,
             keep=settings.on_sweep is not None,
             on_commit=on_commit,
         )
-        self._on_sweep = settings.on_sweep
         self._constant = self.fixed.window + 1 if settings.constant_rows else 1
         self._inputs: tuple[Tensor, Tensor] | None = None
         self._rows = self._asked()
@@ -146,8 +161,8 @@ class Segment:
             self._inputs = self._stepper.scaled_rows(steps, samples), timesteps
         return self._inputs
 
-    def sweep(self, output: Tensor) -> None:
-        """Take the guided outputs of all rows, flattened."""
+    def sweep(self, output: Tensor, *, last: bool = False) -> None:
+        """Take the guided outputs of all rows, flattened; after the `last` sweep all is as it is guessed."""
         rows = self._rows
         count, items = rows.steps.shape
         if len(output) != count * items:
@@ -160,20 +175,30 @@ class Segment:
             self._check(outputs[0])
             rows = Rows(rows.steps[1:], rows.samples[1:], outputs[1:])
         outputs = outputs[int(self._checked) :][:window]
-        last = window - 1
-        self.known = Rows(rows.steps[last:window], rows.samples[last:window], outputs[last:])
+        if not self.share:
+            end = window - 1
+            self.known = Rows(rows.steps[end:window], rows.samples[end:window], outputs[end:])
         if self.fixed.report.sweeps == 0 and isinstance(self._trajectory, SchedulerTrajectory):
             self._check_repeats(rows.samples[0], outputs[0])
-        self.fixed.sweep(outputs)
-        if self._on_sweep is not None:
-            self._on_sweep(self.fixed)
+        self.fixed.sweep(outputs, hold=self.share > 0, last=last)
+        if self._settings.on_sweep is not None:
+            self._settings.on_sweep(self.fixed)
+        if self.share:
+            self._fade()
         self._inputs = None
         if not self.fixed.done:
             self._rows = self._asked()
 
+    def _fade(self) -> None:
+        """Go on to the next sweep's share; the denoiser's own sweeps are an iteration of their own."""
+        self._held = self.fixed.report.sweeps
+        self.share = self._settings.share(self._held)
+        if not self.share:
+            self.fixed.update = make_update(self._settings.iteration)
+
     @property
     def _checked(self) -> bool:
-        return self.fixed.report.sweeps < CHECKED_SWEEPS
+        return not self.share and self.fixed.report.sweeps - self._held < CHECKED_SWEEPS
 
     def _asked(self) -> Rows:
         """What this sweep evaluates: perhaps a known row, the windows' rows, and copies of the last as padding."""
