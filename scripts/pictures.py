@@ -1,9 +1,9 @@
 """The committed pictures, drawn again.
 
     python scripts/pictures.py              # plots of what benchmarks/ records: seconds, no model
-    python scripts/pictures.py hero images flow parallel        # pictures by the bundled models: minutes on a CPU
+    python scripts/pictures.py images flow parallel        # pictures by the bundled models: minutes on a CPU
 
-Written where they belong, under benchmarks/ and docs/.
+Written where they belong, under benchmarks/. Those of docs/ have scripts of their own: scripts/draw_steps.py.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import benchmark_decoding
 import benchmark_flow_model as flow
@@ -22,17 +22,14 @@ import diffusers
 import numpy as np
 import typer
 from flow_model import QuickPipeline
-from torch import Tensor
 
 from fastsample.bench import grids, plots, report, style, sweeps
 from fastsample.bench.accelerations import Parallel
 from fastsample.bench.cases import Arm, recommended_arm
-from fastsample.bench.metrics import decode
 from fastsample.bench.record import Record, Result
 from fastsample.bench.runner import Bench
 from fastsample.demo import bundled
 from fastsample.demo.scenes import sample_scenes
-from fastsample.testing import run_scheduler
 
 ROOT = Path(__file__).parents[1]
 BENCHMARKS = ROOT / "benchmarks"
@@ -117,69 +114,18 @@ def draw_parallel(steps: int = 50) -> None:
         write(BENCHMARKS / "parallel_cpu" / name)
 
 
-@dataclass(frozen=True)
-class FlowModel:
-    """The bundled flow-matching model on the first prompts of its benchmark, with the noise of seed 0."""
-
-    pipe: Any
-    model: flow.Guided
-    prompts: Sequence[str]
-
-    @classmethod
-    def load(cls, count: int) -> FlowModel:
-        plain = diffusers.StableDiffusion3Pipeline.from_pretrained(
-            bundled.model_path("flow_text_to_image"), local_files_only=True
-        )
-        texts = [scene.caption for scene in sample_scenes(count, 1000, held_out=True)]
-        pipe = QuickPipeline.of(plain)
-        return cls(pipe, flow.Guided(pipe, texts, 1, [GUIDANCE]), texts)
-
-    def images(self, make: flow.Make, steps: int) -> list[Tensor]:
-        scheduler = make(self.pipe.scheduler.config)
-        return [*decode(self.pipe, run_scheduler(scheduler, self.model, self.model.start, steps)).cpu()]
-
-    @property
-    def reference(self) -> list[Tensor]:
-        return [*decode(self.pipe, self.model.reference()).cpu()]
-
-
-def draw_hero(counts: Sequence[int] = (5, 8, 20)) -> None:
-    """Of each number of steps what diffusers has with the least error, and the recommended setting."""
-    loaded, rows = FlowModel.load(5), report.summarise(flow_results())
-    makes, blocks = flow.schedulers((), [GUIDANCE]), []
-    for steps in counts:
-        panel = [row for row in rows if (row.steps, row.guidance) == (steps, GUIDANCE)]
-        peer = min((row for row in panel if report.is_peer(row.arm)), key=lambda row: row.mean("latent_rms"))
-        ours = next(row for row in panel if row.arm == "recommended")
-        columns = []
-        for row, label, colour in (
-            (peer, peer.arm, style.PEERS[0]),
-            (ours, f"recommended at guidance {GUIDANCE:g}", style.RECOMMENDED),
-        ):
-            own = row.arm.replace("recommended", "fastsample").replace("diffusers ", "diffusers\n")
-            name = f"{own}\n{row.text('latent_rms')}"
-            columns.append(grids.Row(name, loaded.images(makes[label], steps), colour))
-        blocks.append((f"{steps} steps", columns))
-    reference = grids.Row("reference: converged", loaded.reference)
-    title = f"Same model, noise and prompts, guidance {GUIDANCE:g}: diffusers' best scheduler and the recommended one"
-    note = (
-        "Numbers: error to the converged solution (lower is better), mean ± standard deviation over 3 seeds of 16 "
-        "prompts. diffusers' best: of its seven schedulers for this model the one with the least error at that "
-        "number of steps. Pictures: the bundled flow-matching model, the first five held-out prompts, seed 0."
-    )
-    grids.side_by_side(blocks, reference, loaded.prompts, ROOT / "docs/hero.png", title, note)
-
-
 def draw_flow(counts: Sequence[int] = (5, 8, 10)) -> None:
     """benchmarks/flow_text_to_image/images.png, as scripts/benchmark_flow_model.py --picture draws it."""
-    loaded = FlowModel.load(6)
-    path = BENCHMARKS / "flow_text_to_image/images.png"
-    flow.draw(loaded.pipe, loaded.prompts, GUIDANCE, counts, flow.schedulers((), [GUIDANCE]), path)
+    plain = diffusers.StableDiffusion3Pipeline.from_pretrained(
+        bundled.model_path("flow_text_to_image"), local_files_only=True
+    )
+    texts = [scene.caption for scene in sample_scenes(6, 1000, held_out=True)]
+    makes, path = flow.schedulers((), [GUIDANCE]), BENCHMARKS / "flow_text_to_image/images.png"
+    flow.draw(QuickPipeline.of(plain), texts, GUIDANCE, counts, makes, path)
 
 
 DRAWN: dict[str, Callable[[], None]] = {
     "records": draw_records,
-    "hero": draw_hero,
     "images": draw_images,
     "flow": draw_flow,
     "parallel": draw_parallel,

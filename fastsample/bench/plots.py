@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from fastsample.bench import decoding_report, style
 from fastsample.bench.naming import rule_name
 from fastsample.bench.record import Result
-from fastsample.bench.report import Summary, foremost, is_peer
+from fastsample.bench.report import Summary, foremost, is_peer, sequential
 
 ERROR = "error to the converged solution\n(lower is better)"
 SEQUENTIAL = "error to the sequential result\n(lower is better)"
@@ -41,7 +41,8 @@ def pareto(rows: Sequence[Summary], path: Path, metric: str = "latent_rms", *, k
 
 
 def errors(rows: Sequence[Summary], metric: str = "latent_rms", *, keep: str = "") -> Figure:
-    """The panels of :func:`pareto`."""
+    """The panels of :func:`pareto`; parallel iterations have those of :func:`rounds`."""
+    rows = sequential(rows)
     guidances = sorted({row.guidance for row in rows})
     figure, axes = style.panels(len(guidances))
     for axis, guidance in zip(axes, guidances, strict=True):
@@ -53,6 +54,7 @@ def errors(rows: Sequence[Summary], metric: str = "latent_rms", *, keep: str = "
 
 def rule_in_words(rows: Sequence[Summary], *, keep: str = "") -> str:
     """Which samplers have a name, and how many have none."""
+    rows = sequential(rows)
     scales = {row.guidance for row in rows}
     panels = [[row for row in rows if row.guidance == scale] for scale in scales]
     most = max(len({row.arm for row in panel}) - len(foremost(panel, keep=keep)) for panel in panels)

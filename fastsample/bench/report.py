@@ -70,6 +70,8 @@ class Summary:
         if value is None:
             return "diverged" if metric in ("latent_rms", "pixel_psnr", "frechet") else "-"
         digits = METRICS[metric][1]
+        if metric.endswith("rms") and 0 < value[0] < 10.0 ** (1 - digits):
+            digits = 1 - math.floor(math.log10(value[0]))  # two that say something
         return f"{value[0]:.{digits}f}" + (f" ± {value[1]:.{digits}f}" if spread and self.seeds > 1 else "")
 
 
@@ -116,6 +118,11 @@ def foremost(rows: Sequence[Summary], *, keep: str = "", most: int = 8) -> list[
     ours = [arm for arm in ranked if not is_peer(arm)][: most - min(len(peers), 3)]
     chosen = {*ours, *peers[: most - len(ours)]}
     return [arm for arm in _distinct(rows, "arm") if arm in chosen]
+
+
+def sequential(rows: Sequence[Summary]) -> list[Summary]:
+    """Those that make a step after the other; all where none does."""
+    return [row for row in rows if "sequential_rms" not in row.metrics] or list(rows)
 
 
 def is_peer(arm: str) -> bool:

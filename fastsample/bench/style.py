@@ -133,7 +133,7 @@ def counts(axis: Axes, values: Sequence[float]) -> None:
     low, high = math.log(min(values)), math.log(max(values))
     shown: list[float] = []
     for value in sorted(set(values), reverse=True):
-        if not shown or (math.log(shown[-1]) - math.log(value)) > 0.045 * (high - low):
+        if not shown or math.log(shown[-1] / value) > (0.02 + 0.015 * len(decimal(shown[-1]))) * (high - low):
             shown.append(value)
     axis.set_xticks(shown, [decimal(value) for value in shown])
     axis.xaxis.set_minor_locator(NullLocator())
@@ -165,6 +165,8 @@ def name_lines(axis: Axes, ends: Sequence[tuple[float, float, str, Any]], *, wid
     to_pixels, size = axis.transData.transform, float(matplotlib.rcParams["font.size"])
     texts = [wrapped(name, width) for _, _, name, _ in ends]
     low, high = axis.transAxes.transform([[0, 0], [0, 1]])[:, 1]
+    lines = sum(1 + text.count("\n") for text in texts)
+    size = min(size, max(6.0, ((high - low) * 72 / figure.dpi - 3 * len(texts)) / (1.25 * max(lines, 1))))
     tall = [(1.25 * size * (1 + text.count("\n")) + 3) * figure.dpi / 72 for text in texts]
     wanted = [float(np.clip(to_pixels((x, y))[1], low, high)) for x, y, _, _ in ends]
     for (x, y, _, colour), text, at in zip(ends, texts, spread_out(wanted, tall, low, high), strict=True):
@@ -176,6 +178,7 @@ def name_lines(axis: Axes, ends: Sequence[tuple[float, float, str, Any]], *, wid
             xycoords="data",
             textcoords="axes fraction",
             color=colour,
+            fontsize=size,
             va="center",
             ha="left",
             annotation_clip=False,

@@ -35,7 +35,8 @@ def page(results: Sequence[Result]) -> Page:
     return Page(
         title="fastsample bench --decode",
         lead=f"Ways to decode a language model side by side, on {full['problems']} problems. A forward is a call of "
-        "the model. ± of shares is their standard error, of forwards and milliseconds the standard deviation.",
+        "the model. ± of shares is their standard error, of forwards and milliseconds the standard deviation. "
+        "Red in the table are the ways that none beats.",
         summary={"Ways that none beats": [_sentence(result, full) for result in _in_order(own, best)]},
         table=Table(["way to decode", *COLUMNS.values()], lines),
         charts=[Chart(chart, plots.DECODING_RULE)],

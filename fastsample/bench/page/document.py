@@ -21,7 +21,14 @@ from matplotlib.figure import Figure
 
 from fastsample.bench import style
 
-COLOURS = {style.INK: "currentColor", style.GRID: "var(--line)", style.OTHERS: "var(--faint)"}
+COLOURS = {
+    style.INK: "currentColor",
+    style.GRID: "var(--line)",
+    style.OTHERS: "var(--faint)",
+    style.RECOMMENDED: "var(--best)",
+    **{colour: f"var(--ours-{number})" for number, colour in enumerate(style.OURS)},
+    **{colour: f"var(--peer-{number})" for number, colour in enumerate(style.PEERS)},
+}
 """What a plot takes from the page, which is light or dark."""
 
 

@@ -34,7 +34,7 @@ def page(results: Sequence[Result], album: Album | None = None, *, best: str = "
     if gallery is None:
         remarks = [
             *remarks,
-            "No pictures: this folder keeps none. The same `fastsample bench` with --report draws them.",
+            "No pictures: this folder keeps none. The same command, fastsample bench, with --report draws them.",
         ]
     first = own[0]
     seeds = len({result["seed"] for result in own})

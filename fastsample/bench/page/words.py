@@ -25,24 +25,24 @@ def in_words(rows: Sequence[Summary], *, keep: str = "") -> dict[str, list[Marku
 
 
 def _at_cost(group: Sequence[Summary], rows: Sequence[Summary], keep: str) -> Markup:
-    """The arms that make as many evaluations: the nearest, and the nearest of diffusers' or of ours beside it."""
+    """The nearest of those with as many evaluations, and the nearest of diffusers', or of ours, with no more."""
     best = min(group, key=_error)
     steps = f"{group[0].nfe:g} evaluations ({best.steps} steps)" if best.nfe != best.steps else f"{best.steps} steps"
     if math.isinf(_error(best)):
         return Markup("<strong>{}</strong>: every sampler diverged.").format(steps)
     text = Markup("<strong>{}</strong>: {} has the least error, {}").format(steps, _named(best, keep), _value(best))
-    others = [row for row in group if is_peer(row.arm) != is_peer(best.arm)]
+    camp = [row for row in rows if row.nfe <= best.nfe and is_peer(row.arm) != is_peer(best.arm)]
+    others = [row for row in camp if row.nfe == best.nfe] or camp
     if not others:
         return text + "."
-    rival, camp = min(others, key=_error), "diffusers" if not is_peer(best.arm) else "ours"
+    rival, whose = min(others, key=_error), "ours" if is_peer(best.arm) else "diffusers'"
     if math.isinf(_error(rival)):
-        return text + Markup("; {} diverge.").format("diffusers'" if camp == "diffusers" else "ours")
-    whose = "the best of diffusers'" if camp == "diffusers" else "the best of ours"
-    text += Markup("; {}, {}, has {}").format(whose, _named(rival, keep), _value(rival))
+        return text + Markup("; {} diverged.").format(whose)
+    text += Markup("; the best of {}, {}, has {}").format(whose, _named(rival, keep), _value(rival))
     if _error(rival) - _error(best) <= math.hypot(_spread(best), _spread(rival)):
         return text + ", which is within the spread."
-    camps = [row for row in rows if is_peer(row.arm) == is_peer(rival.arm)]
-    return text + Markup(" and {}.").format(_needs(best, camps))
+    camp = [row for row in rows if is_peer(row.arm) == is_peer(rival.arm)]
+    return text + Markup(" and {}.").format(_needs(best, camp))
 
 
 def _needs(best: Summary, rows: Sequence[Summary]) -> str:
@@ -87,12 +87,15 @@ def _gates(rows: Sequence[Summary]) -> list[Markup]:
 
 
 def _by_cost(rows: Sequence[Summary]) -> list[list[Summary]]:
-    """Arms of as many evaluations together, from few to many; without those that stand alone, unless all do."""
+    """Arms of as many evaluations together, from few to many; one alone where none is as near with fewer."""
     groups: dict[float, list[Summary]] = {}
     for row in rows:
         groups.setdefault(row.nfe, []).append(row)
-    compared = {nfe: group for nfe, group in groups.items() if len(group) > 1} or groups
-    return [compared[nfe] for nfe in sorted(compared)]
+    return [
+        groups[nfe]
+        for nfe in sorted(groups)
+        if len(groups[nfe]) > 1 or min((row for row in rows if row.nfe <= nfe), key=_error).nfe == nfe
+    ]
 
 
 def _accelerated(row: Summary) -> bool:
