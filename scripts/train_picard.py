@@ -380,9 +380,9 @@ def main() -> None:
         train(args)
     elif args.stage == "evaluate":
         counts = [int(count) for count in args.counts.split(",")]
-        evaluate(args.weights or args.out, args.out, counts, args.seeds, args.images, args.device)
+        evaluate(args.weights or bundled.load_consistency(), args.out, counts, args.seeds, args.images, args.device)
     else:
-        picture(args.weights or args.out, args.out / "rounds.png")
+        picture(args.weights or bundled.load_consistency(), args.out / "rounds.png")
 
 
 if __name__ == "__main__":

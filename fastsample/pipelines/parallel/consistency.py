@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from fastsample.fixed_point.triangular import TriangularSystem
 from fastsample.fixed_point.updates import Increment, Replay, Secant, Sweep, Update, make_update
+from fastsample.sampling.replay import GraphedForward
 
 FILE = "consistency.safetensors"
 """The weights in a folder."""
@@ -81,6 +82,10 @@ class Consistency:
     replayed: int = 1
     slopes: Tensor | None = None
 
+    def __post_init__(self) -> None:
+        if self.sweeps < 1:
+            raise ValueError(f"consistency_sweeps = {self.sweeps}: give 1 or more, or None for what the model says")
+
     def share(self, sweep: int) -> float:
         """The weight of the changes in sweep 0, 1, ..."""
         return share_of(sweep, self.sweeps)
@@ -102,6 +107,8 @@ class Consistency:
         if sweeps is not None and (not isinstance(sweeps, int) or sweeps < 1):
             raise ValueError(f"consistency_sweeps = {sweeps!r}: give 1 or more, or None for what the model says")
         own = dict(module.named_parameters())
+        if any(value.is_meta for value in own.values()):
+            raise ValueError(f"consistency needs the weights of {type(module).__name__}, which are offloaded")
         if isinstance(source, nn.Module):
             return cls(_differences(own, dict(source.named_parameters())), sweeps or 2)
         state = source if isinstance(source, Mapping) else _read(source)
@@ -112,7 +119,7 @@ class Consistency:
             raise ValueError(f"consistency is for another model: {type(module).__name__} has no {missing[0]}")
         try:
             changes = {name: delta(state, name, own[name]).float() for name in names}
-        except (RuntimeError, KeyError) as error:
+        except (RuntimeError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"consistency is for another model: {str(error).splitlines()[0]}") from None
         here = norms(module, names)
         if NORMS in state and not torch.allclose(here, state[NORMS].float(), rtol=1e-2, atol=1e-3):
@@ -152,7 +159,7 @@ def _named(source: Any) -> str:
 class Twin:
     """Computes as `module` does with `consistency`'s share of change, and leaves it alone; its hooks are its own too.
 
-    Parameters that are not changed are shared. Raises ValueError where the module's weights or calls are not its own.
+    Parameters that are not changed are shared, and it is not compiled, nor made of graphs.
     """
 
     def __init__(self, module: nn.Module, consistency: Consistency) -> None:
@@ -166,7 +173,12 @@ class Twin:
                 self._changes.append((value, twin, consistency.changes[name].to(value.device)))
         for hooks in _hooks(module):
             memo[id(hooks)] = hooks
+        graphs = vars(module).get("forward")
+        if isinstance(graphs, GraphedForward):
+            memo[id(graphs)] = graphs
         self._module = copy.deepcopy(module, memo)
+        if isinstance(graphs, GraphedForward):  # they are of the weights that they were made with
+            del vars(self._module)["forward"]
 
     @torch.no_grad()
     def at(self, share: float) -> nn.Module:
