@@ -85,6 +85,18 @@ def test_tolerance_0_is_the_sequential_image(
     assert sampler.run.rounds <= STEPS + held
 
 
+def test_the_bundled_model_is_near_in_few_rounds_and_exact_at_tolerance_0(pipe: Any, exact: Tensor) -> None:
+    tuned: Any = {"consistency": bundled.load_consistency()}
+    close(latents(fs.ParallelSampler(pipe, tolerance=0.0, **tuned)), exact)
+    exact_25 = latents(pipe, 25)
+    for rounds in (2, 3):
+        near, plain = (
+            (latents(fs.ParallelSampler(pipe, rounds=rounds, **options), 25) - exact_25).square().mean().sqrt()
+            for options in (tuned, {})
+        )
+        assert near < 0.6 * plain
+
+
 @pytest.mark.parametrize("iteration", ["secant", "picard", "anderson"])
 @pytest.mark.parametrize("window", [None, 4])
 @pytest.mark.parametrize("tuned", [True, False])
