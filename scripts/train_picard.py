@@ -36,7 +36,6 @@ from fastsample.pipelines.parallel.consistency import (
     DOWN,
     FILE,
     NORMS,
-    REPLAYED,
     SLOPES,
     SWEEPS,
     UP,
@@ -169,26 +168,20 @@ def trajectories(network: Guided, grid: Grid, x: Tensor, text: Tensor) -> Exact:
     return Exact(grid, torch.stack(states), torch.stack(outputs), text)
 
 
-def rollout(
-    network: Guided, deltas: list[Tensor], exact: Exact, shares: list[float], replayed: int
-) -> Iterator[Rolled]:
+def rollout(network: Guided, deltas: list[Tensor], exact: Exact, shares: list[float]) -> Iterator[Rolled]:
     """Each sweep from the first state and its output, as a call of the pipeline makes them.
 
-    The first guess goes on with the first output. Of the sweeps with a share the first `replayed` run the steps with
-    their outputs, the others are Picard's; those without are secant's with the slopes from the states to the exact
-    ones, which are of all images: what it has to start with.
+    The first guess goes on with the first output. Sweeps with a share are Picard's; those without are secant's with
+    the slopes from the states to the exact ones, which are of all images: what it has to start with.
     """
     grid, first = exact.grid, exact.outputs[:1]
     states = grid.replay(exact.states[0], first.expand(len(grid.times), *first.shape[1:]))
-    for sweep, share in enumerate(shares):
+    for share in shares:
         before = states
         made = network(network.changed(deltas, share), before[1:-1], grid.times[1:], exact.text)
         outputs = torch.cat([first, made])
         slopes = slopes_to(exact, before, outputs)
-        if sweep < replayed:
-            states = grid.replay(before[0], outputs)
-        else:
-            states = grid.picard(before, outputs) if share else grid.secant(before, outputs, slopes)
+        states = grid.picard(before, outputs) if share else grid.secant(before, outputs, slopes)
         yield Rolled(states, slopes)
 
 
@@ -294,7 +287,7 @@ class Training:
         )
         halved = {name: value.cpu().half() for name, value in self.average.items()}
         extra = {NORMS: norms(self.unet, changed_names(halved)), SWEEPS: torch.tensor(self.args.sweeps)}
-        extra |= {SLOPES: slopes, REPLAYED: torch.tensor(self.args.replayed)}
+        extra[SLOPES] = slopes
         save_file(halved | extra, self.args.out / FILE)
 
     def _load(self) -> None:
@@ -315,13 +308,13 @@ def train(args: argparse.Namespace) -> None:
     pipe: Any = bundled.load_pipeline(device=args.device)
     network, training = Guided(pipe.unet), Training(pipe.unet, args)
     shares = [share_of(sweep, args.sweeps) for sweep in range(args.sweeps + PLAIN_SWEEPS)]
-    averaged = network, training.average, pipe, shares, args.replayed
+    averaged = network, training.average, pipe, shares
     source = batches(network, pipe, args.seed + training.step, args.rows, args.device)
     began, said = time.perf_counter() - training.seconds, 0.0
     while training.step < args.steps and not (args.seconds and training.seconds > (args.stop or args.seconds)):
         exact = next(source)
         loss = exact.states.new_zeros(())
-        for rolled in rollout(network, network.deltas(training.state), exact, shares, args.replayed):
+        for rolled in rollout(network, network.deltas(training.state), exact, shares):
             last, every = errors(rolled.states, exact)
             loss = loss + last.mean().log() + every.mean().log()  # each sweep's errors count by their ratios
         spent = training.seconds / args.seconds if args.seconds else 0.0
@@ -336,22 +329,20 @@ def train(args: argparse.Namespace) -> None:
 
 
 @torch.no_grad()
-def report(network: Guided, state: dict[str, Tensor], pipe: Any, shares: list[float], replayed: int) -> str:
+def report(network: Guided, state: dict[str, Tensor], pipe: Any, shares: list[float]) -> str:
     """The mean errors of held-out images after each sweep, and after two more of the denoiser itself."""
     exact = trajectories(network, Grid.of(pipe, STEPS[0], pipe.unet.device), *Scenes.of(pipe, True, 1).draw(HELD_OUT))
-    rolled = rollout(network, network.deltas(state), exact, [*shares, 0.0, 0.0], replayed)
+    rolled = rollout(network, network.deltas(state), exact, [*shares, 0.0, 0.0])
     found = [errors(each.states, exact)[0].mean().item() for each in rolled]
     return "errors " + " ".join(f"{error:.4f}" for error in found)
 
 
 @torch.no_grad()
-def measured_slopes(
-    network: Guided, state: dict[str, Tensor], pipe: Any, shares: list[float], replayed: int
-) -> Tensor:
+def measured_slopes(network: Guided, state: dict[str, Tensor], pipe: Any, shares: list[float]) -> Tensor:
     """The denoiser's slopes in its first sweep, [2, N]: lambda of each step, and the slope, on training scenes."""
-    grid = Grid.of(pipe, STEPS[-1], pipe.unet.device)
+    grid = Grid.of(pipe, STEPS[0], pipe.unet.device)
     exact = trajectories(network, grid, *Scenes.of(pipe, False, 1).draw(HELD_OUT))
-    rolled = list(rollout(network, network.deltas(state), exact, shares, replayed))
+    rolled = list(rollout(network, network.deltas(state), exact, shares))
     slopes = rolled[shares.index(0.0)].slopes.flatten()
     return torch.stack([grid.lam, slopes.cpu()])[:, 1:].contiguous()
 
@@ -367,8 +358,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=ROWS, help="rows of a sweep: images times steps")
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--rank", type=int, default=32)
-    parser.add_argument("--sweeps", type=int, default=2, help="over which the share falls from 1 to 0")
-    parser.add_argument("--replayed", type=int, default=1, help="of these sweeps; the others are Picard's")
+    parser.add_argument("--sweeps", type=int, default=3, help="over which the share falls from 1 to 0")
     parser.add_argument("--every", type=float, default=30, help="seconds between checkpoints")
     parser.add_argument("--stop", type=float, help="end after so many of the seconds; to be gone on with")
     parser.add_argument("--weights", type=Path, help="a folder of train: to evaluate, or to start anew from")

@@ -89,12 +89,12 @@ def test_the_bundled_model_is_near_in_few_rounds_and_exact_at_tolerance_0(pipe: 
     tuned: Any = {"consistency": bundled.load_consistency()}
     close(latents(fs.ParallelSampler(pipe, tolerance=0.0, **tuned)), exact)
     exact_25 = latents(pipe, 25)
-    for rounds in (2, 3):
+    for rounds, bound in ((2, 0.8), (3, 0.4)):
         near, plain = (
             (latents(fs.ParallelSampler(pipe, rounds=rounds, **options), 25) - exact_25).square().mean().sqrt()
             for options in (tuned, {})
         )
-        assert near < 0.6 * plain
+        assert near < bound * plain
 
 
 @pytest.mark.parametrize("iteration", ["secant", "picard", "anderson"])
@@ -242,7 +242,7 @@ def test_training_sweeps_as_a_call_does_and_goes_on_from_its_checkpoint(
     x, text = script.Scenes.of(pipe, True, 1).draw(2)
     with torch.no_grad():
         exact = script.trajectories(network, grid, x, text)
-        mine = list(script.rollout(network, network.deltas(state), exact, [1.0, 0.5, 0.0], 1))
+        mine = list(script.rollout(network, network.deltas(state), exact, [1.0, 0.5, 0.0]))
     made: list[Tensor] = []
     sampler = fs.ParallelSampler(
         pipe,

@@ -19,16 +19,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from fastsample.fixed_point.triangular import TriangularSystem
-from fastsample.fixed_point.updates import Increment, Replay, Secant, Sweep, Update, make_update
+from fastsample.fixed_point.updates import Increment, Secant, Update, make_update
 from fastsample.sampling.replay import GraphedForward
 
 FILE = "consistency.safetensors"
 """The weights in a folder."""
 
-SWEEPS, REPLAYED, NORMS, SLOPES = "sweeps", "replayed", "norms", "slopes"
-"""Beside the changes: the sweeps over which they fade, how many of these replay the steps, what identifies the
-weights that they are of, and [2, n] lambdas with the slopes of the denoiser's outputs there, for its first sweep."""
+SWEEPS, NORMS, SLOPES = "sweeps", "norms", "slopes"
+"""Beside the changes: the sweeps over which they fade, what identifies the weights that they are of, and [2, n]
+lambdas with the slopes of the denoiser's outputs there, for its own first sweep."""
 
 UP, DOWN, CHANGE = ".up", ".down", ".change"
 """After a parameter's name: the factors of its change, [out, r] and [r, in ..], or all of it."""
@@ -62,15 +61,10 @@ def share_of(sweep: int, sweeps: int) -> float:
     return max(0.0, 1.0 - sweep / sweeps)
 
 
-class Rough(Update):
-    """The first sweeps run the steps with their outputs, the next are Picard's: what a consistency model's are."""
+class FromGuess(Increment):
+    """Picard's sweeps, from the first guess of the system: what a consistency model's sweeps are."""
 
-    def __init__(self, replayed: int) -> None:
-        self._left, self._replay, self._increment = replayed, Replay(), Increment()
-
-    def __call__(self, system: TriangularSystem, sweep: Sweep) -> tuple[Tensor, Tensor]:
-        self._left -= 1
-        return (self._replay if self._left >= 0 else self._increment)(system, sweep)
+    copies = False
 
 
 @dataclass(frozen=True)
@@ -79,7 +73,6 @@ class Consistency:
 
     changes: dict[str, Tensor]
     sweeps: int
-    replayed: int = 1
     slopes: Tensor | None = None
 
     def __post_init__(self) -> None:
@@ -124,9 +117,7 @@ class Consistency:
         here = norms(module, names)
         if NORMS in state and not torch.allclose(here, state[NORMS].float(), rtol=1e-2, atol=1e-3):
             raise ValueError(f"consistency is for another {type(module).__name__}, whose weights have other norms")
-        counts = {key: int(state[key]) for key in (SWEEPS, REPLAYED) if key in state}
-        counts |= {SWEEPS: sweeps} if sweeps else {}
-        return cls(changes, **{SWEEPS: 2, **counts}, slopes=state.get(SLOPES))
+        return cls(changes, sweeps or int(state.get(SWEEPS, torch.tensor(2))), state.get(SLOPES))
 
 
 def _differences(own: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> dict[str, Tensor]:

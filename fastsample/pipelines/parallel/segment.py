@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fastsample.fixed_point.coarse import Strides
 from fastsample.fixed_point.iterations import FixedPoint, check_settings
 from fastsample.fixed_point.updates import make_update
-from fastsample.pipelines.parallel.consistency import Consistency, Rough
+from fastsample.pipelines.parallel.consistency import Consistency, FromGuess
 from fastsample.pipelines.parallel.conversion import TimestepConversion
 from fastsample.pipelines.parallel.distributed import RowShares
 from fastsample.pipelines.parallel.layout import Call, CallLayout, NotParallelError
@@ -127,7 +127,7 @@ class Segment:
             self._trajectory = RemainingTrajectory(stepper, remaining, self.start, sample, output, own, made)
         self.fixed = FixedPoint(
             self._trajectory,
-            Rough(settings.consistency.replayed) if settings.consistency else make_update(settings.iteration),
+            FromGuess() if settings.consistency else make_update(settings.iteration),
             window=settings.window,
             tolerance=settings.tolerance,
             strides=settings.strides,
