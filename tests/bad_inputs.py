@@ -222,6 +222,8 @@ CASES: list[tuple[str, str]] = [
     ("decode --budget 0.1", "--budget = 0.1 without --plan"),
     ("decode --plan --rule threshold", "--rule and --steps with --plan"),
     ("decode --plan --seed 3", "--seed = 3 with --plan"),
+    ("decode --steps 24", "--steps = 24 with --rule = 'factor:factor=0.3'"),
+    ("decode --rule checked+threshold --steps 24", "--steps = 24 with --rule = 'checked.threshold'"),
     ("decode --json --colours", "--colours with --json"),
     ("decode --trust-remote-code", "--trust-remote-code without --model"),
     ("tarflow sample --attention-temperature 2", "--attention-temperature = 2.0 without --guidance"),
