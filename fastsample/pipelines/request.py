@@ -72,7 +72,7 @@ class Request:
         return call | dict(self.extra)
 
     def _size(self, pipe: Any) -> dict[str, int]:
-        """The size that is asked for; Stable Diffusion, which passes over one side alone, gets its own other one too."""
+        """The size that is asked for. Stable Diffusion passes over one side alone: it gets its own other one too."""
         given = {name: side for name in ("height", "width") if (side := getattr(self, name)) is not None}
         size = getattr(getattr(getattr(pipe, "unet", None), "config", None), "sample_size", None)
         if len(given) != 1 or size is None:
