@@ -108,16 +108,16 @@ class FixedPoint:
     @property
     def rows(self) -> Tensor:
         """The states to evaluate, [R, B]."""
-        return torch.from_numpy(np.minimum(self._begin + self._places(), self.system.length - 1))
+        return torch.from_numpy(np.minimum(self._begin + self._asked, self.system.length - 1))
 
     @property
     def states(self) -> Tensor:
         """The values of `rows`, [R, B, ..]."""
-        return taken(self._held, self._places())
+        return taken(self._held, self._asked)
 
     def sweep(self, outputs: Tensor) -> None:
         """Take the outputs of `rows` at `states`, move the states, and commit those that have settled."""
-        places, size = self._places(), self._size
+        places, size = self._asked, self._size
         coarse = self.coarse
         rows = torch.from_numpy(np.minimum(self._begin + np.arange(size)[:, None], self.system.length - 1))
         valid = self._begin + np.arange(size)[:, None] < self.system.length
@@ -182,6 +182,7 @@ class FixedPoint:
             parts, place = [new[int(place.min()) - 1 :], *parts[2:]], place - place.min()
         self._held = taken(torch.cat(parts) if len(parts) > 1 else parts[0], place)
         self._reached = np.maximum(self._reached, end)
+        self._asked = self._places()
 
     def _guess(self, rows: NDArray[np.int64], known: Tensor) -> Tensor:
         """The states `rows` [n, B], those after the last that has a value, `known` [B, ..]."""

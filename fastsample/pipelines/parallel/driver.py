@@ -121,7 +121,8 @@ class Loop:
 
     def step(self, output: Tensor, timestep: Any, sample: Tensor, arguments: dict[str, Any]) -> Any:
         """What the pipeline gets for what it hands to `scheduler.step`."""
-        if not self.stepping or bool(timestep != self.timesteps[self.committed]):
+        given = self.timesteps[self.committed] if self.stepping else None
+        if given is None or (timestep is not given and bool(timestep != given)):
             raise NotParallelError("the pipeline's loop does not step once for each timestep")
         if self._stepper is None:
             self._stepper = Stepper(self.scheduler, self.timesteps, arguments, sample)
@@ -139,7 +140,7 @@ class Loop:
             result = self._sweep(self._segment, calls, output)
         self._sample = next_sample(result)
         self._stepper.go_to(self.committed)
-        known = [int(self._segment.known.steps.min())] if self._segment else []
+        known = [int(self._segment.known.steps.min())] if self._segment and self._segment.known else []
         self._stepper.forget(min([self.committed, *known]))
         assert before < self.committed
         self._enter(Phase.ENDED if self.committed == len(self.timesteps) else Phase.STEPPED)
