@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,30 +18,39 @@ from pipelines import quiet, stable_diffusion
 import fastsample as fs
 
 TESTS = Path(__file__).parent
+CASES = ("guided", "controlnet", "seeds", "tune")
+
+PROMPTS = ["a red circle", "a blue square", "a green circle"]
 
 
-def launched(*command: str, processes: int = 2) -> subprocess.CompletedProcess[str]:
-    """`command` run by torchrun in several processes on this machine."""
-    return alone("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", *command)
+@dataclass(frozen=True)
+class Shared:
+    """What each of two processes found, by case; what each printed for the command; and the command's options."""
+
+    found: dict[str, list[dict[str, Any]]]
+    printed: list[str]
+    options: list[str]
+    folder: Path
 
 
-def alone(*command: str) -> subprocess.CompletedProcess[str]:
-    """`command` run by Python in one process, with one thread, as in each of several: others round differently."""
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Shared:
+    """`row_shares.py`, run by torchrun in two processes on this machine."""
+    folder = tmp_path_factory.mktemp("shares")
+    (folder / "prompts.txt").write_text("".join(f"{prompt}\n" for prompt in PROMPTS))
+    options = ["sample", "--prompts", str(folder / "prompts.txt"), "--steps", "3", "--seed", "1", "--json"]
     paths = [str(TESTS.parent), str(TESTS.parent / "kernels"), str(TESTS)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
     environment = {name: value for name, value in environment.items() if name not in ("WORLD_SIZE", "RANK")}
-    run = [sys.executable, *command]
-    return subprocess.run(run, env=environment, capture_output=True, text=True, timeout=240, check=False)
-
-
-def shared(case: str, folder: Path) -> list[dict[str, Any]]:
-    """What each of two processes found."""
-    result = launched(str(TESTS / "row_shares.py"), case, str(folder / case))
+    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    run += [str(TESTS / "row_shares.py"), str(folder), *options, "--out", str(folder / "two")]
+    result = subprocess.run(run, env=environment, capture_output=True, text=True, timeout=240, check=False)
     assert result.returncode == 0, result.stderr[-2000:]
-    return [torch.load(folder / f"{case}.{rank}", weights_only=True) for rank in range(2)]
+    found = {case: [torch.load(folder / f"{case}.{rank}", weights_only=True) for rank in range(2)] for case in CASES}
+    return Shared(found, [(folder / f"command.{rank}").read_text() for rank in range(2)], options, folder)
 
 
-def test_two_processes_give_the_image_of_one(tmp_path: Path) -> None:
+def test_two_processes_give_the_image_of_one(shared: Shared) -> None:
     """A stochastic scheduler with guidance; each process evaluates half of the rows of a sweep."""
     pipe = quiet(stable_diffusion())
     pipe.scheduler = diffusers.EulerAncestralDiscreteScheduler.from_config(pipe.scheduler.config)
@@ -52,7 +62,7 @@ def test_two_processes_give_the_image_of_one(tmp_path: Path) -> None:
         "guidance_scale": 3.0,
     }
     expected = pipe(**inputs, output_type="latent", generator=torch.Generator().manual_seed(0)).images
-    one, other = shared("guided", tmp_path)
+    one, other = shared.found["guided"]
     assert torch.equal(one["image"], other["image"])
     torch.testing.assert_close(one["image"], expected, rtol=1e-4, atol=1e-4)
     for found in (one, other):
@@ -61,14 +71,14 @@ def test_two_processes_give_the_image_of_one(tmp_path: Path) -> None:
         assert found["rows"] == 2 + (2 * found["evaluated"] + 2 * 2) / 2
 
 
-def test_a_controlnet_is_shared_too(tmp_path: Path) -> None:
-    one, other = shared("controlnet", tmp_path)
+def test_a_controlnet_is_shared_too(shared: Shared) -> None:
+    one, other = shared.found["controlnet"]
     assert (one["fallback"], other["fallback"]) == ("", "")
     assert torch.equal(one["image"], other["image"])
 
 
-def test_other_seeds_in_other_processes_are_refused_everywhere(tmp_path: Path) -> None:
-    for found in shared("seeds", tmp_path):
+def test_other_seeds_in_other_processes_are_refused_everywhere(shared: Shared) -> None:
+    for found in shared.found["seeds"]:
         assert "the processes sample different images" in found["fallback"]
 
 
@@ -77,23 +87,23 @@ def test_a_single_process_has_nobody_to_share_with() -> None:
         fs.ParallelSampler(quiet(stable_diffusion()), distributed=True)
 
 
-def test_prompts_are_split_between_processes(tmp_path: Path) -> None:
+def test_prompts_are_split_between_processes(shared: Shared, tmp_path: Path, run: Any) -> None:
     """`fastsample sample --prompts`: every prompt once, the same images as from one process, one report."""
-    (tmp_path / "prompts.txt").write_text("a red circle\na blue square\na green circle\n")
-    options = ["--prompts", str(tmp_path / "prompts.txt"), "--steps", "3", "--seed", "1", "--json"]
-    command = ["-m", "fastsample", "sample", *options]
-    result = launched(*command, "--out", str(tmp_path / "two"))
-    assert result.returncode == 0, result.stderr[-2000:]
-    told = json.loads(result.stdout)
-    assert [image["prompt"] for image in told["images"]] == ["a red circle", "a blue square", "a green circle"]
-    assert alone(*command, "--out", str(tmp_path / "one")).returncode == 0
+    assert shared.printed[1] == ""
+    assert [image["prompt"] for image in json.loads(shared.printed[0])["images"]] == PROMPTS
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in each of several processes: others round differently
+    try:
+        assert run(*shared.options, "--out", str(tmp_path))[0] == 0
+    finally:
+        torch.set_num_threads(threads)
     for name in ("prompt000-seed1.png", "prompt001-seed1.png", "prompt002-seed1.png", "contact-sheet.png"):
-        assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
+        assert (shared.folder / "two" / name).read_bytes() == (tmp_path / name).read_bytes()
 
 
-def test_two_processes_tune_together(tmp_path: Path) -> None:
+def test_two_processes_tune_together(shared: Shared) -> None:
     """Each evaluates about half of the rows, and both find the same preset."""
-    one, other = shared("tune", tmp_path)
+    one, other = shared.found["tune"]
     assert one["preset"] == other["preset"]
     preset = fs.load_preset(one["preset"])
     spent = 2 * sum(entry.calls for entry in preset.entries)  # guided: two rows each

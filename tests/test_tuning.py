@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -28,7 +29,7 @@ from fastsample.tuning.linear import linear_of
 from fastsample.tuning.pairs import Pairs, Purse, loss
 from fastsample.tuning.problem import Problem, Start
 from fastsample.tuning.rollout import cost, roll_out
-from fastsample.tuning.screen import cells
+from fastsample.tuning.screen import cells, deterministic
 from fastsample.tuning.stages import Stages
 from fastsample.tuning.teacher import Teacher, teach
 
@@ -66,11 +67,17 @@ class Mixture:
         return teach(self, self.problem, start, schedule.node(schedule.noise_time * 2e-3), 60)
 
 
+def first(pairs: Pairs, few: int) -> Pairs:
+    """The first `few` of them."""
+    start = Start(pairs.start.sample[:few], pairs.start.output[:few])
+    return dataclasses.replace(pairs, start=start, reference=pairs.reference[:few])
+
+
 @pytest.mark.parametrize("schedule", [VP, FLOW], ids=["vp", "flow"])
 def test_every_deterministic_solver_is_a_linear_table(schedule: fs.NoiseSchedule) -> None:
     """Its table, and the table of its linear form, make the same of any outputs."""
     problem = Mixture(schedule).problem
-    found = cells(problem, 6, solvers=tuple((n, {}) for n, s in available().items() if not s.stochastic))
+    found = list(cells(problem, 6, [(n, {}) for n, s in available().items() if not s.stochastic]))
     assert {cell.base.solver for cell in found} >= {"dpmpp-2m", "unipc", "deis", "ghvb", "ipndm", "hb", "adams"}
     for cell in found:
         table = cell.base.on(cell.linear.nodes)
@@ -86,7 +93,7 @@ def test_roll_outs_are_what_the_table_makes() -> None:
     start = mixture.start(5, 0)
     base = Base(mixture.problem, "unipc", {})
     lams = np.array([-1.5, -0.5, 0.5, 1.5])
-    family = joint_family(base, 5, 0.1, 0.0)
+    family = joint_family(base, 5, 0.1)
     values = np.append(lams, 0.02 * np.arange(len(family.begins) - 4))
     moved = [values, *(values + 0.1 * np.eye(len(values))[k] for k in range(len(values)))]
     tables = [family.build(each) for each in moved]
@@ -126,19 +133,31 @@ def test_mixtures_are_tuned(schedule: fs.NoiseSchedule, count: int, ratio: float
     """To a fraction of the error of the best untuned solver on any grid, on fresh points."""
     mixture, purse = Mixture(schedule), Purse(10**6)
     tune, validation = mixture.pairs(64, 0, purse), mixture.pairs(64, 1, purse)
-    few = Pairs(mixture, mixture.problem, mixture.start(64, 0), tune.reference, 1.0, purse)
-    teacher = mixture.teacher(tune.start)
-    stages = Stages(tmp_path, purse, lambda text: None)
-    tuner = CellTuner(count, few, tune, validation, teacher, stages, "rms", True, 0.03, "cell")
-    found = tuner.candidates()
+
+    def tuner() -> CellTuner:
+        return CellTuner(
+            count=count,
+            given=tune.count,
+            first=lambda few: first(tune, few),
+            validation=validation,
+            teacher=mixture.teacher(tune.start),
+            stages=Stages(tmp_path, purse, lambda text: None),
+            objective="rms",
+            weights=True,
+            difference=0.03,
+            name="cell",
+            most=purse.left,
+        )
+
+    found = tuner().candidates()
     assert [one.stage for one in found] == ["untuned", "grid", "rows", "joint"]
-    chosen = tuner.chosen(found)
+    chosen = tuner().chosen(found)
     fresh = mixture.pairs(256, 2, Purse(10**9))
-    untuned = loss(fresh.errors([cell.linear for cell in cells(mixture.problem, count)]), "rms").min()
+    solvers = [(name, {}) for name, _ in deterministic()]
+    untuned = loss(fresh.errors([cell.linear for cell in cells(mixture.problem, count, solvers)]), "rms").min()
     table = linear_of(chosen.table(mixture.problem.prediction_type))
     assert loss(fresh.errors([table]), "rms")[0] <= ratio * untuned
-    again = CellTuner(count, few, tune, validation, teacher, stages, "rms", True, 0.03, "cell").candidates()
-    assert [one.to_dict() for one in again] == [one.to_dict() for one in found]
+    assert [one.to_dict() for one in tuner().candidates()] == [one.to_dict() for one in found]
 
 
 def test_a_move_never_puts_nodes_out_of_order() -> None:
@@ -172,14 +191,14 @@ def test_what_is_not_tuned_is_not_called_so() -> None:
     mixture = Mixture(VP)
     pairs, base = mixture.pairs(16, 0, Purse(10**6)), Base(mixture.problem, "ddim", {})
     coarse, fine = (base.on(mixture.problem.nodes(lams)) for lams in (np.linspace(-2, -1, 9), np.linspace(-2, 3, 9)))
-    alone = final_check(pairs, coarse, None)
+    alone = final_check(pairs, [coarse], None, 2)
     assert not alone.kept
     assert alone.verdict.startswith("untuned: nothing")
-    better, worse = final_check(pairs, coarse, fine), final_check(pairs, fine, coarse)
+    better, worse = final_check(pairs, [coarse], fine, 2), final_check(pairs, [fine], coarse, 2)
     assert (better.kept, worse.kept) == (True, False)
     assert better.verdict.startswith("tuned: ")
     assert worse.verdict.startswith("untuned: ")
-    vetoed = final_check(pairs, coarse, fine, lambda table: [0.0 if table is coarse else -1.0])
+    vetoed = final_check(pairs, [coarse], fine, 2, lambda table: [0.0 if table is coarse else -1.0])
     assert not vetoed.kept
     assert "quality" in vetoed.verdict
 

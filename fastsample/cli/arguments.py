@@ -73,6 +73,13 @@ def writable_folder(path: Path, argument: str = "out") -> Path:
     return path
 
 
+def check_page(path: Path, argument: str = "report") -> None:
+    """Raise ValueError unless `path` can become an HTML file, in a folder that is made where it is missing."""
+    if path.suffix not in (".html", ".htm") or path.is_dir():
+        raise ValueError(f"--{argument} = {str(path)!r} is no name of a page: give one that ends in .html")
+    writable_folder(path.parent, argument)
+
+
 def read_prompts(prompts: Sequence[str], file: Path | None) -> list[str]:
     """The prompts given, and those of a file, one a line; ValueError when there is none or one is empty."""
     if file is not None and not file.is_file():

@@ -16,7 +16,8 @@ def bench(
         list[str] | None,
         typer.Option(
             help="A solver name or name:key=value,.. (grid=quadratic for its own grid), a sampler as AUTOMATIC1111 "
-            "or ComfyUI call it, or a scheduler class of diffusers; repeat. Default: the recommended one and a few."
+            "or ComfyUI call it, a scheduler class of diffusers, or a recipe's file (.json), which runs at its own "
+            "steps; repeat. Default: the recommended one and a few."
         ),
     ] = None,
     peer: Annotated[
@@ -71,6 +72,10 @@ def bench(
             "--plot", help="Also write pareto.png and images.png; with --parallel, sweeps.png and strip.png."
         ),
     ] = False,
+    report: Annotated[
+        Path | None,
+        typer.Option(help="Also write a page.html that needs nothing else: words, table, plots, pictures of all."),
+    ] = None,
     resume: Annotated[bool, typer.Option(help="Go on from what results.jsonl holds.")] = True,
     decode: Annotated[
         bool, typer.Option("--decode", help="Commit rules of the bundled language model, in place of all this.")
@@ -89,8 +94,9 @@ def bench(
 
     With --decode, ways to decode a language model: right answers, wholly right texts, forwards, seconds.
 
-    Every result is appended to results.jsonl as it comes; the same command goes on after an interruption. Other files
-    of a run with other results are numbered, and none is overwritten. Wrong input, and a pipeline that cannot be
+    Every result is appended to results.jsonl as it comes, and pictures of the first 8 prompts go to pictures/; the
+    same command goes on after an interruption. Other files of a run with other results are numbered, and none is
+    overwritten. Wrong input, and a pipeline that cannot be
     benchmarked, is one line before any evaluation.
     """
     from fastsample.cli.engines import bench as engine  # torch and diffusers: not for --help
@@ -107,7 +113,7 @@ def bench(
             out,
             resume,
         )
-        run(as_json=as_json, markdown=markdown, plot=plot)
+        run(as_json=as_json, markdown=markdown, plot=plot, report=report)
         return
     added = [*engine.read_gates(tgate), *engine.read_iterations(parallel, window, tolerance)]
     arms = engine.Arms.read(solver, peer, grid or [None], added)
@@ -120,6 +126,8 @@ def bench(
     common.check_model(model)
     texts = engine.read_prompts(prompts, model)
     folder = arguments.writable_folder(out)
+    if report is not None:
+        arguments.check_page(report)
     common.quiet()
     pipe = common.load_model(model, device, dtype, offload)
     bundled = common.bundled_name(model) is not None
@@ -138,3 +146,5 @@ def bench(
     engine.write(results, folder, best=engine.best_label(runner, cases), as_json=as_json, csv=csv, markdown=markdown)
     if plot:
         engine.draw(runner, results, cases, folder)
+    if report is not None:
+        engine.write_page(runner, results, cases, report)

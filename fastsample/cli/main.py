@@ -7,7 +7,7 @@ from typing import NoReturn
 
 import typer
 
-from fastsample.cli import bench, decode, doctor, sample, solvers, tarflow, tune
+from fastsample.cli import bench, decode, doctor, report, sample, solvers, tarflow, tune
 
 app = typer.Typer(
     help="Fast, training-free diffusion sampling on Hugging Face diffusers.",
@@ -18,6 +18,7 @@ app = typer.Typer(
 app.command("solvers")(solvers.solvers)
 app.command("sample")(sample.sample)
 app.command("bench")(bench.bench)
+app.command("report")(report.report)
 app.command("tune")(tune.tune)
 app.command("decode")(decode.decode)
 app.command("doctor")(doctor.doctor)

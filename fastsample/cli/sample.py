@@ -23,11 +23,14 @@ def sample(
         str | None,
         typer.Option(
             help="A solver of `fastsample solvers`, name or name:key=value,..; a sampler as AUTOMATIC1111 or ComfyUI "
-            "call it ('DPM++ 2M Karras', dpmpp_2m); or a scheduler class of diffusers. Default: the recommended one."
+            "call it ('DPM++ 2M Karras', dpmpp_2m); a scheduler class of diffusers; or a recipe's file (.json). "
+            "Default: the recommended one."
         ),
     ] = None,
     option: Annotated[list[str] | None, typer.Option(help="A solver option key=value; repeat for several.")] = None,
-    steps: Annotated[int, typer.Option(help="Steps: calls of the network.")] = 20,
+    steps: Annotated[
+        int | None, typer.Option(help="Steps: calls of the network. Default: the recipe's, else 20.")
+    ] = None,
     grid: Annotated[
         str | None, typer.Option(help="Time grid; default: the model's own spacing, or the recommended solver's.")
     ] = None,
@@ -74,8 +77,9 @@ def sample(
     arguments.check_least(images=images)
     seeds = [first + number for first in seed or [0] for number in range(images)]
     arm = engine.check(solver, option or [], grid, steps, guidance, seeds)
-    gate = engine.check_gate(tgate, steps)
-    iteration = engine.check_iteration(parallel, window, tolerance, tgate)
+    count = engine.steps_of(arm, steps)
+    gate = engine.check_gate(tgate, count, arm)
+    iteration = engine.check_iteration(parallel, window, tolerance, tgate, arm)
     request = common.read_request(height, width, frames, negative_prompt, call)
     device, dtype = common.placement(model, device, dtype, offload)
     common.check_model(model)
@@ -83,6 +87,6 @@ def sample(
     folder = arguments.writable_folder(out)
     common.quiet()
     pipe = common.load_model(model, device, dtype, offload)
-    sampler = engine.Sampler(pipe, arm, grid, request, steps, engine.scale(guidance, model), gate, iteration)
+    sampler = engine.Sampler(pipe, arm, grid, request, count, engine.scale(guidance, model), gate, iteration)
     made = engine.generate(sampler, texts, seeds, folder)
     engine.report(made, folder, as_json)

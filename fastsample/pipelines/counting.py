@@ -1,17 +1,27 @@
-"""What a pipeline's call costs: the evaluations of its denoisers, into a ledger."""
+"""What a pipeline's call costs: the evaluations of its denoisers, made and dropped, into a ledger."""
 
 from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import torch
-from torch import nn
 
 from fastsample.pipelines.denoisers import denoisers, latents_of
+from fastsample.pipelines.layers import EVALUATED, Layer, layered
 from fastsample.sampling.ledger import Ledger
+
+_OPEN: ContextVar[tuple[Ledger, ...]] = ContextVar("ledgers", default=())
+"""Those that count in this thread."""
+
+
+def count_dropped(rows: int) -> None:
+    """Tell this thread's ledgers of rows that a denoiser was not given, as guidance is off at their step."""
+    for ledger in _OPEN.get():
+        ledger.dropped += rows
 
 
 @contextlib.contextmanager
@@ -27,15 +37,17 @@ def count(pipe: Any, images: int) -> Iterator[Ledger]:
         )
     ledger, thread = Ledger(images), threading.current_thread()
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def counted(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        if threading.current_thread() is not thread:
-            return
-        ledger.forward_calls += 1
-        ledger.rows += len(latents_of(args, kwargs))
+    @torch.compiler.disable(recursive=False)  # type: ignore[untyped-decorator, no-untyped-call]
+    def counted(beneath: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        output = beneath(*args, **kwargs)
+        if threading.current_thread() is thread:
+            ledger.forward_calls += 1
+            ledger.rows += len(latents_of(args, kwargs))
+        return output
 
     with contextlib.ExitStack() as undo:
         for module in modules:
-            undo.callback(module.register_forward_hook(counted, with_kwargs=True).remove)
+            undo.enter_context(layered(module, Layer("ledger", counted, depth=EVALUATED)))
+        undo.callback(_OPEN.reset, _OPEN.set((*_OPEN.get(), ledger)))
         with ledger.running():
             yield ledger

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import MethodType
 from typing import Any
 
 from diffusers.hooks import ModelHook
@@ -21,8 +22,18 @@ TIMESTEPS = ("timestep", "timesteps", "t")
 LATENTS = ("sample", "hidden_states")
 """What they call their latents, where these do not come first."""
 
-UNBATCHED = ("img_ids", "txt_ids", "image_rotary_emb")
-"""Arguments without a batch dimension, whose first one may be of the batch's size by chance."""
+UNBATCHED = (
+    "img_ids",
+    "txt_ids",
+    "rotary",
+    "rope",
+    "freqs",
+    "pos_embed",
+    "scale_factor",
+    "states_scale",
+    "skip_layers",
+)
+"""In the names of arguments without a batch dimension, whose first one may be of the batch's size by chance."""
 
 BATCH_SECOND = ("encoder_hidden_states_llama3",)
 """Arguments whose batch is their second dimension: the first one is the text encoder's layers."""
@@ -106,6 +117,11 @@ def timestep_reader(module: nn.Module) -> Callable[[tuple[Any, ...], dict[str, A
     return read
 
 
+def unbatched(name: str) -> bool:
+    """Whether an argument of this name has no batch dimension."""
+    return any(part in name for part in UNBATCHED)
+
+
 def latents_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | list[Tensor]:
     """The latents in a denoiser's call, a tensor or a list of one for each row: what comes first, or is so named.
 
@@ -137,6 +153,8 @@ def check_caches(denoiser: Denoiser) -> None:
     if getattr(model, "is_cache_enabled", False) or any("cache" in hook or "broadcast" in hook for hook in hooks):
         raise ValueError(f"pipe.{name} has another cache, which would count other steps: disable_cache() first")
     replaced = vars(model).get("forward")
+    if replaced == MethodType(type(model).forward, model):  # put back by accelerate, whose hooks were removed
+        return
     if not (replaced is None or isinstance(replaced, GraphedForward)) and not vars(model).keys() & LIBRARIES:
         raise ValueError(
             f"pipe.{name}.forward was replaced by another package (DeepCache, cache-dit, ..): disable that first"

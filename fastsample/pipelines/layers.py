@@ -11,6 +11,7 @@ import contextlib
 import functools
 import threading
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,17 +23,26 @@ from fastsample.pipelines.overlay import cover, reduced
 GATE = "T-GATE"
 """The name of T-GATE's layers."""
 
+SHARED, EVALUATED, CHANGED = 1, 2, 3
+"""Depths: where the rows that other layers leave are shared among processes, where those are evaluated, and where by
+another network."""
+
 LAYERS = "_fastsample_around"
+_LEFT_OUT: ContextVar[bool] = ContextVar("left_out", default=False)
 _CHANGING = threading.Lock()  # held while a module's layers change
 
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """`around(beneath, *args, **kwargs)` is called in place of the module, and `forget()` when a pipeline is done."""
+    """`around(beneath, *args, **kwargs)` is called in place of the module, and `forget()` when a pipeline is done.
+
+    Of two layers the one of greater `depth` is beneath: it sees the rows that the others leave.
+    """
 
     name: str
     around: Callable[..., Any]
     forget: Callable[[], None] = lambda: None
+    depth: int = 0
 
 
 def layers_of(module: nn.Module) -> tuple[Layer, ...]:
@@ -51,13 +61,24 @@ def layers_on(denoiser: Denoiser) -> tuple[Layer, ...]:
 @contextlib.contextmanager
 def layered(module: nn.Module, layer: Layer) -> Iterator[None]:
     """In the block `layer` is around what the module was before. Blocks may be left in any order."""
-    with _CHANGING:
-        _put_on(module, (*layers_of(module), layer))
-    try:
+    try:  # from here on, as an interrupt may come before the block
+        with _CHANGING:
+            # sorted is stable: of one depth the latest is the outermost
+            _put_on(module, tuple(sorted((*layers_of(module), layer), key=lambda own: -own.depth)))
         yield
     finally:
         with _CHANGING:
             _put_on(module, tuple(other for other in layers_of(module) if other is not layer))
+
+
+@contextlib.contextmanager
+def unlayered() -> Iterator[None]:
+    """In the block and its thread networks do as without layers, but for those that only look on."""
+    token = _LEFT_OUT.set(True)
+    try:
+        yield
+    finally:
+        _LEFT_OUT.reset(token)
 
 
 def _put_on(module: nn.Module, layers: tuple[Layer, ...]) -> None:
@@ -76,8 +97,10 @@ def _with_layers(base: type[nn.Module]) -> type[nn.Module]:
 
     def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         beneath = functools.partial(base.__call__, self)
+        left_out = _LEFT_OUT.get()
         for layer in vars(self).get(LAYERS, ()):
-            beneath = functools.partial(layer.around, beneath)
+            if not left_out or layer.depth == EVALUATED:
+                beneath = functools.partial(layer.around, beneath)
         return beneath(*args, **kwargs)
 
     def reset(self: nn.Module, *args: Any, **kwargs: Any) -> None:

@@ -42,10 +42,10 @@ def overlaid(target: Any, *, everywhere: bool = False, **members: Callable[..., 
     if hidden:
         raise ValueError(f"{type(target).__name__}.{hidden[0]} was replaced on the object itself: undo that first")
     layer = _Layer(members, None if everywhere else threading.current_thread())
-    with _CHANGING:
-        base, layers = _layers(target)
-        _put_on(target, base, (*layers, layer))
-    try:
+    try:  # from here on, as an interrupt may come before the block
+        with _CHANGING:
+            base, layers = _layers(target)
+            _put_on(target, base, (*layers, layer))
         yield
     finally:
         with _CHANGING:
@@ -91,6 +91,8 @@ class _Layer:
         beneath = found if isinstance(found, property) else None
 
         def get(target: Any) -> Any:
+            if not beneath and name not in vars(target):
+                raise AttributeError(f"{below.__name__!r} object has no attribute {name!r}")
             value = beneath.__get__(target) if beneath else vars(target)[name]
             return own.get(value) if self.asked else value
 
@@ -129,7 +131,7 @@ def _put_on(target: Any, base: type, layers: tuple[_Layer, ...]) -> None:
     for index, layer in enumerate(layers, 1):
         held = {"_fastsample_layers": (base, layers[:index]), "__reduce_ex__": _reduced}
         kind = cover(base, kind, held | layer.over(kind))
-    target.__class__ = kind
+    object.__setattr__(target, "__class__", kind)
 
 
 def cover(base: type, over: type, members: dict[str, Any]) -> type:

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from fastsample.names.recommended import recommended
-from fastsample.pipelines.recipe import Recipe, RecipeRun
+from fastsample.pipelines.recipe import Recipe
+from fastsample.pipelines.recipe_run import RecipeRun
 from fastsample.pipelines.swap import scheduled
 from fastsample.pipelines.weights import fingerprint
 from fastsample.schedules import NoiseSchedule

@@ -5,15 +5,19 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
-from collections.abc import Iterator, Mapping
-from typing import Any, NoReturn
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from fastsample.pipelines.denoisers import denoisers
+from fastsample.pipelines.layers import EVALUATED, Layer, layered
 from fastsample.pipelines.overlay import class_beneath
 from fastsample.pipelines.request import sources
 
 CHANGES = re.compile("ignored|divisible|resized|multiples of|rounding|one of", re.IGNORECASE)
 """In warnings of pipelines that do something else than what they are asked for."""
+
+_HEARING = threading.RLock()  # held while the handlers of diffusers' logger are others: one rehearsal at a time
 
 
 class _ReachedError(BaseException):
@@ -43,34 +47,52 @@ def rehearse(pipe: Any, call: Mapping[str, Any]) -> None:
 
 @contextlib.contextmanager
 def _stopped(pipe: Any) -> Iterator[None]:
-    """In the block, calls of its denoisers end the pipeline's."""
+    """In the block, calls of its denoisers by this thread end the pipeline's."""
+    thread = threading.current_thread()
 
-    def stop(*given: Any) -> NoReturn:
-        raise _ReachedError
+    def stop(beneath: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if threading.current_thread() is thread:
+            raise _ReachedError
+        return beneath(*args, **kwargs)
 
     with contextlib.ExitStack() as undo:
         for denoiser in denoisers(pipe):
-            undo.callback(denoiser.component.register_forward_pre_hook(stop).remove)
+            undo.enter_context(layered(denoiser.component, Layer("rehearsal", stop, depth=EVALUATED)))
         yield
+
+
+class _Listening(logging.Handler):
+    """In the place of a logger's handlers: keeps this thread's warnings, and hands on those of others."""
+
+    def __init__(self, into: list[str], level: int, handlers: list[logging.Handler]) -> None:
+        super().__init__(logging.NOTSET)
+        self._into, self._level, self._others = into, level, handlers
+        self._thread = threading.get_ident()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.thread == self._thread:
+            if record.levelno >= logging.WARNING:
+                self._into.append(record.getMessage())
+        elif record.levelno >= self._level:
+            for handler in self._others:
+                if record.levelno >= handler.level:
+                    handler.handle(record)
 
 
 @contextlib.contextmanager
 def _heard(into: list[str]) -> Iterator[None]:
-    """In the block, diffusers' warnings are collected, not printed, whatever its verbosity."""
-
-    class Collector(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            into.append(record.getMessage())
-
+    """In the block, diffusers' warnings to this thread are collected, not printed, whatever its verbosity."""
     logger = logging.getLogger("diffusers")
-    level, handlers = logger.level, logger.handlers
-    logger.handlers = [Collector(logging.WARNING)]
-    logger.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        logger.handlers = handlers
-        logger.setLevel(level)
+    with _HEARING:
+        level, handlers = logger.level, logger.handlers
+        shown = logger.getEffectiveLevel()
+        logger.handlers = [_Listening(into, shown, handlers)]
+        logger.setLevel(min(shown, logging.WARNING))
+        try:
+            yield
+        finally:
+            logger.handlers = handlers
+            logger.setLevel(level)
 
 
 def _reason(pipe: Any, error: Exception) -> str:

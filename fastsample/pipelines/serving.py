@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from fastsample.pipelines.configured import configured
+from fastsample.pipelines.apart import apart
 from fastsample.pipelines.denoisers import inner
 from fastsample.pipelines.guidance.cut import CUT
 from fastsample.pipelines.layers import layers_on
@@ -103,7 +103,8 @@ class Requests(Loop):
             if self.settings.shares is not None:
                 self.settings.shares.check_agreement([sample])
                 output = self.settings.shares.broadcast(output)
-            self.exchange.answered.put((sample, output[:, : sample.shape[1]]))
+            first = float(self.timesteps[0])
+            self.exchange.answered.put((sample, output[:, : sample.shape[1]], first))
         else:
             rows, items = self._request.samples.shape[:2]
             if len(output) != rows * items:
@@ -135,8 +136,14 @@ class Served:
         self._thread = threading.Thread(target=self._work, args=(pipe, scheduler, dict(call)), daemon=True)
         self._cuda = torch.cuda.current_device() if torch.cuda.is_available() else None
         self._thread.start()
-        self.sample, self.output = self._answer()
-        self.time = float(scheduler.timesteps[0])
+        self.sample: Tensor
+        self.output: Tensor
+        self.time: float
+        try:
+            self.sample, self.output, self.time = self._answer()
+        except BaseException:  # an interrupt, say, with the pipeline still at work
+            self.close()
+            raise
         self.evaluations += len(self.sample)
 
     def __call__(self, samples: Tensor, times: Sequence[float]) -> Tensor:
@@ -165,6 +172,8 @@ class Served:
         return output
 
     def _answer(self) -> Any:
+        if not self._thread.is_alive() and self._exchange.answered.empty():
+            raise ValueError("the pipeline's call has ended: open another block of serve(..)")
         answer = self._exchange.answered.get()
         if isinstance(answer, NotParallelError):
             raise ValueError(f"pipe cannot be asked for rows of samples: {answer}") from answer
@@ -177,9 +186,9 @@ class Served:
         try:
             if self._cuda is not None:
                 torch.cuda.set_device(self._cuda)
-            with configured(pipe, scheduler):
-                session = Session(pipe, stepped_denoisers(pipe), _settings(), self._loop)
-                with session, overlaid(pipe, progress_bar=_no_bar):
+            with apart(pipe, scheduler) as own:
+                session = Session(own, stepped_denoisers(pipe), _settings(), self._loop)
+                with session, overlaid(own, progress_bar=_no_bar):
                     pipe(**call)
             self._exchange.answered.put(NotParallelError("its loop does not go round over the scheduler's timesteps"))
         except Finished:

@@ -15,6 +15,7 @@ from rich.measure import Measurement
 
 from fastsample.bench import report
 from fastsample.bench.accelerations import Gate, Parallel
+from fastsample.bench.album import PROMPTS, Album
 from fastsample.bench.cases import Arm, Case, make_cases, parse_arm, recommended_arm
 from fastsample.bench.estimate import Clock
 from fastsample.bench.peers import DEFAULT
@@ -22,6 +23,7 @@ from fastsample.bench.record import Record, Result
 from fastsample.bench.runner import Bench
 from fastsample.cli import arguments
 from fastsample.cli.engines import common
+from fastsample.cli.engines.report import put_page
 from fastsample.cli.files import place
 from fastsample.demo.bundled import GUIDANCE
 from fastsample.demo.scenes import sample_scenes
@@ -83,6 +85,9 @@ class Arms:
         """Our solvers on each grid and the peers; ValueError for unknown ones."""
         ours = [parse_arm(text, grid=grid) for grid in grids for text in solvers or SOLVERS]
         named = None if peers is None else [parse_arm(text, peer=True) for text in peers if text != "none"]
+        if ours and all(arm.recipe for arm in ours) and (added or any(grids)):
+            given = "--tgate or --parallel" if added else "--grid"
+            raise ValueError(f"{given} with recipes alone: they say that themselves; change their files")
         return cls(_accelerated(ours, added) if solvers else None, named, grids, added)
 
     def cases(
@@ -107,6 +112,8 @@ class Arms:
             try:
                 runner.check(arm, case.steps, case.guidance)
             except ValueError as error:
+                if arm.recipe:
+                    raise ValueError(f"{arm.label}: {error}") from None
                 if self.peers is not None or not arm.peer:
                     raise
                 left_out.add(arm)
@@ -115,8 +122,8 @@ class Arms:
 
 
 def _accelerated(arms: Sequence[Arm], added: Sequence[dict[str, Any]]) -> list[Arm]:
-    """Each arm plain, and with each acceleration of `added`."""
-    return [replace(arm, **acceleration) for arm in arms for acceleration in [{}, *added]]
+    """Each arm plain, and with each acceleration of `added`; recipes as they are."""
+    return [replace(arm, **acceleration) for arm in arms for acceleration in [{}, *([] if arm.recipe else added)]]
 
 
 def read_prompts(prompts: str, model: str | None) -> list[str]:
@@ -132,7 +139,8 @@ def read_prompts(prompts: str, model: str | None) -> list[str]:
 
 def make_runner(pipe: Any, texts: list[str], folder: Path, *, resume: bool, **settings: Any) -> Bench:
     """The benchmark, on what the folder holds of an earlier run."""
-    return Bench(pipe, texts, Record(folder / "results.jsonl", resume=resume), **settings)
+    record, album = Record(folder / "results.jsonl", resume=resume), Album(folder, resume=resume)
+    return Bench(pipe, texts, record, album=album, **settings)
 
 
 def execute(runner: Bench, cases: list[Case]) -> list[Result]:
@@ -182,28 +190,49 @@ def write(results: list[Result], folder: Path, *, best: str, as_json: bool, csv:
     print(f"results: {', '.join(map(str, [folder / 'results.jsonl', *kept]))}")
 
 
+def write_page(runner: Bench, results: list[Result], cases: list[Case], path: Path) -> None:
+    """The page; pictures of results that an earlier version left without are drawn first."""
+    from fastsample.bench.page import samplers  # Matplotlib: only for --report
+
+    missing = [case for case in cases if not runner.pictured(case)]
+    if missing:
+        print(f"pictures of {len(missing)} results are missing: drawing them", file=sys.stderr, flush=True)
+        small = replace(runner, prompts=runner.prompts[:PROMPTS], album=None)
+        for case in missing:
+            runner.keep_pictures(case, small.images(case.arm, case.steps, case.guidance, case.seed))
+    page = samplers.page(results, runner.album, best=best_label(runner, cases))
+    print(f"page: {put_page(page, path)}")
+
+
 def draw(runner: Bench, results: list[Result], cases: list[Case], folder: Path) -> None:
     """The Pareto plot, and pictures at the highest guidance and the fewest steps that some arm needs there."""
-    from fastsample.bench import plots, sweeps  # Matplotlib: only for --plot
+    from fastsample.bench import grids, plots, style, sweeps  # Matplotlib: only for --plot
 
     rows = report.summarise(results)
     guidance = max(case.guidance for case in cases)
-    steps = report.enough_steps(row for row in rows if row.guidance == guidance)
+    panel = [row for row in rows if row.guidance == guidance]
+    steps = report.enough_steps(panel)
     arms = list(dict.fromkeys(case.arm for case in cases))
     best = best_label(runner, cases)
-    chosen = report.foremost([row for row in rows if row.guidance == guidance], keep=best)
-    shown = runner.prompts[:8]
-    small = replace(runner, prompts=shown, batch=min(runner.batch, len(shown)))
-    images = {"converged": small.converged_images(guidance, 0)}
-    images |= {arm.label: small.images(arm, steps, guidance, 0) for arm in arms if arm.label in chosen}
-    files = [
-        place(folder, "pareto.png", lambda path: plots.pareto(rows, path, keep=best), again=False),
-        place(folder, "images.png", lambda path: plots.image_grid(images, path, shown), again=False),
-    ]
-    print(f"plots: {files[0]}, {files[1]} ({steps} steps, guidance {guidance:g})")
+    chosen = report.foremost(panel, keep=best)
+    names, colours = {row.arm: row.title for row in rows}, style.colours(chosen, keep=best)
+    shown = runner.prompts[:PROMPTS]
+    small = replace(runner, prompts=shown, batch=min(runner.batch, len(shown)), album=None)
+    images = [grids.Row("reference: the converged solution", [*small.converged_images(guidance, 0)])]
+    for arm in arms:
+        if arm.label in chosen:
+            name = f"recommended: {names[arm.label]}" if arm.label == best else names[arm.label]
+            images.append(grids.Row(name, [*small.images(arm, steps, guidance, 0)], colours[arm.label]))
+    title = f"{steps} steps, guidance {guidance:g}, seed 0"
+    drawn = {
+        "pareto.png": lambda path: plots.pareto(rows, path, keep=best),
+        "images.png": lambda path: grids.image_grid(images, path, shown, title),
+    }
     parallel = [arm for arm in arms if arm.parallel]
     if parallel:
         most = max(case.steps for case in cases)
-        drawn = sweeps.trace(small, parallel, most, guidance)
-        files = [place(folder, name, write, again=False) for name, write in drawn.items()]
-        print(f"plots: {files[0]}, {files[1]} ({most} steps at once, guidance {guidance:g})")
+        own = [row for row in panel if row.steps == most]
+        drawn |= sweeps.trace(small, parallel, most, guidance)
+        drawn["rounds.png"] = lambda path: plots.rounds(own, path, f"{most} steps, guidance {guidance:g}")
+    files = [place(folder, name, write, again=False) for name, write in drawn.items()]
+    print(f"plots: {', '.join(map(str, files))} ({title})")

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from fastsample.bench import decoding_report as report
+from fastsample.bench import decoding_report
 from fastsample.bench.decoding import DecodingBench
 from fastsample.bench.record import Record
 from fastsample.cli import arguments
 from fastsample.cli.engines import common
+from fastsample.cli.engines.report import put_page
 from fastsample.demo.language.loading import load_language_model
 from fastsample.names.rules import parse_method
 
@@ -67,12 +68,14 @@ class BenchDecoding:
     out: Path
     resume: bool
 
-    def __call__(self, *, as_json: bool, markdown: bool, plot: bool) -> None:
+    def __call__(self, *, as_json: bool, markdown: bool, plot: bool, report: Path | None = None) -> None:
         """Run them with a progress bar; print the table, and write the files that are asked for."""
+        if report is not None:
+            arguments.check_page(report)
         results = self._execute()
-        Console(width=max(Console().width, 165)).print(report.rich_table(results))
+        Console(width=max(Console().width, 165)).print(decoding_report.rich_table(results))
         if markdown:
-            (self.out / "results.md").write_text(report.markdown(results))
+            (self.out / "results.md").write_text(decoding_report.markdown(results))
         if as_json:
             (self.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
         if plot:
@@ -80,6 +83,10 @@ class BenchDecoding:
 
             plots.decoding_pareto(results, self.out / "pareto.png")
         print(f"results: {self.out / 'results.jsonl'}")
+        if report is not None:
+            from fastsample.bench.page import decoding  # Matplotlib: only for --report
+
+            print(f"page: {put_page(decoding.page(results), report)}")
 
     def _execute(self) -> list[dict[str, Any]]:
         """All is checked before anything is loaded."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from fastsample.pipelines.counting import count_dropped
 from fastsample.pipelines.denoisers import Denoiser, denoisers, timestep_reader
 from fastsample.pipelines.guidance.caller import Branches, Caller
 from fastsample.pipelines.guidance.perturbed import unperturbed
@@ -102,6 +103,7 @@ class GuidanceCutHandle:
     def __init__(self, cut: GuidanceCut, pipe: Any, found: list[Denoiser]) -> None:
         self.cut, self.pipe = cut, pipe
         self.runs = Runs(CutRun)
+        self._counting = threading.Lock()
         self.reset()
         with contextlib.ExitStack() as undo:
             for denoiser in found:
@@ -135,7 +137,14 @@ class GuidanceCutHandle:
                 f"{type(self.pipe).__name__} calls its network for the negative branch first, before the one that "
                 "would stand for it: its guidance cannot be cut"
             )
-        self.calls += 1
+        self.count(calls=1)
+
+    def count(self, *, calls: int = 0, evaluations: int = 0, dropped: int = 0) -> None:
+        """Add to the counts, which are of all threads."""
+        with self._counting:
+            self.calls += calls
+            self.evaluations += evaluations
+            self.dropped += dropped
 
     def _forget(self) -> None:
         self.runs.current = None
@@ -212,5 +221,5 @@ class _CutDenoiser:
 
     def _count(self, evaluated: int, rows: int) -> None:
         if not self._denoiser.is_controlnet:
-            self._handle.evaluations += evaluated
-            self._handle.dropped += rows - evaluated
+            self._handle.count(evaluations=evaluated, dropped=rows - evaluated)
+            count_dropped(rows - evaluated)

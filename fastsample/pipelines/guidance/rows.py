@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from fastsample.pipelines.denoisers import BATCH_SECOND, UNBATCHED, latents_of, of_tensors
+from fastsample.pipelines.denoisers import BATCH_SECOND, latents_of, of_tensors, unbatched
 from fastsample.pipelines.guidance.caller import Branches
 from fastsample.pipelines.guidance.reading import Branch
 
@@ -32,7 +32,7 @@ class Rows:
         return tuple(self._cut("", value) for value in args), {name: self._cut(name, kwargs[name]) for name in kwargs}
 
     def _cut(self, name: str, value: Any) -> Any:
-        if name in UNBATCHED or "rotary" in name:
+        if unbatched(name):
             return value
         if name in BATCH_SECOND:
             return _picked(value.transpose(0, 1), self.chosen, self.total).transpose(0, 1)

@@ -7,11 +7,13 @@ same images.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from fastsample.pipelines.guidance.rows import Rows
 
 
 def process_state() -> Any:
@@ -39,30 +41,23 @@ class RowShares:
         self.rank, self.count = int(state.process_index), int(state.num_processes)
 
     def take(self, call: dict[str, Any], rows: int) -> dict[str, Any]:
-        """`call` with this process' share of every tensor and list of `rows` rows."""
+        """A denoiser's `call` of `rows` rows with this process' share of everything that has one for each."""
         share = -(-rows // self.count)
         mine = [min(row, rows - 1) for row in range(self.rank * share, (self.rank + 1) * share)]
-
-        def cut(value: Tensor) -> Tensor:
-            return value[mine] if len(value) == rows else value
-
-        def chosen(parts: Any) -> Any:
-            return type(parts)(parts[row] for row in mine) if len(parts) == rows else parts
-
-        return {name: _mapped(value, cut, chosen) for name, value in call.items()}
+        return Rows(mine, rows).cut((), call)[1]
 
     def gather(self, output: Any, rows: int) -> Any:
         """The denoiser's output for all `rows`, from those of the processes' shares."""
         share = -(-rows // self.count)
 
-        def collect(value: Tensor) -> Tensor:
-            if len(value) != share:
+        def collect(value: Any) -> Any:
+            if not isinstance(value, Tensor) or not value.ndim or len(value) != share:
                 return value
             parts = [torch.empty_like(value) for _ in range(self.count)]
             torch.distributed.all_gather(parts, value.contiguous())
             return torch.cat(parts)[:rows]
 
-        return _mapped(output, collect)
+        return tree_map(collect, output)
 
     def check_agreement(self, tensors: list[Tensor]) -> None:
         """ValueError, in every process, unless all have the same tensors, by their sums."""
@@ -80,20 +75,6 @@ class RowShares:
         value = value.contiguous()
         torch.distributed.broadcast(value, src=0)
         return value
-
-
-def _mapped(value: Any, tensor: Callable[[Tensor], Tensor], rest: Callable[[Any], Any] | None = None) -> Any:
-    """`value` with `tensor` applied to what it holds of tensors, and `rest` to its sequences of other things."""
-    if isinstance(value, Tensor):
-        return tensor(value) if value.ndim else value
-    if isinstance(value, dict):  # diffusers' outputs too
-        changed = {key: _mapped(part, tensor, rest) for key, part in value.items()}
-        return type(value)(**changed) if hasattr(value, "to_tuple") else changed
-    if isinstance(value, (list, tuple)):
-        if rest is not None and not any(isinstance(part, Tensor) for part in value):
-            return rest(value)
-        return type(value)(_mapped(part, tensor, rest) for part in value)
-    return value
 
 
 def own_share(jobs: list[Any]) -> list[Any]:

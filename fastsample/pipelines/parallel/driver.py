@@ -79,6 +79,16 @@ class Loop:
         return self.phase is Phase.SWEEPING
 
     @property
+    def share(self) -> float:
+        """The consistency model's share in this step."""
+        return self._segment.share if self._segment and self.sweeping else 0.0
+
+    @property
+    def draws_from_all(self) -> bool:
+        """Whether steps have drawn from streams that are of all threads."""
+        return self._stepper is not None and self._stepper.draws_from_all
+
+    @property
     def places(self) -> list[int]:
         """Where in the timesteps the rows of a denoiser's call lie: one place for all of them in a plain step."""
         return [self.committed] if self._segment is None else self._segment.places
@@ -133,7 +143,7 @@ class Loop:
         if not same_arguments(self._stepper.arguments, arguments):
             raise NotParallelError("the arguments of the scheduler's step change from step to step")
         calls, self._calls = self._calls, []
-        before = self.committed
+        before, held = self.committed, self.share > 0
         if self._segment is None:
             result = self._plain_step(calls, output, sample)
         else:
@@ -142,7 +152,7 @@ class Loop:
         self._stepper.go_to(self.committed)
         known = [int(self._segment.known.steps.min())] if self._segment and self._segment.known else []
         self._stepper.forget(min([self.committed, *known]))
-        assert before < self.committed
+        assert before < self.committed or held
         self._enter(Phase.ENDED if self.committed == len(self.timesteps) else Phase.STEPPED)
         return result
 
@@ -170,10 +180,11 @@ class Loop:
         """Move a segment's windows by the outputs of all their rows."""
         if len(calls) != len(segment.layouts):
             raise NotParallelError("the denoisers called change from step to step")
-        segment.sweep(output)
+        rounds = self.plain_steps + sum(report.sweeps for report in self.reports) + 1
+        segment.sweep(output, last=rounds == self.settings.rounds)
         before, self.committed = self.committed, segment.start + int(segment.fixed.begin.numpy().min())
         sample = segment.fixed.leading  # where nobody asks for each step's, an image that has come further is further
-        if self.settings.reporting:
+        if self.settings.reporting and before < self.committed:
             self.unreported |= {step: self._final.pop(step) for step in range(before, self.committed)}
             sample = self.unreported[self.committed - 1]
         if segment.fixed.done:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastsample.pipelines.denoisers import MADE_EVERY_STEP, UNBATCHED, timestep_argument
+from fastsample.pipelines.denoisers import MADE_EVERY_STEP, timestep_argument, unbatched
 from fastsample.pipelines.parallel.conversion import TimestepConversion
 
 Call = dict[str, Any]
@@ -176,7 +176,7 @@ class CallLayout:
     def _repeat(self, name: str, value: Any, rows: int) -> Any:
         """`value` for every row, where its first dimension is the batch."""
         batch = self.place.copies * self.items
-        if name in UNBATCHED:
+        if unbatched(name):
             return value
         if isinstance(value, Tensor) and value.ndim and len(value) == batch:
             split = value.reshape(self.place.copies, 1, self.items, *value.shape[1:])

@@ -34,6 +34,8 @@ def step_decision(pipeline: type, arguments: Mapping[str, Any]) -> str:
     callback = arguments.get("callback_on_step_end")
     if isinstance(callback, (PipelineCallback, MultiPipelineCallbacks)):
         return f"{type(callback).__name__} changes the pipeline at a step of its own"
+    if arguments.get("callback") is not None:
+        return "callback= is called with the number of a pass of the loop: use callback_on_step_end="
     source = _source(pipeline)
     if source is None:
         return f"the source of {pipeline.__name__}.__call__ cannot be read, so its loop cannot be checked"

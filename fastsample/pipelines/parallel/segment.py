@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fastsample.fixed_point.coarse import Strides
 from fastsample.fixed_point.iterations import FixedPoint, check_settings
 from fastsample.fixed_point.updates import make_update
+from fastsample.pipelines.parallel.consistency import Consistency, FromGuess
 from fastsample.pipelines.parallel.conversion import TimestepConversion
 from fastsample.pipelines.parallel.distributed import RowShares
 from fastsample.pipelines.parallel.layout import Call, CallLayout, NotParallelError
@@ -35,7 +36,8 @@ class Settings:
     """How a loop is sampled; `cuts(timesteps)` are the steps that a window does not cross, `constant_rows` pads.
 
     `on_sweep` is called after every sweep of a segment. With `reporting` every step's samples are kept until a
-    callback has had them. Raises ValueError as :func:`check_settings` does.
+    callback has had them. `consistency` has its share in the first sweeps, and `rounds` end a loop. Raises ValueError
+    as :func:`check_settings` does, and for fewer rounds than 2.
     """
 
     iteration: str
@@ -48,9 +50,21 @@ class Settings:
     on_sweep: Callable[[FixedPoint], None] | None = None
     strides: Strides = "auto"
     reporting: bool = False
+    consistency: Consistency | None = None
+    rounds: int | None = None
 
     def __post_init__(self) -> None:
         check_settings(self.iteration, self.window, self.tolerance, self.strides)
+        if self.rounds is not None and (not isinstance(self.rounds, int) or self.rounds < 2):
+            raise ValueError(
+                f"rounds = {self.rounds!r}: give 2 (a plain step and a sweep) or more, or None for no bound"
+            )
+        if self.consistency is not None and self.strides != "none":
+            raise ValueError(f"strides = {self.strides!r}: consistency's sweeps evaluate all rows, leave strides out")
+
+    def share(self, sweep: int) -> float:
+        """The consistency model's in sweep 0, 1, .. of a segment."""
+        return 0.0 if self.consistency is None else self.consistency.share(sweep)
 
 
 @dataclass
@@ -79,7 +93,7 @@ class Segment:
         on_commit: Callable[[NDArray[np.int64], Tensor, NDArray[np.int64]], None] | None = None,
     ) -> None:
         self._stepper = stepper
-        self.known: Rows | None = known  # what the coming sweep evaluates again
+        self.known: Rows | None = known  # whose outputs are known
         plain = int(known.steps[0, 0])
         self.start = plain + 1
         self.layouts = [
@@ -100,6 +114,9 @@ class Segment:
                 f"tolerance = {settings.tolerance:g} is relative to a noise schedule, and that of "
                 f"{type(stepper.scheduler).__name__} is not understood: use tolerance = 0"
             )
+        self._settings = settings
+        self.share = settings.share(0)  # the consistency model's in this sweep
+        self._held = 0  # the sweeps with a share
         sample, output = next_sample(made), known.outputs[0]
         self._trajectory: RemainingTrajectory | SchedulerTrajectory
         remaining = stepper.remaining(self.start, sample) if nodes else None
@@ -108,17 +125,15 @@ class Segment:
         else:
             own = nodes[self.start : end + 1]
             self._trajectory = RemainingTrajectory(stepper, remaining, self.start, sample, output, own, made)
-        update = make_update(settings.iteration)
         self.fixed = FixedPoint(
             self._trajectory,
-            update,
+            FromGuess() if self.share else make_update(settings.iteration),
             window=settings.window,
             tolerance=settings.tolerance,
             strides=settings.strides,
             keep=settings.on_sweep is not None,
             on_commit=on_commit,
         )
-        self._on_sweep = settings.on_sweep
         self._constant = self.fixed.window + 1 if settings.constant_rows else 1
         self._timesteps = torch.stack(list(stepper.timesteps))
         self._steps = self._asked_steps()
@@ -141,45 +156,60 @@ class Segment:
 
     def inputs(self) -> tuple[Tensor, Tensor]:
         """The samples [R, B, ..] of this sweep's rows as scaled for the network, and their timesteps [R, B]."""
-        samples = self.fixed.states
-        if self.known is not None:
-            samples = torch.cat([self.known.samples, samples])
+        samples, known = self.fixed.states, self._checked
+        if known is not None:
+            samples = torch.cat([known.samples, samples])
         missing = len(self._steps) - len(samples)
         if missing:
             samples = torch.cat([samples, samples[-1:].expand(missing, *samples.shape[1:])])
         timesteps = self._timesteps[self._steps.to(self._timesteps.device)]
         return self._stepper.scaled_rows(self._steps, samples), timesteps
 
-    def sweep(self, output: Tensor) -> None:
-        """Take the guided outputs of all rows, flattened."""
+    def sweep(self, output: Tensor, *, last: bool = False) -> None:
+        """Take the guided outputs of all rows, flattened; after the `last` sweep all is as it is guessed."""
         count, items = self._steps.shape
         if len(output) != count * items:
             raise NotParallelError(
                 f"{count} rows of {items} images were evaluated, and {len(output)} outputs given to the scheduler"
             )
         outputs = output.reshape(count, items, *output.shape[1:])
-        if self.known is not None:
-            self._check(outputs[0], self.known.outputs[0])
+        known = self._checked
+        if known is not None:
+            self._check(outputs[0], known.outputs[0])
             outputs = outputs[1:]
         rows = self.fixed.rows
         outputs = outputs[: len(rows)]
         if self.fixed.report.sweeps == 0 and isinstance(self._trajectory, SchedulerTrajectory):
             self._check_repeats(self.fixed.states[0], outputs[0])
-        self.known = None
-        if self.fixed.report.sweeps + 1 < CHECKED_SWEEPS:
-            last = (part[-1:].clone() for part in (rows + self.start, self.fixed.states, outputs))
-            self.known = Rows(*last)
-        self.fixed.sweep(outputs)
-        if self._on_sweep is not None:
-            self._on_sweep(self.fixed)
+        if not self.share:
+            self.known = None
+            if self.fixed.report.sweeps + 1 < self._held + CHECKED_SWEEPS:
+                self.known = Rows(*(part[-1:].clone() for part in (rows + self.start, self.fixed.states, outputs)))
+        self.fixed.sweep(outputs, hold=self.share > 0, last=last)
+        if self._settings.on_sweep is not None:
+            self._settings.on_sweep(self.fixed)
+        if self.share:
+            self._fade()
         if not self.fixed.done:
             self._steps = self._asked_steps()
+
+    def _fade(self) -> None:
+        """Go on to the next sweep's share; the denoiser's own sweeps are an iteration of their own."""
+        self._held = self.fixed.report.sweeps
+        self.share = self._settings.share(self._held)
+        if not self.share:
+            self.fixed.update = make_update(self._settings.iteration)
+
+    @property
+    def _checked(self) -> Rows | None:
+        """What this sweep evaluates again."""
+        return None if self.share else self.known
 
     def _asked_steps(self) -> Tensor:
         """What this sweep evaluates: perhaps a known row, the windows' rows, and copies of the last as padding."""
         steps = torch.from_numpy(self.fixed.rows.numpy() + self.start)
-        if self.known is not None:
-            steps = torch.cat([self.known.steps, steps])
+        if self._checked is not None:
+            steps = torch.cat([self._checked.steps, steps])
         # few shapes for what is compiled: all rows of a window, or for coarse sweeps a quarter, a half, ..
         shape = -(-self._constant // 4) if self.fixed.coarse else self._constant
         missing = -len(steps) % shape

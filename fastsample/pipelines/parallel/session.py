@@ -16,8 +16,10 @@ from torch import Tensor
 
 from fastsample.pipelines.denoisers import Denoiser, latents_of
 from fastsample.pipelines.guidance.steps import evaluating
-from fastsample.pipelines.layers import Layer, layered
+from fastsample.pipelines.layers import CHANGED, SHARED, Layer, layered
 from fastsample.pipelines.overlay import Attribute, overlaid
+from fastsample.pipelines.parallel.callbacks import once_a_step
+from fastsample.pipelines.parallel.consistency import Twin
 from fastsample.pipelines.parallel.driver import Loop, Phase
 from fastsample.pipelines.parallel.layout import NotParallelError
 from fastsample.pipelines.parallel.segment import Settings
@@ -36,10 +38,10 @@ class Session:
         self._pipe, self._denoisers, self._settings, self._make_loop = pipe, denoisers, settings, make_loop
         self.loops: list[Loop] = []  # that steps were made in
         self.swept = False  # whether a denoiser has been given many rows
+        self.failure: Exception | None = None  # what the callback raised
         self._scheduler = pipe.scheduler
         self._loop: Loop | None = None
         self._bar: _Bar | None = None
-        self._shared = 0  # rows of the call under way that the processes share
         self._thread = threading.current_thread()
         self._undo = contextlib.ExitStack()
 
@@ -53,9 +55,11 @@ class Session:
             for denoiser in self._denoisers:
                 module = denoiser.component
                 undo.enter_context(layered(module, Layer("parallel", functools.partial(self._evaluate, module))))
-                if self._settings.shares is not None:  # beneath layers that leave rows out
-                    undo.callback(module.register_forward_pre_hook(self._share, with_kwargs=True).remove)
-                    undo.callback(module.register_forward_hook(self._collect).remove)
+                if self._settings.consistency is not None:
+                    changed = functools.partial(self._change, Twin(denoiser.module, self._settings.consistency))
+                    undo.enter_context(layered(module, Layer("consistency", changed, depth=CHANGED)))
+                if self._settings.shares is not None:
+                    undo.enter_context(layered(module, Layer("shares", self._share, depth=SHARED)))
             self._undo = undo.pop_all()
         return self
 
@@ -68,7 +72,21 @@ class Session:
         if given is None:
             return kwargs
         self._settings = replace(self._settings, reporting=True)
-        return {**kwargs, "callback_on_step_end": self._callback(given)}
+        callback = once_a_step(given, self._running, self._pipe, self._denoisers)
+
+        @functools.wraps(given)
+        def called(*args: Any) -> dict[str, Any]:
+            try:
+                return callback(*args)
+            except Exception as error:
+                self.failure = error
+                raise
+
+        return {**kwargs, "callback_on_step_end": called}
+
+    def _running(self) -> Loop:
+        assert self._loop is not None
+        return self._loop
 
     # --- what takes the place of the scheduler's and the pipeline's --------------------------------------
 
@@ -116,7 +134,7 @@ class Session:
         self._bar = _Bar(beneath(total=total), getattr(self._scheduler, "order", 1))
         return self._bar
 
-    # --- hooks and callbacks -----------------------------------------------------------------------------
+    # --- layers around the denoisers -----------------------------------------------------------------------------
 
     @torch.compiler.disable(recursive=False)  # type: ignore[untyped-decorator, no-untyped-call]
     def _evaluate(self, module: torch.nn.Module, beneath: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -131,54 +149,23 @@ class Session:
             self.swept = True
             return beneath(**expanded)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _share(
-        self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """This process' rows of a sweep."""
+    @torch.compiler.disable(recursive=False)  # type: ignore[untyped-decorator, no-untyped-call]
+    def _change(self, twin: Twin, beneath: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """In place of a sweep's call in which the consistency model has a share, that of the changed network."""
+        loop = self._loop
+        if threading.current_thread() is not self._thread or loop is None or not loop.share:
+            return beneath(*args, **kwargs)
+        return twin.at(loop.share)(*args, **kwargs)
+
+    @torch.compiler.disable(recursive=False)  # type: ignore[untyped-decorator, no-untyped-call]
+    def _share(self, beneath: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """In place of a sweep's call, one for this process' rows; the outputs of all processes' rows."""
         shares, loop = self._settings.shares, self._loop
-        if threading.current_thread() is not self._thread or loop is None or not loop.sweeping or shares is None:
-            return None
-        self._shared = len(latents_of(args, kwargs))
-        return (), shares.take(kwargs, self._shared)
-
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _collect(self, module: torch.nn.Module, args: Any, output: Any) -> Any:
-        """The outputs of all processes' rows, where the call was shared."""
-        if threading.current_thread() is not self._thread:
-            return output
-        rows, self._shared = self._shared, 0
-        return self._settings.shares.gather(output, rows) if self._settings.shares and rows else output
-
-    def _callback(self, given: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(given)
-        def callback(pipe: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-            loop = self._loop
-            last: dict[str, Any] = {}
-            assert loop is not None
-            guidance = _guidance(pipe)
-            for step, latents in sorted(loop.unreported.items()):
-                shown = {**tensors, "latents": latents} if "latents" in tensors else dict(tensors)
-                versions = {name: value._version for name, value in shown.items() if isinstance(value, Tensor)}
-                last = given(pipe, step, loop.timesteps[step], dict(shown)) or {}
-                for name, value in shown.items():
-                    returned = last.get(name, value)
-                    if returned is not value or (name in versions and value._version != versions[name]):
-                        raise NotParallelError(f"the callback changes {name}")
-                if _guidance(pipe) != guidance:
-                    raise NotParallelError("the callback changes the guidance")
-                if getattr(pipe, "interrupt", False):
-                    last = {**last, "latents": latents} if "latents" in tensors else last
-                    break
-            loop.unreported.clear()
-            return last
-
-        return callback
-
-
-def _guidance(pipe: Any) -> dict[str, Any]:
-    """The scales of a pipeline's guidance, which its loop reads at every step."""
-    return {name: value for name, value in vars(pipe).items() if "scale" in name and isinstance(value, (int, float))}
+        mine = threading.current_thread() is self._thread
+        if not mine or loop is None or not loop.sweeping or shares is None:
+            return beneath(*args, **kwargs)
+        rows = len(latents_of(args, kwargs))
+        return shares.gather(beneath(**shares.take(kwargs, rows)), rows)  # a sweep's call has names alone
 
 
 class _Bar:

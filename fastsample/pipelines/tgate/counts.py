@@ -100,7 +100,8 @@ class Sample:
 @contextlib.contextmanager
 def _unobserved(module: nn.Module) -> Iterator[None]:
     """In the block no forward hook is called, as it is no evaluation that anybody asked for."""
-    held = [(part, part._forward_pre_hooks, part._forward_hooks) for part in module.modules()]
+    observed = [part for part in module.modules() if part._forward_pre_hooks or part._forward_hooks]
+    held = [(part, part._forward_pre_hooks, part._forward_hooks) for part in observed]
     for part, _, _ in held:
         part._forward_pre_hooks, part._forward_hooks = OrderedDict(), OrderedDict()
     try:

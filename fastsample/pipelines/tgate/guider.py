@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 
 from diffusers.configuration_utils import register_to_config
 from diffusers.guiders import ClassifierFreeGuidance
@@ -23,7 +24,8 @@ class TGateGuider(ClassifierFreeGuidance):  # type: ignore[misc]
 
     `pipe.update_components(guider=TGateGuider(guidance_scale=7.5, gate_step=10))`; arguments as those of
     :class:`fastsample.TGate` and of diffusers' ClassifierFreeGuidance. The denoiser's attention is gated from the
-    first step to the last. Raises ValueError for values out of range and joint attention.
+    first step to the last. Raises ValueError for values out of range, joint attention, and a
+    call that another thread's overtakes: each needs a guider of its own.
     """
 
     @register_to_config  # type: ignore[untyped-decorator]
@@ -42,10 +44,14 @@ class TGateGuider(ClassifierFreeGuidance):  # type: ignore[misc]
         self._hooks = contextlib.ExitStack()  # takes them off
         self._hooked = False
         self._decision: Decision | None = None
+        self._thread: int | None = None  # that of the call under way
         self._kept: dict[str, Kept] = {}
 
     def set_state(self, step: int, num_inference_steps: int, timestep: Tensor) -> None:
         """Decide what the step does; called by the pipeline before each step."""
+        if step == 0 or self._thread is None:
+            self._thread = threading.get_ident()
+        self._check_thread()
         super().set_state(step, num_inference_steps, timestep)
         if step == 0:
             self._policy.check_steps(num_inference_steps)
@@ -54,6 +60,7 @@ class TGateGuider(ClassifierFreeGuidance):  # type: ignore[misc]
 
     def prepare_models(self, denoiser: nn.Module) -> None:
         """Gate the attention at the first call, and say what the branch that it runs next does."""
+        self._check_thread()
         if not self._hooked:
             check_class(type(denoiser).__name__)
             for name, module in attention_modules(denoiser).items():
@@ -69,6 +76,14 @@ class TGateGuider(ClassifierFreeGuidance):  # type: ignore[misc]
         self._under_way.set(None)
         if self._step == self._num_inference_steps - 1 and self._count_prepared == self.num_conditions:
             self._free()
+
+    def _check_thread(self) -> None:
+        """ValueError in a thread whose call was overtaken: a guider knows one step, as all of diffusers' do."""
+        if self._thread != threading.get_ident():
+            raise ValueError(
+                "guider: another thread has begun a call with this one meanwhile; give each thread a pipeline with a "
+                "guider of its own (guider.new())"
+            )
 
     def _free(self) -> None:
         """Take the hooks off and drop what was kept, that of a call which was aborted too."""

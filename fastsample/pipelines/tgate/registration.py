@@ -8,11 +8,17 @@ from typing import Any
 from diffusers.hooks import HookRegistry, ModelHook
 from torch import nn
 
+from fastsample.pipelines.denoisers import hooks_of
+
 HOOK = "fastsample_tgate"
 
 
 def register(module: nn.Module, hook: ModelHook) -> Callable[[], None]:
-    """Put `hook` on `module`; what takes it off again."""
+    """Put `hook` on `module`; what takes it off again. Raises ValueError where there is one of another gate."""
+    if HOOK in hooks_of(module):
+        raise ValueError(
+            f"{type(module).__name__} is gated already, for a pipeline that shares it: remove that first"
+        )
     had_registry = "_diffusers_hook" in vars(module)
     HookRegistry.check_if_exists_or_initialize(module).register_hook(hook, HOOK)
     return lambda: _remove(module, keep_registry=had_registry)
