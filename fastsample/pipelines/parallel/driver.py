@@ -170,7 +170,8 @@ class Loop:
             self.unreported[step] = next_sample(result)
         end = next(end for end in [*self.settings.cuts(self.timesteps), len(self.timesteps)] if end > step)
         if end > step + 1:
-            known = Rows(torch.full((1, len(sample)), step), sample[None], output[None])
+            # a copy: pipelines write the next sample where this one is
+            known = Rows(torch.full((1, len(sample)), step), sample[None].clone(), output[None])
             on_commit = self._collect if self.settings.reporting else None
             self._segment = Segment(self._stepper, self.settings, known, end, result, calls, on_commit)
             self.reports.append(self._segment.fixed.report)
