@@ -169,6 +169,6 @@ def test_memory_is_by_the_window(iteration: str, latents: float) -> None:
 
 @pytest.mark.parametrize(("kind", "most"), [("ddim", 25), ("dpm", 25), ("unipc", 25), ("sde", 42)])
 def test_a_round_is_a_few_operations(kind: str, most: int) -> None:
-    """With the network's one, the checks of its call and its rows; 17 are the sweep's, 23 with noise, and each drawn is two."""
+    """With the network's one, the checks of its call and rows: 17 are the sweep's, with noise 23 and two a draw."""
     more, few = (observed(60, kind=kind, rounds=rounds).operations for rounds in (9, 7))
     assert (more - few) / 2 <= most
