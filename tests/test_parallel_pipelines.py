@@ -142,6 +142,39 @@ def test_every_scheduler_gives_its_sequential_result(name: str, kind: str) -> No
     assert run.rounds <= run.steps
 
 
+CONTINUOUS = sorted(
+    name
+    for name in dir(diffusers)
+    if name.endswith("Scheduler") and not name.startswith(("Amused", "BlockRefinement", "Flax"))  # of tokens
+)
+
+
+@pytest.mark.parametrize("name", CONTINUOUS)
+def test_every_class_of_diffusers_gives_its_sequential_result(name: str) -> None:
+    """With warm-ups, inner stages and histories of their own; or it says why it is sampled sequentially."""
+    kinds = ("flux", "stable_diffusion") if "Flow" in name else ("stable_diffusion", "flux")
+    for kind in kinds:
+        pipe, own = built(kind)
+        extra = {"skip_prk_steps": False} if name == "PNDMScheduler" else {}
+        inputs = {"output_type": "latent", **ZOO[kind].inputs(), "num_inference_steps": 7}
+        make = lambda sampler, inputs=inputs: torch.as_tensor(sampler(**seeded(inputs))[0])  # noqa: E731
+        try:
+            pipe.scheduler = getattr(diffusers, name).from_config(own.config, **extra)
+            expected = make(pipe)
+        except (ImportError, LookupError, TypeError, ValueError, AttributeError):
+            continue  # not for this pipeline, or without torchsde
+        sampler = fs.ParallelSampler(pipe, window=3, tolerance=0.0)
+        close(make(sampler), expected, 1e-4)
+        assert not sampler.run.fallback
+        return
+    pytest.skip("runs in neither pipeline")
+
+
+def seeded(inputs: dict[str, Any]) -> dict[str, Any]:
+    torch.manual_seed(1)
+    return {**inputs, "generator": torch.Generator().manual_seed(0)}
+
+
 @pytest.mark.parametrize("iteration", ["picard", "replay", "secant", "anderson"])
 def test_a_batch_of_prompts_with_guidance_and_several_images(iteration: str) -> None:
     """Every image from its own generator; at a tolerance in fewer rounds than steps, and near the sequential one."""

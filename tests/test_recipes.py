@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import math
 import threading
 import warnings
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from pipelines import SD_CONFIG, pixart, pixart_inputs, quiet, sd3, sd3_inputs, 
 from refusal import check_refused
 from test_presets import entry, preset_of, table_on
 from torch import Tensor
+from zoo import ZOO
 
 import fastsample as fs
 from fastsample.pipelines.composition import PARTS as COMPOSED
@@ -144,6 +146,7 @@ def test_the_table_is_shown() -> None:
     shown = fs.composition()
     assert "| **tgate** |  |  |  | no | yes | yes |" in shown
     assert all(reason in shown for reason in REFUSED.values())
+    assert shown in (Path(__file__).parents[1] / "docs" / "recipes.md").read_text()
     assert {name for names in PAIRS for name in names} >= {*COMPOSED}
 
 
@@ -421,6 +424,47 @@ def test_recommended_and_applied_in_one_line(pipe: Any) -> None:
     assert flow_pipe.scheduler is before
     check_refused(lambda: fs.recommend(pipe, guidance=-1), "guidance = -1")
     check_refused(lambda: fs.recommend(pipe, steps=0), "steps = 0")
+
+
+FAMILIES = {
+    "stable_diffusion": "hb-dpmpp-2m",
+    "stable_diffusion_xl": "hb-dpmpp-2m",
+    "stable_diffusion_3": "ghvb",
+    "flux": "ghvb",
+    "qwen_image": "ghvb",
+    "wan": "ghvb",
+    "pixart_alpha": "hb-dpmpp-2m",
+    "sana": "ghvb",
+    "cosmos": "hb-dpmpp-2m",
+    "bria": None,
+    "cosmos_2": None,
+    "lcm": None,
+}
+"""The solver recommended for pipelines of the zoo; None where they keep their own."""
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_what_is_recommended_works_as_printed(name: str) -> None:
+    entry = ZOO["stable_diffusion" if name == "lcm" else name]
+    pipe = entry.build()
+    if name == "lcm":
+        pipe.scheduler = diffusers.LCMScheduler.from_config(pipe.scheduler.config)
+    own, recipe = pipe.scheduler, fs.recommend(pipe, steps=entry.steps)
+    assert recipe.solver == FAMILIES[name]
+    assert ("kept" if recipe.solver is None else "benchmarks/") in recipe.reason
+    names: dict[str, Any] = {"fastsample": fs, "pipe": pipe}
+    exec(str(recipe), names)
+    assert (pipe.scheduler is own) == (recipe.solver is None)
+    assert torch.isfinite(entry.sample(pipe)).all()
+    names["run"].remove()
+    assert pipe.scheduler is own
+
+
+@pytest.mark.parametrize("asked", [{"guidance": math.nan}, {"guidance": True}, {"guidance": "3"}, {"steps": True}])
+def test_what_cannot_be_recommended_for_is_one_line(asked: dict[str, Any], pipe: Any) -> None:
+    check_refused(lambda: fs.recommend(pipe, **asked), next(iter(asked)))
+    for wrong in (None, object(), "a model", pipe.unet, type(pipe)):
+        check_refused(lambda: fs.speed_up(wrong), "pipe")  # noqa: B023
 
 
 def test_a_distilled_model_keeps_its_scheduler(pipe: Any) -> None:

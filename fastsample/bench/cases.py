@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import functools
 import hashlib
+import inspect
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -149,12 +151,12 @@ def parse_arm(text: str, *, grid: str | None = None, peer: bool = False) -> Arm:
     """
     if text.strip().endswith(".json") and "=" not in text and not peer:
         return recipe_arm(Path(text.strip()))
-    name, _, tail = (part.strip() for part in text.partition(":"))
-    options = dict(parse_options(tail.split(",") if tail else [], text))
+    name, colon, tail = (part.strip() for part in text.partition(":"))
+    options = dict(parse_options(tail.split(",") if colon else [], text))
     grid, preset = options.pop("grid", grid), options.pop("preset", None)
     peer = peer or _is_peer(name)
     if peer:
-        peer_class(name)
+        _check_peer_options(name, options)
     if preset is not None:
         if peer:
             raise ValueError(f"preset = {preset!r}: {name} is a class of diffusers, which takes none; name a solver")
@@ -163,6 +165,15 @@ def parse_arm(text: str, *, grid: str | None = None, peer: bool = False) -> Arm:
     if not peer:
         arm.scheduler({})
     return arm if preset is None else replace(arm, preset=str(preset))
+
+
+def _check_peer_options(name: str, options: Mapping[str, Any]) -> None:
+    """Raise ValueError for an option that a class of diffusers would pass over."""
+    known = list(inspect.signature(peer_class(name)).parameters)
+    for key, value in options.items():
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=3, cutoff=0.3) or known
+            raise ValueError(f"option {key} = {value} of {name}: it takes none; did you mean {', '.join(near)}?")
 
 
 def recipe_arm(path: Path) -> Arm:

@@ -8,9 +8,16 @@ from typing import Annotated
 import typer
 
 from fastsample.cli import arguments
+from fastsample.cli.command import check_switches
+from fastsample.cli.files import check_page, output_folder
+
+DECODING = {"decode", "rule", "model", "problems", "batch", "dtype", "device", "out", "resume"}
+DECODING |= {"as_json", "markdown", "plot", "report"}
+"""Options that mean something with --decode; `rule` and `problems` only there."""
 
 
 def bench(
+    ctx: typer.Context,
     model: arguments.Model = None,
     solver: Annotated[
         list[str] | None,
@@ -99,6 +106,10 @@ def bench(
     overwritten. Wrong input, and a pipeline that cannot be
     benchmarked, is one line before any evaluation.
     """
+    others = [param.name for param in ctx.command.params if param.name not in DECODING]
+    needs = {"window": "parallel", "tolerance": "parallel", "rule": "decode", "problems": "decode"}
+    check_switches(ctx, excludes={"decode": others}, needs=needs)
+    arguments.check_counts(seeds=seeds, batch=batch, repeats=repeats, problems=problems)
     from fastsample.cli.engines import bench as engine  # torch and diffusers: not for --help
     from fastsample.cli.engines import bench_decoding, common
 
@@ -115,36 +126,38 @@ def bench(
         )
         run(as_json=as_json, markdown=markdown, plot=plot, report=report)
         return
-    added = [*engine.read_gates(tgate), *engine.read_iterations(parallel, window, tolerance)]
-    arms = engine.Arms.read(solver, peer, grid or [None], added)
     counts = arguments.numbers(steps, "steps", int)
+    arguments.check_counts(steps=max(counts))
+    added = [*engine.read_gates(tgate, counts), *engine.read_iterations(parallel, window, tolerance, counts)]
+    arms = engine.Arms.read(solver, peer, grid, added)
     scales = engine.read_scales(guidance, model)
-    arguments.check_least(seeds=seeds, batch=batch, repeats=repeats)
     engine.make_cases([], counts, scales or [], range(seeds))
     request = common.read_request(height, width, frames, negative_prompt, call)
     device, dtype = common.placement(model, device, dtype, offload)
     common.check_model(model)
     texts = engine.read_prompts(prompts, model)
-    folder = arguments.writable_folder(out)
     if report is not None:
-        arguments.check_page(report)
-    common.quiet()
-    pipe = common.load_model(model, device, dtype, offload)
-    bundled = common.bundled_name(model) is not None
-    runner = engine.make_runner(
-        pipe,
-        texts,
-        folder,
-        batch=batch or (64 if bundled else 1),
-        repeats=repeats,
-        resume=resume,
-        judge=bundled,
-        request=request,
-    )
-    cases = arms.cases(runner, counts, scales, range(seeds))
-    results = engine.execute(runner, cases)
-    engine.write(results, folder, best=engine.best_label(runner, cases), as_json=as_json, csv=csv, markdown=markdown)
-    if plot:
-        engine.draw(runner, results, cases, folder)
-    if report is not None:
-        engine.write_page(runner, results, cases, report)
+        check_page(report)
+    with output_folder(out, alone=True) as folder:
+        common.quiet()
+        pipe = common.load_model(model, device, dtype, offload)
+        bundled = common.bundled_name(model) is not None
+        runner = engine.make_runner(
+            pipe,
+            texts,
+            folder,
+            batch=batch or (64 if bundled else 1),
+            repeats=repeats,
+            resume=resume,
+            judge=bundled,
+            request=request,
+        )
+        cases = arms.cases(runner, counts, scales, range(seeds))
+        results = engine.execute(runner, cases)
+        engine.write(
+            results, folder, best=engine.best_label(runner, cases), as_json=as_json, csv=csv, markdown=markdown
+        )
+        if plot:
+            engine.draw(runner, results, cases, folder)
+        if report is not None:
+            engine.write_page(runner, results, cases, report)

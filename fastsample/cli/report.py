@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fastsample.cli import arguments
+from fastsample.cli.files import check_page
 
 
 def report(
@@ -23,7 +23,7 @@ def report(
     results = folder / "results.jsonl"
     if not results.is_file():
         raise ValueError(f"folder = {str(folder)!r} has no results.jsonl: give the --out of `fastsample bench`")
-    arguments.check_page(path, "out")
+    check_page(path, "--out")
     from fastsample.cli.engines import report as engine  # torch and Matplotlib: not for --help
 
     engine.write(folder, path)

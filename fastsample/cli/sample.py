@@ -8,9 +8,12 @@ from typing import Annotated
 import typer
 
 from fastsample.cli import arguments
+from fastsample.cli.command import check_switches
+from fastsample.cli.files import output_folder
 
 
 def sample(
+    ctx: typer.Context,
     prompt: Annotated[list[str] | None, typer.Option(help="A prompt; repeat for several.")] = None,
     prompts: Annotated[
         Path | None,
@@ -71,11 +74,13 @@ def sample(
 
     Example: fastsample sample --prompt "a large red circle at the left on a white background" --steps 10
     """
+    check_switches(ctx, needs={"window": "parallel", "tolerance": "parallel"})
+    arguments.check_counts(images=images, steps=steps, window=window)
+    seeds = [first + number for first in seed or [0] for number in range(images)]
+    arguments.check_seeds(seeds)
     from fastsample.cli.engines import common  # torch and diffusers: not for --help
     from fastsample.cli.engines import sample as engine
 
-    arguments.check_least(images=images)
-    seeds = [first + number for first in seed or [0] for number in range(images)]
     arm = engine.check(solver, option or [], grid, steps, guidance, seeds)
     count = engine.steps_of(arm, steps)
     gate = engine.check_gate(tgate, count, arm)
@@ -84,9 +89,9 @@ def sample(
     device, dtype = common.placement(model, device, dtype, offload)
     common.check_model(model)
     texts = engine.read_texts(prompt, prompts, model)
-    folder = arguments.writable_folder(out)
-    common.quiet()
-    pipe = common.load_model(model, device, dtype, offload)
-    sampler = engine.Sampler(pipe, arm, grid, request, count, engine.scale(guidance, model), gate, iteration)
-    made = engine.generate(sampler, texts, seeds, folder)
-    engine.report(made, folder, as_json)
+    with output_folder(out) as folder:
+        common.quiet()
+        pipe = common.load_model(model, device, dtype, offload)
+        sampler = engine.Sampler(pipe, arm, grid, request, count, engine.scale(guidance, model), gate, iteration)
+        made = engine.generate(sampler, texts, seeds, folder)
+        engine.report(made, folder, as_json)

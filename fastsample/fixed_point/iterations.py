@@ -6,6 +6,7 @@ nothing else; so a system of n states takes at most n sweeps, from any guess and
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -243,8 +244,8 @@ def check_settings(iteration: str, window: int | None, tolerance: float, strides
 
 
 def check_extent(window: int | None, tolerance: float) -> None:
-    """ValueError for a window below 1 or a negative tolerance."""
+    """ValueError for a window below 1, or a tolerance that is negative or not finite."""
     if window is not None and (not isinstance(window, int) or window < 1):
         raise ValueError(f"window = {window!r}: give the states evaluated at once, 1 or more, or None for all")
-    if not tolerance >= 0:
+    if not 0 <= tolerance < math.inf:
         raise ValueError(f"tolerance = {tolerance!r}: give 0 (exact) or more")

@@ -117,12 +117,12 @@ def parse_method(text: str) -> Method:
 
 def _read(part: str, text: str) -> tuple[str, dict[str, Any]]:
     """Name and options of a part; ValueError for an unknown name."""
-    name, _, tail = part.strip().partition(":")
+    name, colon, tail = part.strip().partition(":")
     known = [*RULES, *ADDED]
     if name not in known:
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.3) or known
         raise ValueError(f"rule = {text!r}: {name!r} is none; did you mean {', '.join(near)}?")
-    return name, {key: _value(key, value) for key, value in parse_options(tail.split(",") if tail else [], part)}
+    return name, {key: _value(key, value) for key, value in parse_options(tail.split(",") if colon else [], part)}
 
 
 def _value(key: str, value: Any) -> Any:

@@ -24,7 +24,9 @@ def apart(pipe: Any, scheduler: Any = None) -> Iterator[Any]:
     """
     held = vars(pipe)  # the pipeline's own, also while it stands for the copy
     own = copy.copy(pipe)
-    vars(own)["scheduler"] = copied(pipe.scheduler if scheduler is None else scheduler)
+    found = getattr(pipe, "scheduler", None) if scheduler is None else scheduler
+    if found is not None:
+        vars(own)["scheduler"] = copied(found)
     if held.get(INTERRUPT):  # of a call before
         held[INTERRUPT] = False
     with (

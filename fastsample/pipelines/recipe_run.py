@@ -82,7 +82,7 @@ class RecipeRun:
     """
 
     def __init__(self, recipe: Parts, pipe: Any) -> None:
-        _check_pipeline(recipe, pipe)
+        check_pipeline(pipe, recipe.steps)
         self.recipe, self.pipe = recipe, pipe
         self._lock = threading.Lock()
         self._costs, self._rounds = Ledger(), 0
@@ -163,15 +163,15 @@ class RecipeRun:
         return self._scheduler.from_config(self._scheduler.config, preset_guidance=guidance)
 
 
-def _check_pipeline(recipe: Parts, pipe: Any) -> None:
+def check_pipeline(pipe: Any, steps: int | None = None) -> None:
     """Raise ValueError for what is no pipeline, and for steps where its calls take none."""
-    if not callable(pipe) or not getattr(pipe, "components", None):
-        raise ValueError(f"pipe = {pipe!r:.60} is no pipeline of diffusers: it has no components, or is not called")
-    if recipe.steps is not None and STEPS not in inspect.signature(class_beneath(pipe).__call__).parameters:
+    parts = getattr(pipe, "components", None)
+    if not callable(pipe) or not parts or isinstance(pipe, type) or getattr(pipe, "config", None) is None:
+        kind = pipe.__name__ if isinstance(pipe, type) else f"a {type(pipe).__name__}"
+        raise ValueError(f"pipe = {kind} is no pipeline of diffusers: load one with from_pretrained")
+    if steps is not None and STEPS not in inspect.signature(class_beneath(pipe).__call__).parameters:
         kind = class_beneath(pipe).__name__
-        raise ValueError(
-            f"steps = {recipe.steps}: {kind} takes no {STEPS}; leave steps out, and say them in its calls"
-        )
+        raise ValueError(f"steps = {steps}: {kind} takes no {STEPS}; leave steps out, and say them in its calls")
 
 
 @dataclass(frozen=True)

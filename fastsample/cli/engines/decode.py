@@ -64,13 +64,10 @@ def load(model: str | None, dtype: str, device: str, trust_remote_code: bool) ->
     if model is None:
         pipe = MaskedDiffusionPipeline(*load_language_model(torch_dtype))
     else:
-        try:
+        with common.loading(model):
             pipe = MaskedDiffusionPipeline.from_pretrained(
                 model, dtype=torch_dtype, trust_remote_code=trust_remote_code
             )
-        except Exception as error:  # whatever a broken folder makes of transformers
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            raise ValueError(f"--model = {model!r} could not be loaded: {reason}") from None
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)
 

@@ -10,12 +10,13 @@ from typing import Any
 
 from PIL import Image
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from fastsample.bench.accelerations import Gate, Parallel
 from fastsample.bench.cases import Arm, make_cases, parse_arm, recommended_arm
 from fastsample.cli import arguments
+from fastsample.cli.command import on_interrupt
 from fastsample.cli.engines import common
+from fastsample.cli.engines.progress import following
 from fastsample.cli.files import place
 from fastsample.demo.bundled import GUIDANCE
 from fastsample.names.options import parse_options
@@ -145,29 +146,47 @@ class Sampler:
 
 def generate(sampler: Sampler, prompts: list[str], seeds: list[int], folder: Path) -> list[dict[str, Any]]:
     """Write one image a prompt and seed as they come; what was made, with its cost."""
-    made: list[dict[str, Any]] = []
     jobs = own_share([(i, text, seed) for i, text in enumerate(prompts) for seed in seeds])
+    made: list[dict[str, Any]] = []
     remedy = "try --offload model, --dtype bfloat16, or a smaller size"
-    with sampler.set_up() as setup, common.out_of_memory(remedy):
+    with sampler.set_up() as setup, common.out_of_memory(remedy), on_interrupt(lambda: _kept(made, folder)):
         rehearse(sampler.pipe, sampler.call(prompts[0], seeds[0]))
-        for index, text, seed in tqdm(jobs, desc="images", disable=len(jobs) == 1):
-            before = setup.run.rounds if setup.run else 0
-            with count(sampler.pipe, 1) as ledger:
-                drawing = draw(sampler.pipe, sampler.call(text, seed), ledger)
-            if not drawing.finite:
-                raise ValueError(
-                    f"the image of prompt {index}, seed {seed} is not finite with {sampler.description}: use more "
-                    "steps, less guidance, or float32"
-                )
-            cost: dict[str, Any] = {"nfe": ledger.model_evaluations, "seconds": round(ledger.seconds, 3)}
-            if setup.gate or setup.cut:
-                cost["dropped"] = ledger.dropped
-            if setup.run:
-                cost |= {"rounds": setup.run.rounds - before, "fallback": setup.run.fallback}
-            path = write(drawing.pixels[0], folder, f"prompt{index:03d}-seed{seed}")
-            drawn = {"width": drawing.pixels.shape[-1], "height": drawing.pixels.shape[-2]}
-            made.append({"file": str(path), "prompt": text, "seed": seed, **drawn, **sampler.description, **cost})
+        images = (_image(sampler, setup, job, folder) for job in jobs)
+        told = following(images, total=len(jobs), describe=lambda one: f"{one['file']}, {one['seconds']:.2f} s")
+        made.extend(images if len(jobs) == 1 else told)
     return made
+
+
+def _image(sampler: Sampler, setup: Setup, job: tuple[int, str, int], folder: Path) -> dict[str, Any]:
+    """The image of a prompt's number, the prompt and a seed, written; what it is and what it took."""
+    index, text, seed = job
+    before = setup.run.rounds if setup.run else 0
+    with count(sampler.pipe, 1) as ledger:
+        drawing = draw(sampler.pipe, sampler.call(text, seed), ledger)
+    if not drawing.finite:
+        raise ValueError(
+            f"the image of prompt {index}, seed {seed} is not finite with {sampler.description}: use more "
+            "steps, less guidance, or float32"
+        )
+    cost: dict[str, Any] = {"nfe": ledger.model_evaluations, "seconds": round(ledger.seconds, 3)}
+    if setup.gate or setup.cut:
+        cost["dropped"] = ledger.dropped
+    if setup.run:
+        cost |= {"rounds": setup.run.rounds - before, "fallback": setup.run.fallback}
+    path = write(drawing.pixels[0], folder, f"prompt{index:03d}-seed{seed}")
+    drawn = {"width": drawing.pixels.shape[-1], "height": drawing.pixels.shape[-2]}
+    return {"file": str(path), "prompt": text, "seed": seed, **drawn, **sampler.description, **cost}
+
+
+def _kept(made: list[dict[str, Any]], folder: Path) -> str:
+    """What an interrupted run leaves, in words, and how to go on."""
+    if not made:
+        return "no image was written; the same command begins anew"
+    last = made[-1]
+    return (
+        f"{len(made)} images are kept in {folder}, the last of prompt {last['prompt']!r} and seed {last['seed']}; go "
+        "on with the prompts and seeds after it"
+    )
 
 
 def write(pixels: Tensor, folder: Path, name: str) -> Path:
