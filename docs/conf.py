@@ -30,7 +30,8 @@ myst_heading_anchors = 3
 myst_enable_extensions = ["colon_fence"]
 
 default_role = "code"
-autodoc_typehints = "none"  # the signature has them
+autodoc_typehints = "signature"
+maximum_signature_line_length = 88
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
 python_display_short_literal_types = True

@@ -1,15 +1,15 @@
 """Tune the bundled models, and prove what that gives: presets, and tables of errors beside all untuned samplers.
 
     python scripts/tune_bundled.py --out results/tuning [--models text_to_image] [--cells 3:5,3:8,1:5] [--device cuda]
-    python scripts/tune_bundled.py --out results/tuning --preset preset-text_to_image.json --models text_to_image
+    python scripts/tune_bundled.py --out again --models text_to_image --preset tuned-text_to_image.json --draw 1
     python scripts/tuning_report.py results/tuning/results.json --out benchmarks/tuning
 
 Tuned on scenes of the training and on held-out ones, checked by `tune` on other held-out ones. Then every
 deterministic solver of ours on every grid, and the tuned table, on four more sets of held-out prompts with two seeds
-each, no prompt or seed in two sets. On the first, "choice", it is decided what ships: the tuned table where the upper
-end of the bootstrap of its ratio to the best untuned cell of all is at most 1 and no fewer prompts are right, else
-that best cell. The other three only report; a tuned table above WORSE of the best untuned on any of them does not
-ship either. Errors are root mean square distances to 200 steps from the same noise, relative to their spread.
+each, no prompt or seed in two sets. On the first, "choice", it is decided what ships: the tuned table that passed
+`tune`'s own check where it is no worse than the best untuned cell of all and no fewer prompts are right, else that
+best cell. The other three only report; a tuned table above WORSE of the best untuned on any of them does not ship
+either. Errors are root mean square distances to 200 steps from the same noise, relative to their spread.
 
 An interrupted run goes on from what --out holds; --preset measures tables tuned before instead of tuning.
 """
@@ -57,7 +57,7 @@ SETS = ("choice", "A", "B", "C")
 SEEDS = 2
 CHECKED = 24
 """Held-out prompts of tune's own final check."""
-LEAST = 36
+LEAST = 48
 """Prompts given to tune, at least: half of them are scenes of the training, half held-out ones."""
 LOOKED, FINALISTS = 4, 24
 """Pairs of each set on which all untuned cells are run, and how many of the best of these are run on all pairs."""
@@ -69,17 +69,20 @@ def main(
     out: Annotated[Path, typer.Option(help="Folder of presets, results and stages.")] = Path("results/tuning"),
     models: Annotated[str, typer.Option(help="Bundled models, comma-separated.")] = ",".join(MODELS),
     cells: Annotated[str, typer.Option(help="guidance:evaluations, comma-separated.")] = CELLS,
-    preset: Annotated[Path | None, typer.Option(help="Measure this file's tables instead of tuning.")] = None,
+    preset: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="Measure this file's tables instead of tuning.")
+    ] = None,
     prompts: Annotated[
         int, typer.Option(help="Prompts given to tune 5 evaluations; fewer for more, which cost more.")
     ] = 64,
     fresh: Annotated[int, typer.Option(help="Prompts of each set that is measured on, with two seeds each.")] = 16,
     budget: Annotated[int, typer.Option(help="Guided evaluations a cell.")] = 20_000,
+    draw: Annotated[int, typer.Option(help="Which prompts and seeds: another number, other sets.")] = 0,
     batch: Annotated[int, typer.Option(help="Images evaluated at once.")] = 2048,
     device: Annotated[str, typer.Option()] = "cuda" if torch.cuda.is_available() else "cpu",
     seconds: Annotated[float, typer.Option(help="After these no other cell is begun.")] = 1e9,
 ) -> None:
-    """Write preset-<model>.json and results.json."""
+    """Write tuned-<model>.json, preset-<model>.json of what ships, and results.json."""
     started = time.monotonic()
     torch.backends.cudnn.allow_tf32 = False  # differences are what is measured
     out.mkdir(parents=True, exist_ok=True)
@@ -87,7 +90,8 @@ def main(
     results: list[dict[str, Any]] = json.loads(record.read_text()) if record.is_file() else []
     wanted = [(float(scale), int(count)) for scale, count in (cell.split(":") for cell in cells.split(","))]
     names = models.split(",")
-    benches = {name: Bench(name, out, preset, prompts, fresh, budget, batch, device) for name in names}
+    asked = Asked(out, preset, prompts, fresh, budget, draw, batch, device)
+    benches = {name: Bench(name, asked) for name in names}
     for (scale, count), name in itertools.product(wanted, names):
         key = {"model": name, "guidance": scale, "evaluations": count}
         if any(key.items() <= known.items() for known in results) or time.monotonic() - started > seconds:
@@ -101,26 +105,30 @@ def main(
         print(summary(results[-1]), f"{time.monotonic() - begun:.1f} s", flush=True)
 
 
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """The arguments of :func:`main` that say what is tuned and measured."""
+
+    out: Path
+    preset: Path | None
+    prompts: int
+    fresh: int
+    budget: int
+    draw: int
+    batch: int
+    device: str
+
+
 class Bench:
     """A bundled model, the prompts that it is tuned and measured on, and the entries so far."""
 
-    def __init__(
-        self,
-        name: str,
-        out: Path,
-        preset: Path | None,
-        prompts: int,
-        fresh: int,
-        budget: int,
-        batch: int,
-        device: str,
-    ) -> None:
-        self.name, self.out, self.budget, self.batch = name, out, budget, batch
-        self.pipe = load_pipeline(device=device, name=name)
+    def __init__(self, name: str, asked: Asked) -> None:
+        self.name, self.asked, prompts, fresh = name, asked, asked.prompts, asked.fresh
+        self.pipe = load_pipeline(device=asked.device, name=name)
         self.target = target_of(self.pipe, {})
-        training = list(dict.fromkeys(scene.caption for scene in sample_scenes(4 * prompts, 31)))
+        training = list(dict.fromkeys(scene.caption for scene in sample_scenes(4 * prompts, 31 + asked.draw)))
         held_out = [scene.caption for scene in all_scenes(held_out=True)]
-        held_out = [held_out[i] for i in np.random.default_rng(5).permutation(len(held_out))]
+        held_out = [held_out[i] for i in np.random.default_rng(5 + asked.draw).permutation(len(held_out))]
         sizes = [CHECKED, *[fresh] * len(SETS), prompts // 2]
         if sum(sizes) > len(held_out):
             raise typer.BadParameter(f"{sum(sizes)} held-out prompts are needed, there are {len(held_out)}")
@@ -128,14 +136,7 @@ class Bench:
         self.check, *sets, own = (held_out[end - size : end] for size, end in zip(sizes, ends, strict=True))
         self.prompts = [prompt for both in zip(training, own, strict=False) for prompt in both]
         self.sets = dict(zip(SETS, sets, strict=True))
-        self.known = None if preset is None else Preset.from_json(preset.read_text())
-        path = self.path
-        self.entries = list(Preset.from_json(path.read_text()).entries) if path.is_file() else []
-
-    @property
-    def path(self) -> Path:
-        """Where the preset of all entries so far is."""
-        return self.out / f"preset-{self.name}.json"
+        self.known = None if asked.preset is None else Preset.from_json(asked.preset.read_text())
 
     def cell(self, scale: float, count: int) -> dict[str, Any] | None:
         """Tune one cell, or look it up, decide what ships, and measure; None where the given preset has none."""
@@ -143,10 +144,16 @@ class Bench:
         if entry is None:
             return None
         shipped, found = self.measured(scale).compare(entry)
-        others = [one for one in self.entries if (one.guidance, one.evaluations) != (scale, count)]
-        self.entries = sorted([*others, shipped], key=lambda one: (one.guidance, one.evaluations))
-        self.target.preset(self.entries).save(self.path)
-        return found
+        self.keep("tuned", entry)
+        self.keep("preset", shipped)
+        return {"draw": self.asked.draw, **found}
+
+    def keep(self, kind: str, entry: Entry) -> None:
+        """Put an entry into one of the files: all that was tuned, and what ships."""
+        path = self.asked.out / f"{kind}-{self.name}.json"
+        known = Preset.from_json(path.read_text()).entries if path.is_file() else ()
+        others = [one for one in known if (one.guidance, one.evaluations) != (entry.guidance, entry.evaluations)]
+        self.target.preset(sorted([*others, entry], key=lambda one: (one.guidance, one.evaluations))).save(path)
 
     def tuned(self, scale: float, count: int) -> Entry | None:
         """The entry of a cell by `tune`, or of the preset that is measured."""
@@ -157,11 +164,11 @@ class Bench:
             self.prompts[: max(LEAST, len(self.prompts) * 5 // count)],
             steps=(count,),
             guidance=(scale,),
-            budget=self.budget,
+            budget=self.asked.budget,
             check_prompts=self.check,
             quality=whole_prompts,
-            batch=self.batch,
-            folder=self.out / "stages",
+            batch=self.asked.batch,
+            folder=self.asked.out / "stages",
             report=lambda text: print("  ", text, flush=True),
         )
         return preset.entries[0]
@@ -184,11 +191,14 @@ class Measured:
         self.bench, self.calls = bench, Calls(bench.pipe, scale, {})
         self.prompts = [prompt for own in bench.sets.values() for _ in range(SEEDS) for prompt in own]
         each = SEEDS * len(bench.sets["A"])
-        seeds = [7001 + 100 * (place // each) + place % each // (each // SEEDS) for place in range(len(self.prompts))]
+        seeds = [
+            7001 + 1000 * bench.asked.draw + 100 * (place // each) + place % each // (each // SEEDS)
+            for place in range(len(self.prompts))
+        ]
         pairs = list(zip(self.prompts, seeds, strict=True))
         problem, few = bench.target.problem(whole=False), slice(None, None, each // LOOKED)
-        self.oracle = Oracle(self.calls, pairs, bench.batch, whole=False)
-        self.looked = Oracle(self.calls, pairs[few], bench.batch, whole=False)
+        self.oracle = Oracle(self.calls, pairs, bench.asked.batch, whole=False)
+        self.looked = Oracle(self.calls, pairs[few], bench.asked.batch, whole=False)
         start = self.oracle.start()
         reference = teach(self.oracle, problem, start, bench.target.last, LONG_RUN).final
         self.pairs = Pairs(self.oracle, problem, start, reference, spread(reference), Purse(10**9))
@@ -285,7 +295,7 @@ def decided(entry: Entry, best: Cell, sets: dict[str, dict[str, Any]], cells: in
     before, after = choice["prompts right"]
     if entry.stage == "untuned":
         why = entry.verdict
-    elif choice["upper"] > 1 or after < before:
+    elif choice["ratio"] > 1 or after < before:
         why = (
             f"untuned: tuned it was {said}, at most {choice['upper']:.2f}, {after:.0%} right where {before:.0%} were"
         )

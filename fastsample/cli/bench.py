@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from fastsample.cache import cache_folder
 from fastsample.cli import arguments
 from fastsample.cli.command import check_switches
 from fastsample.cli.files import check_page, output_folder
@@ -138,7 +139,7 @@ def bench(
     texts = engine.read_prompts(prompts, model)
     if report is not None:
         check_page(report)
-    with output_folder(out, alone=True) as folder:
+    with output_folder(out, alone=True) as folder, output_folder(cache_folder(), "$FASTSAMPLE_CACHE"):
         common.quiet()
         pipe = common.load_model(model, device, dtype, offload)
         bundled = common.bundled_name(model) is not None

@@ -207,8 +207,9 @@ class CellTuner:
         yield grid
         if not self.weights:
             return
-        begun, once = grid, self.first(self.tuned).cost(self.count, [0])
-        if 2 * once + self.validation.cost(self.count, [0]) <= self.validation.purse.left:
+        begun, step = grid, self.count - 1
+        rows_cost = self.given * (OPENED + step) + step * (self.tuned + self.validation.count)
+        if rows_cost <= self.validation.purse.left:
             rows = stage("rows", lambda: self._rows(grid))
             yield rows
             begun = min(grid, rows, key=self._validated)
@@ -222,9 +223,12 @@ class CellTuner:
         return Candidate("grid", begun.cell, best.table, best.tune, best.validation)
 
     def _rows(self, grid: Candidate) -> Candidate:
-        tune = self.first(self.tuned)
-        linear = fit_rows(grid.linear, tune, self.teacher.first(self.tuned))
-        return Candidate("rows", grid.cell, linear, tune.errors([linear])[0], self.validation.errors([linear])[0])
+        """Fitted on all pairs, as a roll-out of them is all that it costs."""
+        given = self.first(self.given)
+        given.purse.spend(OPENED * self.given)
+        linear = fit_rows(grid.linear, given, self.teacher)
+        tune, validation = (pairs.errors([linear])[0] for pairs in (self.first(self.tuned), self.validation))
+        return Candidate("rows", grid.cell, linear, tune, validation)
 
     def _joint(self, begun: Candidate) -> Candidate:
         """From `begun` at the strongest ridge, then on from where each came; the simplest of these."""
