@@ -444,6 +444,10 @@ FAMILIES = {
 """The solver recommended for pipelines of the zoo; None where they keep their own."""
 
 
+SCALES = {"stable_diffusion_3": 7.0, "flux": 1.0, "qwen_image": 4.0, "wan": 5.0, "sana": 4.5}
+"""Their own guidance; Flux's network is told it."""
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_what_is_recommended_works_as_printed(name: str) -> None:
     entry = ZOO["stable_diffusion" if name == "lcm" else name]
@@ -452,6 +456,8 @@ def test_what_is_recommended_works_as_printed(name: str) -> None:
         pipe.scheduler = diffusers.LCMScheduler.from_config(pipe.scheduler.config)
     own, recipe = pipe.scheduler, fs.recommend(pipe, steps=entry.steps)
     assert recipe.solver == FAMILIES[name]
+    if "stable_guidance" in recipe.options:  # that of the pipeline's calls, where it combines branches
+        assert recipe.options["stable_guidance"] == SCALES[name]
     assert ("kept" if recipe.solver is None else "benchmarks/") in recipe.reason
     names: dict[str, Any] = {"fastsample": fs, "pipe": pipe}
     exec(str(recipe), names)
