@@ -163,7 +163,10 @@ def parse_arm(text: str, *, grid: str | None = None, peer: bool = False) -> Arm:
         read_preset(str(preset))
     arm = Arm(name, tuple(options.items()), None if peer else grid, peer)
     if not peer:
-        arm.scheduler({})
+        try:
+            arm.scheduler({})
+        except TypeError as error:  # a text where a number belongs, or what is no option of a solver at all
+            raise ValueError(f"solver = {text!r}: its options are of another kind ({error})") from None
     return arm if preset is None else replace(arm, preset=str(preset))
 
 

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from fastsample.cache import cache_folder
 from fastsample.cli import arguments
 from fastsample.cli.command import check_switches
 from fastsample.cli.files import check_page, output_folder
@@ -103,8 +104,7 @@ def bench(
 
     Every result is appended to results.jsonl as it comes, and pictures of the first 8 prompts go to pictures/; the
     same command goes on after an interruption. Other files of a run with other results are numbered, and none is
-    overwritten. Wrong input, and a pipeline that cannot be
-    benchmarked, is one line before any evaluation.
+    overwritten. Wrong input, and a pipeline that cannot be benchmarked, is one line before any evaluation.
     """
     others = [param.name for param in ctx.command.params if param.name not in DECODING]
     needs = {"window": "parallel", "tolerance": "parallel", "rule": "decode", "problems": "decode"}
@@ -138,7 +138,7 @@ def bench(
     texts = engine.read_prompts(prompts, model)
     if report is not None:
         check_page(report)
-    with output_folder(out, alone=True) as folder:
+    with output_folder(out, alone=True) as folder, output_folder(cache_folder(), "$FASTSAMPLE_CACHE"):
         common.quiet()
         pipe = common.load_model(model, device, dtype, offload)
         bundled = common.bundled_name(model) is not None

@@ -62,13 +62,13 @@ def check_switches(
     given = {param.name: param for param in ctx.command.params if _typed(ctx, param.name)}
     for name, param in given.items():
         said = f"{flag(param)}{_value(ctx.params[name])}"
-        if name in needs and not ctx.params[needs[name]]:
-            switch = needs[name].replace("_", "-")
-            raise ValueError(f"{said} without --{switch}: it does nothing there; give --{switch}, or leave it out")
         for other, names in excludes.items():
             if name in names and ctx.params[other]:
                 switch = flag(_named(ctx, other)) + _value(ctx.params[other])
                 raise ValueError(f"{said} with {switch}: it does nothing there; leave one of them out")
+        if name in needs and not ctx.params[needs[name]]:
+            switch = flag(_named(ctx, needs[name]))
+            raise ValueError(f"{said} without {switch}: it does nothing there; give {switch}, or leave it out")
 
 
 @contextlib.contextmanager

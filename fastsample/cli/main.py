@@ -69,7 +69,7 @@ def run() -> NoReturn:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a letter shall not end a run
     try:
-        result = command()(standalone_mode=False)
+        result = command()(prog_name="fastsample", standalone_mode=False)
         sys.stdout.flush()
     except Interrupted as stopped:
         end(f"interrupted: {stopped}", 130)

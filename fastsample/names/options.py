@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
+MOST = 2**63
 ALIASES = {"true": True, "false": False, "none": None}
 
 
@@ -13,7 +13,7 @@ def parse_options(pairs: Sequence[str], argument: str) -> tuple[tuple[str, Any],
     """`key=value` texts as typed pairs: int, float, true, false, none or str.
 
     Raises ValueError, with the text, for one without a key or value, a key that is there twice, and a number that is
-    not finite.
+    not finite or has more than 64 bits.
     """
     options: dict[str, Any] = {}
     for pair in pairs:
@@ -23,8 +23,8 @@ def parse_options(pairs: Sequence[str], argument: str) -> tuple[tuple[str, Any],
         if key in options:
             raise ValueError(f"option {key} in {argument!r} is there twice: leave one of them out")
         options[key] = parse_value(value)
-        if isinstance(options[key], float) and not math.isfinite(options[key]):
-            raise ValueError(f"option {key} = {value} in {argument!r}: give a finite number")
+        if isinstance(options[key], (int, float)) and not abs(options[key]) < MOST:
+            raise ValueError(f"option {key} = {value} in {argument!r}: give a finite number of at most 64 bits")
     return tuple(options.items())
 
 
