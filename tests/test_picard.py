@@ -49,7 +49,10 @@ def state(script: Any, pipe: Any) -> dict[str, Tensor]:
 
 def latents(call: Callable[..., Any], steps: int = STEPS, **options: Any) -> Tensor:
     generators = [torch.Generator().manual_seed(seed) for seed in range(2)]
-    prompts = ["a red circle on a blue background", "a small star at the top"]
+    prompts = [
+        "a small red circle at the left on a white background",
+        "a large blue cross at the top on a grey background",
+    ]
     result: Tensor = call(
         prompts, num_inference_steps=steps, guidance_scale=3.0, generator=generators, output_type="latent", **options
     ).images
