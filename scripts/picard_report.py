@@ -134,11 +134,12 @@ def picture(weights: Any, path: Path, steps: int = 25, seed: int = 7) -> None:
     figure = Figure(figsize=(8.5, 1.25 * SHOWN * len(shown)))
     axes = figure.subplots(SHOWN * len(shown), 6)
     figure.subplots_adjust(wspace=0.05, hspace=0.12)
-    for row, (item, name) in zip(axes, itertools.product(range(SHOWN), shown), strict=True):
+    labels = itertools.product(range(SHOWN), shown)
+    for number, (row, (item, name)) in enumerate(zip(axes, labels, strict=True)):
         for column, (axis, images) in enumerate(zip(row, columns[name], strict=True), 1):
             axis.imshow(images[item].clamp(0, 1).permute(1, 2, 0).numpy(), interpolation="nearest")
             axis.axis("off")
-            if row is axes[0]:
+            if number == 0:
                 axis.set_title("exact" if column == 6 else f"{column} round{'s' * (column > 1)}", fontsize=8)
         row[0].text(-0.08, 0.5, name, transform=row[0].transAxes, fontsize=8, ha="right", va="center")
         if name == next(iter(shown)):
