@@ -8,6 +8,7 @@ that were found, beside those of the best untuned cell), and copies results.json
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,8 +16,8 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-from matplotlib.figure import Figure
 
+from fastsample.bench import style
 from fastsample.bench.report import markdown_table
 
 FRESH = ("A", "B", "C")
@@ -50,12 +51,15 @@ def written(found: Sequence[Result], device: str) -> str:
     parts = [
         "# Tuned tables of the bundled models",
         f"Made by `scripts/tuning_report.py` of what `scripts/tune_bundled.py` measured ({device}, float32 "
-        "without TF32). Error: root mean square distance to 200 steps from the same noise, relative to their "
-        "spread. A, B and C are three sets of held-out prompts with two seeds each that nothing was chosen "
-        f"on; the ratio is to the best of up to {cells} untuned cells (every deterministic solver of ours on "
-        "every grid), chosen anew on each set itself, which favours the untuned. *Choice* is the set that "
-        "decided what ships. In brackets: by seed. Tuned tables that do not ship are in the table too: in "
-        "their place the best untuned cell on *choice* does.",
+        "without TF32). Error: root mean square distance to 200 steps from the same noise, relative to "
+        "their spread. A, B and C are three sets of held-out prompts with two seeds each that nothing was "
+        f"chosen on; the ratio is to the best of up to {cells} untuned cells (every deterministic solver of "
+        "ours on every grid), chosen anew on each set itself, which favours the untuned. *Choice* is the "
+        "set that decided what ships. The first table has the geometric mean over A, B and C; *untuned* "
+        "where `tune` itself kept the untuned: the rows further down show what its own pick among the cells "
+        "that it could screen was then worth. Tuned tables that do not ship are here too: in their place "
+        "the best untuned cell on *choice* does. In brackets: by seed. *Draw*: cells of another number were "
+        "measured on other prompts and seeds.",
     ]
     for model in dict.fromkeys(one["model"] for one in found):
         own = [one for one in found if one["model"] == model]
@@ -71,9 +75,16 @@ def ratios(own: Sequence[Result]) -> str:
         row = [f"{guidance:g}"]
         for count in counts:
             cell = next((o for o in own if (o["guidance"], o["evaluations"]) == (guidance, count)), None)
-            row.append("-" if cell is None else f"{mean_ratio(cell):.2f}{'' if tuned(cell) else ' (not shipped)'}")
+            row.append("-" if cell is None else shown(cell))
         rows.append(row)
     return markdown_table(["guidance", *(f"{count} evaluations" for count in counts)], rows)
+
+
+def shown(cell: Result) -> str:
+    """A cell of the first table: its ratio where there is a tuned table."""
+    if cell["stage"] == "untuned":
+        return "untuned"
+    return f"{mean_ratio(cell):.2f}{'' if tuned(cell) else ' (not shipped)'}"
 
 
 def sentences(own: Sequence[Result]) -> list[str]:
@@ -107,10 +118,21 @@ def details(own: Sequence[Result]) -> str:
                 f"{np.mean([sets[name]['median ratio'] for name in FRESH]):.2f}",
                 f"{before:.0%} {after:.0%}",
                 str(one["calls"]),
+                str(one["draw"]),
                 "yes" if tuned(one) else "no",
             ]
         )
-    head = ["guidance, evaluations", "table", "choice", *FRESH, "median", "right: untuned, tuned", "calls", "ships"]
+    head = [
+        "guidance, evaluations",
+        "table",
+        "choice",
+        *FRESH,
+        "median",
+        "right: untuned, tuned",
+        "calls",
+        "draw",
+        "ships",
+    ]
     return markdown_table(head, rows)
 
 
@@ -128,49 +150,73 @@ def peers(own: Sequence[Result]) -> str:
     )
 
 
+@style.applied()
 def errors(found: Sequence[Result], path: Path) -> None:
-    """Error against evaluations, a panel for each model and guidance; hollow points do not ship."""
-    panels = list(dict.fromkeys((one["model"], one["guidance"]) for one in found))
-    figure = Figure(figsize=(4.2 * len(panels), 4.2))
-    axes = figure.subplots(1, len(panels), squeeze=False)[0]
-    for axis, (model, guidance) in zip(axes, panels, strict=True):
-        own = [one for one in found if (one["model"], one["guidance"]) == (model, guidance)]
-        counts = [one["evaluations"] for one in own]
-        for key, label, style in (("tuned", "tuned", "C3-"), ("untuned", "best untuned of all cells", "C0-")):
-            sets = np.array([[one["sets"][name][key] for name in FRESH] for one in own])
-            middle = np.sqrt((sets**2).mean(1))
-            spread = [middle - sets.min(1), sets.max(1) - middle]
-            axis.errorbar(counts, middle, spread, fmt=style, label=label, capsize=2)
-            if key == "tuned":
-                fill = ["C3" if tuned(one) else "white" for one in own]
-                axis.scatter(counts, middle, c=fill, edgecolors="C3", zorder=3)
-        for grey, (peer, label) in zip(("0.3", "0.5", "0.7"), PEERS.items(), strict=True):
+    """Error against evaluations, a panel a model and guidance with several of these; hollow points do not ship."""
+    groups = itertools.groupby(found, key=lambda one: (one["model"], one["guidance"]))
+    cases = [(case, own) for case, group in groups if len(own := list(group)) > 1]
+    figure, axes = style.panels(len(cases), height=2.9)
+    for axis, ((model, guidance), own) in zip(axes, cases, strict=True):
+        ends = []
+        for index, (peer, label) in enumerate(PEERS.items()):
             values = [pooled([one["sets"][name]["diffusers"][peer] for name in FRESH]) for one in own]
-            axis.plot(counts, values, "s--", color=grey, ms=4, label=f"diffusers {label}")
-        axis.set(title=f"{model}, guidance {guidance:g}", xlabel="evaluations", yscale="log", xticks=counts)
-        axis.grid(alpha=0.3)
-    axes[0].set_ylabel("error to the converged latents")
-    axes[0].legend(fontsize=7)
-    figure.savefig(path, dpi=110, bbox_inches="tight")
+            looks = style.line(index, peer=True)
+            axis.plot([one["evaluations"] for one in own], values, **looks)
+            ends.append((own[-1]["evaluations"], values[-1], f"diffusers {label}", looks["color"]))
+        for key, label in (("untuned", "best untuned of all cells"), ("tuned", "tuned")):
+            shown = [one for one in own if key == "untuned" or one["stage"] != "untuned"]
+            if not shown:
+                continue
+            counts = [one["evaluations"] for one in shown]
+            sets = np.array([[one["sets"][name][key] for name in FRESH] for one in shown])
+            middle = np.sqrt((sets**2).mean(1))
+            looks = style.line(0, recommended=key == "tuned")
+            axis.errorbar(counts, middle, [middle - sets.min(1), sets.max(1) - middle], capsize=2, **looks)
+            if key == "tuned":
+                fill = [looks["color"] if tuned(one) else "white" for one in shown]
+                axis.scatter(counts, middle, c=fill, edgecolors=looks["color"], zorder=6)
+            ends.append((counts[-1], middle[-1], label, looks["color"]))
+        axis.set(
+            title=f"{model}, guidance {guidance:g}",
+            yscale="log",
+            ylabel="error to the converged\nlatents (lower is better)",
+        )
+        style.counts(axis, [one["evaluations"] for one in own])
+        style.decimals(axis)
+        style.name_lines(axis, ends)
+    axes[-1].set_xlabel("evaluations (a guided one counts once)")
+    style.note(
+        figure,
+        "Error bars: the least and the largest of three sets of held-out prompts. Hollow points do not ship. "
+        "Guidance scales with a single number of evaluations are in the table.",
+    )
+    style.save(figure, path)
 
 
+@style.applied()
 def grids(found: Sequence[Result], path: Path) -> None:
-    """The log-SNRs of the evaluations, tuned and of the best untuned cell, a row for each cell."""
+    """The log-SNRs of the evaluations, tuned and of the best untuned cell, a row for each tuned table."""
+    found = [one for one in found if one["stage"] != "untuned"]
     models = list(dict.fromkeys(one["model"] for one in found))
-    figure = Figure(figsize=(5.5 * len(models), 0.32 * len(found) / len(models) + 1.2))
-    axes = figure.subplots(1, len(models), squeeze=False)[0]
+    figure, axes = style.panels(len(models), height=0.3 * len(found) / len(models) + 1.5, named=0.2)
     for axis, model in zip(axes, models, strict=True):
-        own = [one for one in found if one["model"] == model]
-        for row, one in enumerate(own):
-            for key, style, shift in (("untuned", "C0|", 0.15), ("tuned", "C3o", -0.15)):
+        own, ends = [one for one in found if one["model"] == model], []
+        for key, marker, shift, colour in (
+            ("untuned", "|", 0.15, style.OURS[0]),
+            ("tuned", "o", -0.15, style.RECOMMENDED),
+        ):
+            for row, one in enumerate(own):
                 nodes = one["nodes"][key]
-                axis.plot(nodes, [row + shift] * len(nodes), style, ms=5, label=key if row == 0 else None)
+                axis.plot(
+                    nodes, [row + shift] * len(nodes), marker, color=colour, ms=6, mew=1.6 if marker == "|" else 0
+                )
+            ends.append((nodes[-1], row + shift, key, colour))
         axis.set_yticks(range(len(own)), [f"{one['guidance']:g}, {one['evaluations']}" for one in own])
-        axis.set(title=model, xlabel="log-SNR (alpha / sigma) of the evaluations after the first")
-        axis.grid(alpha=0.3, axis="x")
-        axis.legend(fontsize=7)
-    axes[0].set_ylabel("guidance, evaluations")
-    figure.savefig(path, dpi=110, bbox_inches="tight")
+        axis.set(title=model, ylabel="guidance, evaluations")
+        axis.grid(visible=False, axis="y")
+        style.name_lines(axis, ends)
+    axes[-1].set_xlabel("log(alpha / sigma) of the evaluations after the first")
+    style.save(figure, path)
 
 
 def tuned(one: Result) -> bool:
