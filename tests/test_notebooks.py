@@ -15,6 +15,8 @@ from documents import ROOT, StandIns
 from jupyter_client.manager import KernelManager
 from nbclient import NotebookClient
 
+import fastsample.demo.language.loading  # noqa: F401  transformers is to know the model that stands in
+
 FOLDER = ROOT / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 LAST = "## Now with your own model"
