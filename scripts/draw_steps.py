@@ -83,10 +83,11 @@ def draw(name: str, prompts: Sequence[str], out: Path) -> None:
             "fastsample", create_scheduler(setting.solver, config, grid=setting.grid, **setting.options), steps
         )
         blocks.append((f"{steps} steps", [column(best, style.PEERS[0]), column(ours, style.RECOMMENDED)]))
-    title = f"{TITLES[name]}, guidance {GUIDANCE:g}: diffusers' best and the recommended setting, from the same noise"
+    title = f"{TITLES[name]}, guidance {GUIDANCE:g}: diffusers' best and the recommended setting"
     peers = ", ".join(CLASSES[one] for one in DEFAULT[kind])
     note = (
-        f"Numbers: error to the converged latents (lower is better), mean ± standard error over {len(prompts)} "
+        f"The same noise for all, of seeds 0 to {len(prompts) - 1}. Numbers: error to the converged "
+        f"latents (lower is better), mean ± standard error over {len(prompts)} "
         f"prompts. diffusers' best: the least of {peers} at that number of steps."
     )
     reference = grids.Row("reference: converged", [*decode(pipe, exact[:SHOWN])])

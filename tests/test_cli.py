@@ -71,9 +71,10 @@ def test_bench_writes_everything_and_resumes(run, folder: Path, tmp_path: Path) 
     (tmp_path / "prompts.txt").write_text("a red circle\na small circle\n")
     command = ["bench", "--model", str(folder), "--prompts", "prompts.txt", "--solver", "ddim", "--solver", "ghvb"]
     command += ["--peer", "UniPCMultistep", "--steps", "2,3", "--guidance", "3", "--seeds", "1", "--out", "b"]
-    command += ["--json", "--csv", "--markdown", "--plot"]
+    command += ["--json", "--csv", "--markdown", "--plot", "--report", "pages/page.html"]
     status, out, _ = run(*command)
     assert status == 0
+    assert (tmp_path / "pages" / "page.html").read_text(encoding="utf-8").count("data:image/webp") == 6 + 1
     assert "diffusers UniPCMultistep" in out
     for name in ("results.jsonl", "results.json", "results.csv", "results.md", "pareto.png", "images.png"):
         assert (tmp_path / "b" / name).stat().st_size > 0

@@ -212,3 +212,29 @@ def test_names_are_those_of_papers() -> None:
     )
     assert plain_name({"arm": "something else", "solver": "ddim"}) == "something else"
     assert rule_name("lrd:mixing=0+threshold:confidence=0.9") == "lrd, mixing 0 + threshold, confidence 0.9"
+
+
+def test_a_page_of_a_folder_and_what_has_none(run, folder: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    status, out, _ = run("report", str(folder), "--out", "new/page.html")
+    assert (status, out) == (0, "page: new/page.html\n")
+    assert (tmp_path / "new" / "page.html").read_text(encoding="utf-8").count("data:image/webp") > len(STEPS)
+    (tmp_path / "new" / "page.html").write_text("another one")
+    assert run("report", str(folder), "--out", "new/page.html")[1] == "page: new/page-2.html\n"  # none is overwritten
+    folders = {
+        "empty": "",
+        "other": '{"key": "a b", "tokens": 1}\n',
+        "odd": json.dumps(result(BEST, 5, 0, nfe="ten")),
+    }
+    for name, text in folders.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "results.jsonl").write_text(text)
+    for words, said in (
+        (["missing"], "has no results.jsonl"),
+        *(([name], "has no results of `fastsample bench`") for name in folders),
+        ([str(folder), "--out", "page.txt"], "ends in .html"),
+        ([str(folder), "--out", "new"], "ends in .html"),
+    ):
+        status, _, err = run("report", *words)
+        assert status == 2
+        assert said in err
+        assert err.count("\n") == 1

@@ -11,7 +11,8 @@ from typing import Any
 import diffusers
 import pytest
 import torch
-from pipelines import quiet, stable_diffusion
+from diffusers import guiders
+from pipelines import quiet, stable_diffusion, stable_diffusion_xl
 from torch import Tensor
 from zoo import ZOO, picture
 
@@ -522,6 +523,35 @@ def test_a_guider_that_acts_on_some_steps_is_refused() -> None:
     pipe.guider = type(pipe.guider).from_config(pipe.guider.config, stop=0.5)
     with pytest.raises(ValueError, match="acts on some steps only"):
         fs.ParallelSampler(pipe)
+
+
+@pytest.mark.parametrize(
+    ("guider", "stepless"),
+    [
+        (guiders.ClassifierFreeGuidance(3.0), True),
+        (guiders.TangentialClassifierFreeGuidance(3.0), True),
+        (guiders.AdaptiveProjectedGuidance(3.0), True),
+        (guiders.AdaptiveProjectedGuidance(3.0, adaptive_projected_guidance_momentum=-0.5), False),
+        (guiders.ClassifierFreeZeroStarGuidance(3.0, zero_init_steps=3), False),
+        (guiders.SkipLayerGuidance(3.0, skip_layer_guidance_layers=[0]), False),
+        (fs.TGateGuider(3.0, gate_step=3), False),
+    ],
+)
+def test_guiders_that_need_the_step_are_refused(guider: Any, stepless: bool) -> None:
+    """In a modular pipeline; with the others it gives its sequential result."""
+    pipe, xl = diffusers.StableDiffusionXLAutoBlocks().init_pipeline(), stable_diffusion_xl()
+    parts = {name: getattr(xl, name) for name in ("unet", "vae", "text_encoder_2", "tokenizer_2", "scheduler")}
+    pipe.update_components(**parts, guider=guider, force_zeros_for_empty_prompt=False)
+    inputs = {"prompt": "a red circle", "num_inference_steps": 6, "height": 16, "width": 16}
+    sample = lambda sampler: sampler(**seeded(inputs), output_type="latent", output="latents")  # noqa: E731
+    if not stepless:
+        with pytest.raises(ValueError, match=f"{type(guider).__name__} may act on some steps only"):
+            fs.ParallelSampler(pipe)
+        return
+    expected = sample(pipe)
+    sampler = fs.ParallelSampler(pipe, window=3, tolerance=0.0)
+    close(sample(sampler), expected)
+    assert not sampler.run.fallback
 
 
 def test_what_is_no_diffusion_pipeline_is_refused() -> None:

@@ -27,6 +27,7 @@ import fastsample as fs
 from fastsample.pipelines.composition import PARTS as COMPOSED
 from fastsample.pipelines.composition import REFUSED
 from fastsample.pipelines.recipe import Recipe
+from fastsample.tables.preset import BUNDLED
 
 CALL: dict[str, Any] = {"guidance_scale": 3.0, "output_type": "latent"}
 STEPS = 6
@@ -443,6 +444,10 @@ FAMILIES = {
 """The solver recommended for pipelines of the zoo; None where they keep their own."""
 
 
+SCALES = {"stable_diffusion_3": 7.0, "flux": 1.0, "qwen_image": 4.0, "wan": 5.0, "sana": 4.5}
+"""Their own guidance; Flux's network is told it."""
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_what_is_recommended_works_as_printed(name: str) -> None:
     entry = ZOO["stable_diffusion" if name == "lcm" else name]
@@ -451,6 +456,8 @@ def test_what_is_recommended_works_as_printed(name: str) -> None:
         pipe.scheduler = diffusers.LCMScheduler.from_config(pipe.scheduler.config)
     own, recipe = pipe.scheduler, fs.recommend(pipe, steps=entry.steps)
     assert recipe.solver == FAMILIES[name]
+    if "stable_guidance" in recipe.options:  # that of the pipeline's calls, where it combines branches
+        assert recipe.options["stable_guidance"] == SCALES[name]
     assert ("kept" if recipe.solver is None else "benchmarks/") in recipe.reason
     names: dict[str, Any] = {"fastsample": fs, "pipe": pipe}
     exec(str(recipe), names)
@@ -476,3 +483,27 @@ def test_a_distilled_model_keeps_its_scheduler(pipe: Any) -> None:
         pipe._internal_dict = own
     assert recipe.solver is None
     assert "turbo" in recipe.reason
+
+
+def test_a_wrong_recipe_ends_the_command(run: Any, tmp_path: Path) -> None:
+    """In one line with status 2, before any evaluation: files that hold none, and what a pipeline cannot carry."""
+    whole, file = Recipe("ghvb", steps=4).to_json(), str(tmp_path / "fast.json")
+    for text, words, more in (
+        (whole[:-9], "not JSON", []),
+        ("\xff\xfe", "not JSON", []),
+        (whole.replace('"steps"', '"step"'), "['step']", []),
+        ((BUNDLED / "flow_text_to_image.json").read_text(), "a preset", []),
+        (whole.replace("ghvb", "ghbv"), "ghbv", []),
+        (whole, "--grid", ["--grid", "beta"]),
+        (whole, "--tgate", ["--tgate", "2"]),
+        (whole.replace('"options": {}', '"options": {"betta": 1}'), "betta", []),
+        (Recipe(tgate=fs.TGate(3)).to_json(), "joint attention", ["--model", "flow_text_to_image"]),
+    ):
+        Path(file).write_text(text)
+        for command in ("bench", "sample"):
+            status, out, err = run(command, "--solver", file, *more)
+            assert (status, out) == (2, "")
+            assert words in err
+            assert err.count("\n") == 1
+    status, _, err = run("sample", "--solver", str(tmp_path / "absent.json"))
+    assert (status, "No such file" in err) == (2, True)

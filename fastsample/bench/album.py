@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from fastsample.bench.record import Record
+from fastsample.cache import replacing
 
 PROMPTS = 8
 """Prompts of a case that are kept, the first ones."""
@@ -55,10 +55,8 @@ class Album:
             strip.paste(image, (number * width, 0))
         out = io.BytesIO()
         strip.save(out, "WEBP", lossless=max(width, height) <= 64, quality=85)
-        self._folder.mkdir(parents=True, exist_ok=True)
-        partial = self._path(key).with_suffix(f".{os.getpid()}")
-        partial.write_bytes(out.getvalue())
-        partial.replace(self._path(key))
+        with replacing(self._path(key)) as partial:
+            partial.write_bytes(out.getvalue())
         self._record.append({"key": key, **told, "prompts": prompts, "width": width, "height": height})
 
     def get(self, key: str) -> Strip | None:
@@ -66,6 +64,8 @@ class Album:
         if key not in self:
             return None
         told: Mapping[str, Any] = self._record.results[key]
+        if not {"prompts", "width", "height"} <= told.keys():
+            return None
         return Strip(self._path(key).read_bytes(), told["prompts"], told["width"], told["height"])
 
     def _path(self, key: str) -> Path:

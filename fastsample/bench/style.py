@@ -2,8 +2,7 @@
 
     with style.applied():
         figure, (axis,) = style.panels(1)
-        axis.plot(x, y, **style.line(0))
-        style.name_lines(axis, [(y[-1], "DDIM", style.OURS[0])])
+        style.lines(axis, {"DDIM": (steps, errors), "diffusers DDIM": (steps, others)})
 
 At most :data:`MOST` lines of a panel have a name and a colour; what else there is stands behind them in light grey,
 without a name.
@@ -15,7 +14,7 @@ import contextlib
 import itertools
 import math
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +186,26 @@ def name_lines(axis: Axes, ends: Sequence[tuple[float, float, str, Any]], *, wid
                 **{"relpos": (0, 0.5), "shrinkA": 1, "shrinkB": 4},
             },
         )
+
+
+def lines(axis: Axes, points: Mapping[str, tuple[Sequence[float], Sequence[float]]], *, log: str = "xy") -> None:
+    """A line (x, y) a name, which stands at its end; `log`: the logarithmic axes. What has no place is left out.
+
+    For plots of a few named lines, as notebooks have: a benchmark's are drawn by :mod:`fastsample.bench.plots`.
+    """
+    found, ends = colours(list(points)), []
+    for index, (name, (x, y)) in enumerate(points.items()):
+        known = [(a, b) for a, b in zip(x, y, strict=True) if math.isfinite(b) and (b > 0 or "y" not in log)]
+        if known:
+            looks = line(index, peer=is_peer(name)) | {"color": found[name]}
+            axis.plot(*zip(*known, strict=True), **looks)
+            ends.append((*known[-1], name, found[name]))
+    if "x" in log:
+        counts(axis, sorted({a for x, _ in points.values() for a in x}))
+    if "y" in log:
+        axis.set_yscale("log")
+        decimals(axis)
+    name_lines(axis, ends)
 
 
 def name_points(

@@ -104,8 +104,7 @@ def bench(
 
     Every result is appended to results.jsonl as it comes, and pictures of the first 8 prompts go to pictures/; the
     same command goes on after an interruption. Other files of a run with other results are numbered, and none is
-    overwritten. Wrong input, and a pipeline that cannot be
-    benchmarked, is one line before any evaluation.
+    overwritten. Wrong input, and a pipeline that cannot be benchmarked, is one line before any evaluation.
     """
     others = [param.name for param in ctx.command.params if param.name not in DECODING]
     needs = {"window": "parallel", "tolerance": "parallel", "rule": "decode", "problems": "decode"}

@@ -110,12 +110,12 @@ class FixedPoint:
     @property
     def rows(self) -> Tensor:
         """The states to evaluate, [R, B]."""
-        return torch.from_numpy(np.minimum(self._begin + self._places(), self.system.length - 1))
+        return torch.from_numpy(np.minimum(self._begin + self._asked, self.system.length - 1))
 
     @property
     def states(self) -> Tensor:
         """The values of `rows`, [R, B, ..]."""
-        return taken(self._held, self._places())
+        return taken(self._held, self._asked)
 
     def sweep(self, outputs: Tensor, *, hold: bool = False, last: bool = False) -> None:
         """Take the outputs of `rows` at `states`, move the states, and commit those that have settled.
@@ -123,7 +123,7 @@ class FixedPoint:
         With `hold` none is committed, for outputs that are not the system's own. With `last` it is done after this
         sweep: what has not settled stays as it is guessed.
         """
-        places, size = self._places(), self._size
+        places, size = self._asked, self._size
         coarse = self.coarse
         rows = torch.from_numpy(np.minimum(self._begin + np.arange(size)[:, None], self.system.length - 1))
         valid = self._begin + np.arange(size)[:, None] < self.system.length
@@ -197,6 +197,7 @@ class FixedPoint:
             parts, place = [new[int(place.min()) - 1 :], *parts[2:]], place - place.min()
         self._held = taken(torch.cat(parts) if len(parts) > 1 else parts[0], place)
         self._reached = np.maximum(self._reached, end)
+        self._asked = self._places()
 
     def _guess(self, rows: NDArray[np.int64], known: Tensor) -> Tensor:
         """The states `rows` [n, B], those after the last that has a value, `known` [B, ..]."""

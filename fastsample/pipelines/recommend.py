@@ -9,7 +9,7 @@ from fastsample.names.recommended import recommended
 from fastsample.pipelines.overlay import class_beneath
 from fastsample.pipelines.recipe import Recipe
 from fastsample.pipelines.recipe_run import RecipeRun, check_pipeline
-from fastsample.pipelines.request import default_guidance
+from fastsample.pipelines.request import classifier_free_scale
 from fastsample.pipelines.swap import scheduled
 from fastsample.pipelines.weights import fingerprint
 from fastsample.schedules import NoiseSchedule
@@ -53,7 +53,7 @@ def recommend(pipe: Any, *, guidance: float | None = None, steps: int | None = N
         return Recipe(steps=steps, reason=f"its own scheduler is kept: {why}")
     kind = NoiseSchedule.from_config(own.scheduler.config).kind
     if guidance is None and "guider" not in pipe.components:
-        guidance = default_guidance(pipe)
+        guidance = classifier_free_scale(pipe)
     setting = recommended(kind, guidance)
     preset = _tuned(own, guidance, steps)
     reason = f"{kind} model: {MEASURED[kind]}"

@@ -131,6 +131,11 @@ def default_guidance(pipe: Any, negative_prompt: str | None = None) -> float:
     return float(own) if isinstance(own, (int, float)) else 1.0
 
 
+def classifier_free_scale(pipe: Any) -> float:
+    """The scale by which `pipe` combines two branches by itself: 1 where a distilled network is told one instead."""
+    return 1.0 if _is_told_guidance(pipe) else default_guidance(pipe)
+
+
 def check_draws(pipe: Any) -> None:
     """Raise ValueError unless `pipe` makes images or videos of prompts by steps of a scheduler."""
     kind, known, parts = class_beneath(pipe).__name__, _parameters(pipe), pipe.components

@@ -11,8 +11,8 @@ from typing import Any
 
 import diffusers
 import torch
-import transformers
 
+from fastsample.bench.quiet import silence
 from fastsample.cli import arguments
 from fastsample.demo.bundled import MODELS, load_pipeline, model_path
 from fastsample.names.options import parse_options
@@ -133,7 +133,4 @@ def out_of_memory(remedy: str) -> Iterator[None]:
 def quiet() -> None:
     """No advice from the libraries between our own lines."""
     warnings.filterwarnings("ignore", module=r"(huggingface_hub|diffusers|transformers)\b")
-    diffusers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    diffusers.utils.logging.disable_progress_bar()
+    silence()

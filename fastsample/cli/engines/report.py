@@ -11,20 +11,39 @@ from fastsample.bench.page.document import Page
 from fastsample.bench.record import Record, Result
 from fastsample.cli.files import place
 
-SAMPLERS, DECODING = {"arm", "latent_rms", "nfe", "steps", "guidance", "seed"}, {"method", "forwards", "valid"}
-"""What the lines of each record have, of those that have a page."""
+Kinds = type | tuple[type, ...]
+NUMBER, ERROR = (int, float), (int, float, type(None))
+SHARED: dict[str, Kinds] = {"environment": dict}
+SAMPLERS: dict[str, Kinds] = {
+    **SHARED,
+    **{"arm": str, "steps": int, "seed": int, "guidance": NUMBER, "nfe": NUMBER, "latent_rms": ERROR, "finite": bool},
+    **{"prompts_count": int},
+}
+DECODING: dict[str, Kinds] = {
+    **SHARED,
+    **{"method": str, "problems": int},
+    **dict.fromkeys(("answers", "valid", "forwards", "forwards_deviation", "tokens_per_forward"), NUMBER),
+    **dict.fromkeys(("seconds_1", "seconds_1_deviation", "seconds_8", "seconds_8_deviation"), NUMBER),
+}
+"""What the lines of each record hold, of those that have a page."""
 
 
 def write(folder: Path, path: Path) -> None:
     """The page of the folder's results; ValueError for results that are not a benchmark's."""
     results = list(Record(folder / "results.jsonl").results.values())
-    if results and all(result.keys() >= SAMPLERS for result in results):
+    if _are(results, SAMPLERS):
         page = samplers.page(results, Album(folder), best=best_of(results))
-    elif results and all(result.keys() >= DECODING for result in results):
+    elif _are(results, DECODING):
         page = decoding.page(results)
     else:
         raise ValueError(f"folder = {str(folder)!r} has no results of `fastsample bench`: give the --out of one")
     print(f"page: {put_page(page, path)}")
+
+
+def _are(results: list[Result], kinds: dict[str, Kinds]) -> bool:
+    """Whether there are results, all of which hold these."""
+    held = (isinstance(result.get(name, ...), kind) for result in results for name, kind in kinds.items())
+    return bool(results) and all(held)
 
 
 def best_of(results: list[Result]) -> str:

@@ -131,7 +131,8 @@ class Loop:
 
     def step(self, output: Tensor, timestep: Any, sample: Tensor, arguments: dict[str, Any]) -> Any:
         """What the pipeline gets for what it hands to `scheduler.step`."""
-        if not self.stepping or bool(timestep != self.timesteps[self.committed]):
+        given = self.timesteps[self.committed] if self.stepping else None
+        if given is None or (timestep is not given and bool(timestep != given)):
             raise NotParallelError("the pipeline's loop does not step once for each timestep")
         if self._stepper is None:
             self._stepper = Stepper(self.scheduler, self.timesteps, arguments, sample)
@@ -149,7 +150,7 @@ class Loop:
             result = self._sweep(self._segment, calls, output)
         self._sample = next_sample(result)
         self._stepper.go_to(self.committed)
-        known = [int(self._segment.known.steps.min())] if self._segment else []
+        known = [int(self._segment.known.steps.min())] if self._segment and self._segment.known else []
         self._stepper.forget(min([self.committed, *known]))
         assert before < self.committed or held
         self._enter(Phase.ENDED if self.committed == len(self.timesteps) else Phase.STEPPED)
@@ -169,7 +170,8 @@ class Loop:
             self.unreported[step] = next_sample(result)
         end = next(end for end in [*self.settings.cuts(self.timesteps), len(self.timesteps)] if end > step)
         if end > step + 1:
-            known = Rows(torch.full((1, len(sample)), step), sample[None], output[None])
+            # a copy: pipelines write the next sample where this one is
+            known = Rows(torch.full((1, len(sample)), step), sample[None].clone(), output[None])
             on_commit = self._collect if self.settings.reporting else None
             self._segment = Segment(self._stepper, self.settings, known, end, result, calls, on_commit)
             self.reports.append(self._segment.fixed.report)

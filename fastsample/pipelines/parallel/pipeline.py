@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from diffusers.guiders.guider_utils import BaseGuidance
 from torch import Tensor
 
 from fastsample.fixed_point.coarse import Strides
@@ -23,6 +22,7 @@ from fastsample.pipelines.overlay import class_beneath, overlaid
 from fastsample.pipelines.parallel.consistency import Consistency
 from fastsample.pipelines.parallel.distributed import RowShares
 from fastsample.pipelines.parallel.driver import Loop
+from fastsample.pipelines.parallel.guiders import check_guider
 from fastsample.pipelines.parallel.layout import NotParallelError
 from fastsample.pipelines.parallel.loop import step_decision
 from fastsample.pipelines.parallel.segment import Settings
@@ -230,9 +230,7 @@ def stepped_denoisers(pipe: Any) -> list[Denoiser]:
                 f"pipe.{denoiser.name} has T-GATE, which counts the steps of a sequential run: remove() it first"
             )
         check_caches(denoiser)
-    guider = components.get("guider")
-    if isinstance(guider, BaseGuidance) and (guider._start, guider._stop) != (0.0, 1.0):
-        raise ValueError(f"pipe.guider = {type(guider).__name__} acts on some steps only: use start=0.0, stop=1.0")
+    check_guider(components.get("guider"))
     return found
 
 

@@ -92,7 +92,8 @@ class Segment:
         calls: list[tuple[nn.Module, Call]],
         on_commit: Callable[[NDArray[np.int64], Tensor, NDArray[np.int64]], None] | None = None,
     ) -> None:
-        self._stepper, self.known = stepper, known
+        self._stepper = stepper
+        self.known: Rows | None = known  # whose outputs are known
         plain = int(known.steps[0, 0])
         self.start = plain + 1
         self.layouts = [
@@ -134,8 +135,8 @@ class Segment:
             on_commit=on_commit,
         )
         self._constant = self.fixed.window + 1 if settings.constant_rows else 1
-        self._inputs: tuple[Tensor, Tensor] | None = None
-        self._rows = self._asked()
+        self._timesteps = torch.stack(list(stepper.timesteps))
+        self._steps = self._asked_steps()
 
     def result(self, sample: Tensor) -> Any:
         """What the scheduler's step returns that makes the last state final for all, `sample`."""
@@ -144,7 +145,7 @@ class Segment:
     @property
     def places(self) -> list[int]:
         """The numbers of this sweep's rows, one row of images after the other."""
-        places: list[int] = self._rows.steps.flatten().tolist()
+        places: list[int] = self._steps.flatten().tolist()
         return places
 
     def layout(self, number: int, module: nn.Module) -> CallLayout:
@@ -155,39 +156,42 @@ class Segment:
 
     def inputs(self) -> tuple[Tensor, Tensor]:
         """The samples [R, B, ..] of this sweep's rows as scaled for the network, and their timesteps [R, B]."""
-        if self._inputs is None:
-            steps, samples = self._rows.steps, self._rows.samples
-            timesteps = torch.stack(list(self._stepper.timesteps))[steps.to(self._stepper.timesteps[0].device)]
-            self._inputs = self._stepper.scaled_rows(steps, samples), timesteps
-        return self._inputs
+        samples, known = self.fixed.states, self._checked
+        if known is not None:
+            samples = torch.cat([known.samples, samples])
+        missing = len(self._steps) - len(samples)
+        if missing:
+            samples = torch.cat([samples, samples[-1:].expand(missing, *samples.shape[1:])])
+        timesteps = self._timesteps[self._steps.to(self._timesteps.device)]
+        return self._stepper.scaled_rows(self._steps, samples), timesteps
 
     def sweep(self, output: Tensor, *, last: bool = False) -> None:
         """Take the guided outputs of all rows, flattened; after the `last` sweep all is as it is guessed."""
-        rows = self._rows
-        count, items = rows.steps.shape
+        count, items = self._steps.shape
         if len(output) != count * items:
             raise NotParallelError(
                 f"{count} rows of {items} images were evaluated, and {len(output)} outputs given to the scheduler"
             )
         outputs = output.reshape(count, items, *output.shape[1:])
-        window = len(self.fixed.rows)
-        if self._checked:
-            self._check(outputs[0])
-            rows = Rows(rows.steps[1:], rows.samples[1:], outputs[1:])
-        outputs = outputs[int(self._checked) :][:window]
-        if not self.share:
-            end = window - 1
-            self.known = Rows(rows.steps[end:window], rows.samples[end:window], outputs[end:])
+        known = self._checked
+        if known is not None:
+            self._check(outputs[0], known.outputs[0])
+            outputs = outputs[1:]
+        rows = self.fixed.rows
+        outputs = outputs[: len(rows)]
         if self.fixed.report.sweeps == 0 and isinstance(self._trajectory, SchedulerTrajectory):
-            self._check_repeats(rows.samples[0], outputs[0])
+            self._check_repeats(self.fixed.states[0], outputs[0])
+        if not self.share:
+            self.known = None
+            if self.fixed.report.sweeps + 1 < self._held + CHECKED_SWEEPS:
+                self.known = Rows(*(part[-1:].clone() for part in (rows + self.start, self.fixed.states, outputs)))
         self.fixed.sweep(outputs, hold=self.share > 0, last=last)
         if self._settings.on_sweep is not None:
             self._settings.on_sweep(self.fixed)
         if self.share:
             self._fade()
-        self._inputs = None
         if not self.fixed.done:
-            self._rows = self._asked()
+            self._steps = self._asked_steps()
 
     def _fade(self) -> None:
         """Go on to the next sweep's share; the denoiser's own sweeps are an iteration of their own."""
@@ -197,25 +201,23 @@ class Segment:
             self.fixed.update = make_update(self._settings.iteration)
 
     @property
-    def _checked(self) -> bool:
-        return not self.share and self.fixed.report.sweeps - self._held < CHECKED_SWEEPS
+    def _checked(self) -> Rows | None:
+        """What this sweep evaluates again."""
+        return None if self.share else self.known
 
-    def _asked(self) -> Rows:
+    def _asked_steps(self) -> Tensor:
         """What this sweep evaluates: perhaps a known row, the windows' rows, and copies of the last as padding."""
-        steps, samples = self.fixed.rows + self.start, self.fixed.states
-        if self._checked:
-            steps = torch.cat([self.known.steps, steps])
-            samples = torch.cat([self.known.samples, samples])
+        steps = torch.from_numpy(self.fixed.rows.numpy() + self.start)
+        if self._checked is not None:
+            steps = torch.cat([self._checked.steps, steps])
         # few shapes for what is compiled: all rows of a window, or for coarse sweeps a quarter, a half, ..
         shape = -(-self._constant // 4) if self.fixed.coarse else self._constant
         missing = -len(steps) % shape
-        steps = torch.cat([steps, steps[-1:].expand(missing, -1)])
-        samples = torch.cat([samples, samples[-1:].expand(missing, *samples.shape[1:])])
-        return Rows(steps, samples, samples)
+        return torch.cat([steps, steps[-1:].expand(missing, -1)]) if missing else steps
 
-    def _check(self, again: Tensor) -> None:
+    def _check(self, again: Tensor, before: Tensor) -> None:
         """NotParallelError unless the known row has the same output among others as it had before."""
-        known = self.known.outputs[0].to(again)
+        known = before.to(again)
         given = [value for layout in self.layouts for value in layout.call.values() if isinstance(value, Tensor)]
         difference, size = (value.flatten(1).double().square().mean(-1).sqrt() for value in (again - known, known))
         if not bool((difference <= allowed_difference(again, given) * size).all()):

@@ -119,7 +119,7 @@ class Session:
     ) -> Any:
         if self._loop is None:
             raise NotParallelError(f"{type(self._pipe).__name__} does not iterate over its scheduler's timesteps")
-        names = list(inspect.signature(beneath).parameters)[3:]
+        names = list(inspect.signature(beneath).parameters)[3:] if args else []
         arguments = {**dict(zip(names, args, strict=False)), **kwargs}
         before = self._loop.committed
         result = self._loop.step(model_output, timestep, sample, arguments)
