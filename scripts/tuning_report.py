@@ -8,6 +8,7 @@ that were found, beside those of the best untuned cell), and copies results.json
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -50,12 +51,15 @@ def written(found: Sequence[Result], device: str) -> str:
     parts = [
         "# Tuned tables of the bundled models",
         f"Made by `scripts/tuning_report.py` of what `scripts/tune_bundled.py` measured ({device}, float32 "
-        "without TF32). Error: root mean square distance to 200 steps from the same noise, relative to their "
-        "spread. A, B and C are three sets of held-out prompts with two seeds each that nothing was chosen "
-        f"on; the ratio is to the best of up to {cells} untuned cells (every deterministic solver of ours on "
-        "every grid), chosen anew on each set itself, which favours the untuned. *Choice* is the set that "
-        "decided what ships. In brackets: by seed. Tuned tables that do not ship are in the table too: in "
-        "their place the best untuned cell on *choice* does.",
+        "without TF32). Error: root mean square distance to 200 steps from the same noise, relative to "
+        "their spread. A, B and C are three sets of held-out prompts with two seeds each that nothing was "
+        f"chosen on; the ratio is to the best of up to {cells} untuned cells (every deterministic solver of "
+        "ours on every grid), chosen anew on each set itself, which favours the untuned. *Choice* is the "
+        "set that decided what ships. The first table has the geometric mean over A, B and C; *untuned* "
+        "where `tune` itself kept the untuned: the rows further down show what its own pick among the cells "
+        "that it could screen was then worth. Tuned tables that do not ship are here too: in their place "
+        "the best untuned cell on *choice* does. In brackets: by seed. *Draw*: cells of another number were "
+        "measured on other prompts and seeds.",
     ]
     for model in dict.fromkeys(one["model"] for one in found):
         own = [one for one in found if one["model"] == model]
@@ -71,9 +75,16 @@ def ratios(own: Sequence[Result]) -> str:
         row = [f"{guidance:g}"]
         for count in counts:
             cell = next((o for o in own if (o["guidance"], o["evaluations"]) == (guidance, count)), None)
-            row.append("-" if cell is None else f"{mean_ratio(cell):.2f}{'' if tuned(cell) else ' (not shipped)'}")
+            row.append("-" if cell is None else shown(cell))
         rows.append(row)
     return markdown_table(["guidance", *(f"{count} evaluations" for count in counts)], rows)
+
+
+def shown(cell: Result) -> str:
+    """A cell of the first table: its ratio where there is a tuned table."""
+    if cell["stage"] == "untuned":
+        return "untuned"
+    return f"{mean_ratio(cell):.2f}{'' if tuned(cell) else ' (not shipped)'}"
 
 
 def sentences(own: Sequence[Result]) -> list[str]:
@@ -107,10 +118,21 @@ def details(own: Sequence[Result]) -> str:
                 f"{np.mean([sets[name]['median ratio'] for name in FRESH]):.2f}",
                 f"{before:.0%} {after:.0%}",
                 str(one["calls"]),
+                str(one["draw"]),
                 "yes" if tuned(one) else "no",
             ]
         )
-    head = ["guidance, evaluations", "table", "choice", *FRESH, "median", "right: untuned, tuned", "calls", "ships"]
+    head = [
+        "guidance, evaluations",
+        "table",
+        "choice",
+        *FRESH,
+        "median",
+        "right: untuned, tuned",
+        "calls",
+        "draw",
+        "ships",
+    ]
     return markdown_table(head, rows)
 
 
@@ -130,34 +152,45 @@ def peers(own: Sequence[Result]) -> str:
 
 def errors(found: Sequence[Result], path: Path) -> None:
     """Error against evaluations, a panel for each model and guidance; hollow points do not ship."""
-    panels = list(dict.fromkeys((one["model"], one["guidance"]) for one in found))
-    figure = Figure(figsize=(4.2 * len(panels), 4.2))
-    axes = figure.subplots(1, len(panels), squeeze=False)[0]
-    for axis, (model, guidance) in zip(axes, panels, strict=True):
+    models, guidances = (sorted({one[key] for one in found}) for key in ("model", "guidance"))
+    figure = Figure(figsize=(4.2 * len(guidances), 3.9 * len(models)), layout="constrained")
+    axes = figure.subplots(len(models), len(guidances), squeeze=False)
+    for (row, model), (column, guidance) in itertools.product(enumerate(models), enumerate(guidances)):
+        axis = axes[row][column]
         own = [one for one in found if (one["model"], one["guidance"]) == (model, guidance)]
-        counts = [one["evaluations"] for one in own]
-        for key, label, style in (("tuned", "tuned", "C3-"), ("untuned", "best untuned of all cells", "C0-")):
-            sets = np.array([[one["sets"][name][key] for name in FRESH] for one in own])
-            middle = np.sqrt((sets**2).mean(1))
-            spread = [middle - sets.min(1), sets.max(1) - middle]
-            axis.errorbar(counts, middle, spread, fmt=style, label=label, capsize=2)
-            if key == "tuned":
-                fill = ["C3" if tuned(one) else "white" for one in own]
-                axis.scatter(counts, middle, c=fill, edgecolors="C3", zorder=3)
         for grey, (peer, label) in zip(("0.3", "0.5", "0.7"), PEERS.items(), strict=True):
             values = [pooled([one["sets"][name]["diffusers"][peer] for name in FRESH]) for one in own]
-            axis.plot(counts, values, "s--", color=grey, ms=4, label=f"diffusers {label}")
-        axis.set(title=f"{model}, guidance {guidance:g}", xlabel="evaluations", yscale="log", xticks=counts)
+            axis.plot(
+                [one["evaluations"] for one in own], values, "s--", color=grey, ms=4, label=f"diffusers {label}"
+            )
+        for key, label, colour in (("untuned", "best untuned of all cells", "C0"), ("tuned", "tuned", "C3")):
+            shown = [one for one in own if key == "untuned" or one["stage"] != "untuned"]
+            if not shown:
+                continue
+            counts = [one["evaluations"] for one in shown]
+            sets = np.array([[one["sets"][name][key] for name in FRESH] for one in shown])
+            middle = np.sqrt((sets**2).mean(1))
+            spread = [middle - sets.min(1), sets.max(1) - middle]
+            axis.errorbar(counts, middle, spread, color=colour, marker="o", ms=5, capsize=2, label=label)
+            if key == "tuned":
+                fill = [colour if tuned(one) else "white" for one in shown]
+                axis.scatter(counts, middle, c=fill, edgecolors=colour, zorder=3)
+        axis.set(title=f"{model}, guidance {guidance:g}", xlabel="evaluations", yscale="log")
+        axis.set_xticks(sorted({one["evaluations"] for one in own}))
         axis.grid(alpha=0.3)
-    axes[0].set_ylabel("error to the converged latents")
-    axes[0].legend(fontsize=7)
-    figure.savefig(path, dpi=110, bbox_inches="tight")
+    handles = {
+        label: handle for axis in axes.flat for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles), fontsize=8)
+    figure.supylabel("error to the converged latents")
+    figure.savefig(path, dpi=110)
 
 
 def grids(found: Sequence[Result], path: Path) -> None:
-    """The log-SNRs of the evaluations, tuned and of the best untuned cell, a row for each cell."""
+    """The log-SNRs of the evaluations, tuned and of the best untuned cell, a row for each tuned table."""
+    found = [one for one in found if one["stage"] != "untuned"]
     models = list(dict.fromkeys(one["model"] for one in found))
-    figure = Figure(figsize=(5.5 * len(models), 0.32 * len(found) / len(models) + 1.2))
+    figure = Figure(figsize=(5.5 * len(models), 0.4 * len(found) / len(models) + 1.4))
     axes = figure.subplots(1, len(models), squeeze=False)[0]
     for axis, model in zip(axes, models, strict=True):
         own = [one for one in found if one["model"] == model]
@@ -166,9 +199,9 @@ def grids(found: Sequence[Result], path: Path) -> None:
                 nodes = one["nodes"][key]
                 axis.plot(nodes, [row + shift] * len(nodes), style, ms=5, label=key if row == 0 else None)
         axis.set_yticks(range(len(own)), [f"{one['guidance']:g}, {one['evaluations']}" for one in own])
-        axis.set(title=model, xlabel="log-SNR (alpha / sigma) of the evaluations after the first")
+        axis.set(title=model, xlabel="log(alpha / sigma) of the evaluations after the first")
         axis.grid(alpha=0.3, axis="x")
-        axis.legend(fontsize=7)
+        axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     axes[0].set_ylabel("guidance, evaluations")
     figure.savefig(path, dpi=110, bbox_inches="tight")
 

@@ -14,7 +14,7 @@ from fastsample.pipelines.swap import scheduled
 from fastsample.pipelines.weights import fingerprint
 from fastsample.schedules import NoiseSchedule
 from fastsample.schedules.config import understood
-from fastsample.tables.preset import BUNDLED, Preset, read_preset
+from fastsample.tables.preset import BUNDLED, Entry, Preset, read_preset
 
 STEPS = {"vp": 20, "flow": 20, "edm": 20}
 """For calls that say no number of steps, where no preset says that fewer do."""
@@ -58,7 +58,7 @@ def recommend(pipe: Any, *, guidance: float | None = None, steps: int | None = N
     preset = _tuned(own, guidance, steps)
     reason = f"{kind} model: {MEASURED[kind]}"
     if preset is not None:
-        entries = preset.entries if guidance is None else preset.at(guidance).entries
+        entries = _gaining(preset, guidance)
         known = ", ".join(f"{entry.evaluations} at guidance {entry.guidance:g}" for entry in entries)
         reason = f"a preset tuned for these very weights ({known}); else {reason}"
         steps = steps or max(entry.evaluations for entry in entries)
@@ -85,11 +85,17 @@ def _tuned(pipe: Any, guidance: float | None, steps: int | None) -> Preset | Non
         own = own or fingerprint(pipe)
         if preset.model != own:
             continue
-        kept = preset if guidance is None else preset.at(guidance)
         covers = guidance is None or preset.covers(guidance)
-        if covers and (steps is None or any(entry.evaluations == steps for entry in kept.entries)):
+        counts = {entry.evaluations for entry in _gaining(preset, guidance)}
+        if covers and counts and (steps is None or steps in counts):
             return preset
     return None
+
+
+def _gaining(preset: Preset, guidance: float | None) -> list[Entry]:
+    """The entries of the nearest guidance whose tables are tuned; of all guidance scales without one."""
+    kept = preset if guidance is None else preset.at(guidance)
+    return [entry for entry in kept.entries if entry.stage != "untuned"]
 
 
 def _keeps_its_own(pipe: Any) -> str | None:
