@@ -27,7 +27,6 @@ html_copy_source = False
 html_show_copyright = False
 
 myst_heading_anchors = 3
-myst_enable_extensions = ["colon_fence"]
 
 default_role = "code"
 autodoc_typehints = "signature"

@@ -444,6 +444,28 @@ def test_a_copy_made_while_evaluations_are_counted_is_plain(make: Callable[[Any]
     assert torch.equal(sample(made), expected)
 
 
+@pytest.mark.parametrize("make", [copy.deepcopy, lambda pipe: pickle.loads(pickle.dumps(pipe))])
+def test_a_copy_made_behind_a_gate_is_plain(make: Callable[[Any], Any]) -> None:
+    """And has weights of its own, attention's too; the gate stays on the pipeline alone."""
+    pipe = pipeline()
+    plain, before = sample(pipe), trace(pipe)
+    with fs.TGate(2).apply(pipe) as handle:
+        gated = sample(pipe)
+        made = make(pipe)
+        assert trace(made) | {"kinds": 0} == before | {"kinds": 0}
+        with torch.no_grad():
+            for weight in pipe.unet.parameters():
+                weight.mul_(2.0)
+        assert torch.equal(sample(made), plain)
+        with torch.no_grad():
+            for weight in pipe.unet.parameters():
+                weight.div_(2.0)
+        assert torch.equal(sample(pipe), gated)
+        assert handle.summary().calls == 2
+    assert trace(pipe) == before
+    assert torch.equal(sample(pipe), plain)
+
+
 def test_a_rehearsal_is_its_own_threads_alone() -> None:
     """It ends no call of another thread, and hears none of its warnings, which are shown as ever."""
     pipe = pipeline("euler")

@@ -77,7 +77,8 @@ def bench(
     plot: Annotated[
         bool,
         typer.Option(
-            "--plot", help="Also write pareto.png and images.png; with --parallel, sweeps.png and strip.png."
+            "--plot",
+            help="Also write pareto.png and images.png; with --parallel, sweeps.png, strip.png and rounds.png.",
         ),
     ] = False,
     report: Annotated[
