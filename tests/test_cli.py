@@ -149,7 +149,7 @@ def test_help_is_complete_and_loads_no_torch() -> None:
 import sys
 from fastsample.cli.main import app, run
 
-commands = ["solvers", "sample", "bench", "tune", "decode", "doctor"]
+commands = ["solvers", "sample", "bench", "report", "tune", "decode", "doctor"]
 commands += ["tarflow sample", "tarflow plan", "tarflow bench"]
 (group,) = app.registered_groups
 assert len(commands) == len(app.registered_commands) + len(group.typer_instance.registered_commands)
