@@ -16,8 +16,8 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-from matplotlib.figure import Figure
 
+from fastsample.bench import style
 from fastsample.bench.report import markdown_table
 
 FRESH = ("A", "B", "C")
@@ -150,60 +150,73 @@ def peers(own: Sequence[Result]) -> str:
     )
 
 
+@style.applied()
 def errors(found: Sequence[Result], path: Path) -> None:
-    """Error against evaluations, a panel for each model and guidance; hollow points do not ship."""
-    models, guidances = (sorted({one[key] for one in found}) for key in ("model", "guidance"))
-    figure = Figure(figsize=(4.2 * len(guidances), 3.9 * len(models)), layout="constrained")
-    axes = figure.subplots(len(models), len(guidances), squeeze=False)
-    for (row, model), (column, guidance) in itertools.product(enumerate(models), enumerate(guidances)):
-        axis = axes[row][column]
-        own = [one for one in found if (one["model"], one["guidance"]) == (model, guidance)]
-        for grey, (peer, label) in zip(("0.3", "0.5", "0.7"), PEERS.items(), strict=True):
+    """Error against evaluations, a panel a model and guidance with several of these; hollow points do not ship."""
+    groups = itertools.groupby(found, key=lambda one: (one["model"], one["guidance"]))
+    cases = [(case, own) for case, group in groups if len(own := list(group)) > 1]
+    figure, axes = style.panels(len(cases), height=2.9)
+    for axis, ((model, guidance), own) in zip(axes, cases, strict=True):
+        ends = []
+        for index, (peer, label) in enumerate(PEERS.items()):
             values = [pooled([one["sets"][name]["diffusers"][peer] for name in FRESH]) for one in own]
-            axis.plot(
-                [one["evaluations"] for one in own], values, "s--", color=grey, ms=4, label=f"diffusers {label}"
-            )
-        for key, label, colour in (("untuned", "best untuned of all cells", "C0"), ("tuned", "tuned", "C3")):
+            looks = style.line(index, peer=True)
+            axis.plot([one["evaluations"] for one in own], values, **looks)
+            ends.append((own[-1]["evaluations"], values[-1], f"diffusers {label}", looks["color"]))
+        for key, label in (("untuned", "best untuned of all cells"), ("tuned", "tuned")):
             shown = [one for one in own if key == "untuned" or one["stage"] != "untuned"]
             if not shown:
                 continue
             counts = [one["evaluations"] for one in shown]
             sets = np.array([[one["sets"][name][key] for name in FRESH] for one in shown])
             middle = np.sqrt((sets**2).mean(1))
-            spread = [middle - sets.min(1), sets.max(1) - middle]
-            axis.errorbar(counts, middle, spread, color=colour, marker="o", ms=5, capsize=2, label=label)
+            looks = style.line(0, recommended=key == "tuned")
+            axis.errorbar(counts, middle, [middle - sets.min(1), sets.max(1) - middle], capsize=2, **looks)
             if key == "tuned":
-                fill = [colour if tuned(one) else "white" for one in shown]
-                axis.scatter(counts, middle, c=fill, edgecolors=colour, zorder=3)
-        axis.set(title=f"{model}, guidance {guidance:g}", xlabel="evaluations", yscale="log")
-        axis.set_xticks(sorted({one["evaluations"] for one in own}))
-        axis.grid(alpha=0.3)
-    handles = {
-        label: handle for axis in axes.flat for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
-    }
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles), fontsize=8)
-    figure.supylabel("error to the converged latents")
-    figure.savefig(path, dpi=110)
+                fill = [looks["color"] if tuned(one) else "white" for one in shown]
+                axis.scatter(counts, middle, c=fill, edgecolors=looks["color"], zorder=6)
+            ends.append((counts[-1], middle[-1], label, looks["color"]))
+        axis.set(
+            title=f"{model}, guidance {guidance:g}",
+            yscale="log",
+            ylabel="error to the converged\nlatents (lower is better)",
+        )
+        style.counts(axis, [one["evaluations"] for one in own])
+        style.decimals(axis)
+        style.name_lines(axis, ends)
+    axes[-1].set_xlabel("evaluations (a guided one counts once)")
+    style.note(
+        figure,
+        "Error bars: the least and the largest of three sets of held-out prompts. Hollow points do not ship. "
+        "Guidance scales with a single number of evaluations are in the table.",
+    )
+    style.save(figure, path)
 
 
+@style.applied()
 def grids(found: Sequence[Result], path: Path) -> None:
     """The log-SNRs of the evaluations, tuned and of the best untuned cell, a row for each tuned table."""
     found = [one for one in found if one["stage"] != "untuned"]
     models = list(dict.fromkeys(one["model"] for one in found))
-    figure = Figure(figsize=(5.5 * len(models), 0.4 * len(found) / len(models) + 1.4))
-    axes = figure.subplots(1, len(models), squeeze=False)[0]
+    figure, axes = style.panels(len(models), height=0.3 * len(found) / len(models) + 1.5, named=0.2)
     for axis, model in zip(axes, models, strict=True):
-        own = [one for one in found if one["model"] == model]
-        for row, one in enumerate(own):
-            for key, style, shift in (("untuned", "C0|", 0.15), ("tuned", "C3o", -0.15)):
+        own, ends = [one for one in found if one["model"] == model], []
+        for key, marker, shift, colour in (
+            ("untuned", "|", 0.15, style.OURS[0]),
+            ("tuned", "o", -0.15, style.RECOMMENDED),
+        ):
+            for row, one in enumerate(own):
                 nodes = one["nodes"][key]
-                axis.plot(nodes, [row + shift] * len(nodes), style, ms=5, label=key if row == 0 else None)
+                axis.plot(
+                    nodes, [row + shift] * len(nodes), marker, color=colour, ms=6, mew=1.6 if marker == "|" else 0
+                )
+            ends.append((nodes[-1], row + shift, key, colour))
         axis.set_yticks(range(len(own)), [f"{one['guidance']:g}, {one['evaluations']}" for one in own])
-        axis.set(title=model, xlabel="log(alpha / sigma) of the evaluations after the first")
-        axis.grid(alpha=0.3, axis="x")
-        axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
-    axes[0].set_ylabel("guidance, evaluations")
-    figure.savefig(path, dpi=110, bbox_inches="tight")
+        axis.set(title=model, ylabel="guidance, evaluations")
+        axis.grid(visible=False, axis="y")
+        style.name_lines(axis, ends)
+    axes[-1].set_xlabel("log(alpha / sigma) of the evaluations after the first")
+    style.save(figure, path)
 
 
 def tuned(one: Result) -> bool:

@@ -37,12 +37,18 @@ def commands() -> dict[str, Any]:
 
 
 def start(folder: Path, *code: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, *code], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    """Python with these arguments, which Ctrl-C reaches even where the tests run in the background."""
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([sys.executable, *code], cwd=folder, preexec_fn=_hear_interrupts, **pipes)
+
+
+def _hear_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def test_an_interrupt_keeps_what_is_done_and_a_second_run_is_refused_meanwhile(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    from fastsample.cli.engines import bench_decoding  # noqa: F401  loaded before the other process is on its way
+
     record = tmp_path / "bench" / "results.jsonl"
     bench = start(tmp_path, "-m", "fastsample", *BENCH, *MORE)
     while bench.poll() is None and not (record.exists() and record.read_bytes().endswith(b"\n")):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import fastsample as fs
 from fastsample.pipelines.serving import serve
 from fastsample.solvers.registry import available
 from fastsample.tuning.arguments import Arguments
+from fastsample.tuning.budget import Sizes
 from fastsample.tuning.cell import CellTuner
 from fastsample.tuning.check import final_check
 from fastsample.tuning.choose import simplest, upper_ratio
@@ -162,6 +164,32 @@ def test_mixtures_are_tuned(schedule: fs.NoiseSchedule, count: int, ratio: float
     table = linear_of(chosen.table(mixture.problem.prediction_type))
     assert loss(fresh.errors([table]), "rms")[0] <= ratio * untuned
     assert [one.to_dict() for one in tuner().candidates()] == [one.to_dict() for one in found]
+
+
+@pytest.mark.parametrize("count", [2, 8])
+@pytest.mark.parametrize(("given", "validating"), [(3, 8), (8, 9), (16, 8), (40, 21)])
+def test_the_least_that_a_cell_takes_is_enough(count: int, given: int, validating: int, tmp_path: Path) -> None:
+    """And a little more than that is never overspent."""
+    mixture, sizes = Mixture(VP), Sizes(given, validating, 16)
+    teacher = mixture.teacher(mixture.start(given, 0))
+    for more in (0, 7, 400):
+        purse = Purse(sizes.least(count) - sizes.checking(count) + more)
+        tune, validation = mixture.pairs(given, 0, purse), mixture.pairs(validating, 1, purse)
+        tuner = CellTuner(
+            count=count,
+            given=given,
+            first=partial(first, tune),
+            validation=validation,
+            teacher=teacher,
+            stages=Stages(tmp_path / f"{more}", purse, lambda text: None),
+            objective="rms",
+            weights=given >= 16,
+            difference=0.03,
+            name="cell",
+            most=purse.left,
+        )
+        assert tuner.candidates()[0].stage == "untuned"
+        assert purse.left >= 0
 
 
 def test_a_move_never_puts_nodes_out_of_order() -> None:

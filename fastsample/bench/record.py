@@ -51,7 +51,8 @@ class Record:
 
     def kept(self) -> str:
         """What an interrupted run leaves, in words, and how to go on."""
-        return f"{len(self.results)} results are kept in {self.path}; the same command goes on from there"
+        found = self._read(self._text())  # the interrupt may have come between the disk and `results`
+        return f"{len(found)} results are kept in {self.path}; the same command goes on from there"
 
     def _text(self) -> bytes:
         """What the file holds; nothing where there is none."""

@@ -45,8 +45,10 @@ Offload = Annotated[
 
 MOST = 10_000
 """Of anything that is counted; more is a slip, and would take days or more memory than there is."""
-BOUNDS = {"steps": 1000, "height": 16_384, "width": 16_384}
-"""Of what has another bound: as many steps as models are trained with, pixels of a side."""
+BOUNDS = {"steps": 1000, "height": 16_384, "width": 16_384, "budget": 10**9}
+"""Of what has another bound: as many steps as models are trained with, pixels of a side, evaluations."""
+MOST_SCALE = 1000
+"""Of guidance and temperature."""
 SEEDS = 2**64
 """Seeds of torch's generators are below."""
 
@@ -77,6 +79,13 @@ def check_counts(**values: int | None) -> None:
             raise ValueError(f"--{option} = {value}: give an integer of at least 1")
         if value is not None and value > most:
             raise ValueError(f"--{option} = {value}: give at most {most}")
+
+
+def check_scales(**values: float | None) -> None:
+    """Raise ValueError, naming the option, for a scale beyond any that makes sense; None is not given."""
+    for name, value in values.items():
+        if value is not None and value > MOST_SCALE:
+            raise ValueError(f"--{name.replace('_', '-')} = {value:g}: give at most {MOST_SCALE}")
 
 
 def check_seeds(seeds: Sequence[int], most: int = SEEDS - 1) -> None:

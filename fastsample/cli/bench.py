@@ -132,6 +132,7 @@ def bench(
     added = [*engine.read_gates(tgate, counts), *engine.read_iterations(parallel, window, tolerance, counts)]
     arms = engine.Arms.read(solver, peer, grid, added)
     scales = engine.read_scales(guidance, model)
+    arguments.check_scales(guidance=max(scales or [0]))
     engine.make_cases([], counts, scales or [], range(seeds))
     request = common.read_request(height, width, frames, negative_prompt, call)
     device, dtype = common.placement(model, device, dtype, offload)

@@ -68,6 +68,7 @@ def decode(
     if block_length is not None and block_length > length:
         raise ValueError(f"--block-length = {block_length} with --gen-length = {length}: give at most as much")
     arguments.check_seeds([seed])
+    arguments.check_scales(guidance=guidance, temperature=temperature)
     from fastsample.cli.engines import common  # torch and transformers: not for --help
     from fastsample.cli.engines import decode as engine
 

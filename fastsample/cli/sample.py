@@ -78,11 +78,14 @@ def sample(
     arguments.check_counts(images=images, steps=steps, window=window)
     seeds = [first + number for first in seed or [0] for number in range(images)]
     arguments.check_seeds(seeds)
+    arguments.check_scales(guidance=guidance)
     from fastsample.cli.engines import common  # torch and diffusers: not for --help
     from fastsample.cli.engines import sample as engine
 
     arm = engine.check(solver, option or [], grid, steps, guidance, seeds)
     count = engine.steps_of(arm, steps)
+    if parallel and count == 1:
+        raise ValueError(f"--parallel = {parallel!r} with --steps = 1: there is nothing to make at once; give more")
     gate = engine.check_gate(tgate, count, arm)
     iteration = engine.check_iteration(parallel, window, tolerance, tgate, arm)
     request = common.read_request(height, width, frames, negative_prompt, call)

@@ -56,6 +56,7 @@ def sample(
     arguments.check_seeds([seed])
     from fastsample.cli.engines import tarflow as engine  # torch and diffusers: not for --help
 
+    arguments.check_scales(guidance=guidance, attention_temperature=attention_temperature)
     engine.check(guidance, attention_temperature, method)
     with output_folder(out) as folder:
         pipe = engine.load(model, device, dtype)
@@ -96,6 +97,7 @@ def make_plan(
     arguments.check_seeds([seed])
     from fastsample.cli.engines import tarflow as engine  # torch and diffusers: not for --help
 
+    arguments.check_scales(guidance=guidance, attention_temperature=attention_temperature)
     engine.check(guidance, attention_temperature, residual=residual)
     images, labels = engine.read_data(data)
     with output_folder(engine.folder_of_plan(model, out)) as folder:
@@ -139,6 +141,7 @@ def bench(
         raise ValueError(f"--images = {images}: only the bundled digits have a classifier, give 0 with --model")
     from fastsample.cli.engines import tarflow as engine  # torch and diffusers: not for --help
 
+    arguments.check_scales(guidance=guidance)
     engine.check(guidance, residual=residual)
     with output_folder(out, alone=True) as folder:
         record = engine.Record(folder / "results.jsonl", resume=resume)

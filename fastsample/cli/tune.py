@@ -41,13 +41,15 @@ def tune(
     Example: fastsample tune --prompts prompts.txt --steps 5,8 --guidance 3 --out preset.json
     """
     counts = arguments.numbers(steps, "steps", int)
-    arguments.check_counts(steps=max(counts), batch=batch)
+    scales = arguments.numbers(guidance, "guidance", float)
+    arguments.check_counts(steps=max(counts), batch=batch, budget=budget)
+    arguments.check_scales(guidance=max(scales))
     arguments.check_seeds(seed or [0], most=2**63 - 1)
     if out.exists() and not out.is_file():
         raise ValueError(f"--out = {str(out)!r} is no file: give the name of one, as preset.json")
     asked = {
         "steps": tuple(counts),
-        "guidance": tuple(arguments.numbers(guidance, "guidance", float)),
+        "guidance": tuple(scales),
         "seeds": tuple(seed or [0]),
         "budget": budget,
         "objective": objective,
@@ -57,6 +59,10 @@ def tune(
     }
     texts = arguments.read_prompts([], prompts)
     fresh = arguments.read_prompts([], check_prompts, "check-prompts") if check_prompts is not None else None
+    if both := sorted(set(texts) & set(fresh or [])):
+        raise ValueError(
+            f"--check-prompts = {str(check_prompts)!r}: {both[0]!r} is in --prompts too; give fresh ones"
+        )
     from fastsample.cli.engines import common  # torch and diffusers: not for --help
     from fastsample.cli.engines import tune as engine
 

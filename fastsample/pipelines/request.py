@@ -104,6 +104,12 @@ class Request:
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=3, cutoff=0.3) or list(known)
                 raise ValueError(f"argument {name} = {value!r}: {kind} takes none; did you mean {', '.join(near)}?")
+            if isinstance(value, str) and isinstance(known[name].default, (int, float)):
+                raise ValueError(f"argument {name} = {value!r}: {kind} takes a number, as {known[name].default}")
+            if "Callable" in str(known[name].annotation):
+                raise ValueError(
+                    f"argument {name} = {value!r}: {kind} takes a function, which no text is; leave it out"
+                )
 
 
 def guidance_argument(pipe: Any, negative_prompt: str | None = None) -> str | None:

@@ -134,10 +134,27 @@ class CellTuner:
     @cached_property
     def tuned(self) -> int:
         """How many pairs are tuned on: as many as the budget holds for all stages of one base, ENOUGH at least."""
-        affordable = ((1 - sum(LOOKS)) * self.most - self._validating) // self._per_pair
-        return int(max(min(ENOUGH, self.given), min(self.given, affordable)))
+        affordable = ((1 - sum(LOOKS)) * self._spare - self._validating) // self._per_pair
+        return int(max(self._fewest, min(self.given, affordable)))
 
     # --- what they cost ----------------------------------------------------------------------------------
+
+    @property
+    def _fewest(self) -> int:
+        return min(ENOUGH, self.given)
+
+    @property
+    def _looks(self) -> list[int]:
+        """The least that each look of the screen costs: two cells, without opening the pairs."""
+        pairs = 1, min(SECOND_LOOK, self.given), self._fewest + self.validation.count
+        return [2 * (self.count - 1) * own for own in pairs]
+
+    @property
+    def _spare(self) -> int:
+        """What is left of `most` beyond the least screen, which may look at a third cell in the end."""
+        opened = OPENED * (1 + min(SECOND_LOOK, self.given) + self._fewest)
+        third = (self.count - 1) * (self._fewest + self.validation.count)
+        return max(0, self.most - sum(self._looks) - third - opened)
 
     @property
     def _iterations(self) -> int:
@@ -166,10 +183,11 @@ class CellTuner:
     def _screen(self) -> dict[str, Any]:
         """Successive halving: all cells on a few pairs, the best on more, the best of these on all that are used."""
         step, more = self.count - 1, min(SECOND_LOOK, self.given)
-        shares = [int(part * self.most) for part in LOOKS]
+        shares = [least + int(part * self._spare) for least, part in zip(self._looks, LOOKS, strict=True)]
         every = cells(self.validation.problem, self.count, checked_base(self.solver), self.teacher)
         found = list(itertools.islice(every, max(2, shares[0] // step)))
-        few = next((n for n in FIRST_LOOK if n <= self.given and n * screen_cost(found) <= shares[0]), 1)
+        affordable = (n for n in FIRST_LOOK if n <= self.given and n * (screen_cost(found) + OPENED) <= shares[0])
+        few = next(affordable, 1)
         ranked = self._looked(found, few)
         ranked = self._looked(ranked[: max(2, shares[1] // (step * more))], more) + ranked
         last = ranked[: max(2, min(LAST_LOOK, shares[2] // (step * (self.tuned + self.validation.count))))]
