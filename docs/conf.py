@@ -27,10 +27,10 @@ html_copy_source = False
 html_show_copyright = False
 
 myst_heading_anchors = 3
-myst_enable_extensions = ["colon_fence"]
 
 default_role = "code"
-autodoc_typehints = "none"  # the signature has them
+autodoc_typehints = "signature"
+maximum_signature_line_length = 140  # of the text with the types' whole names
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
 python_display_short_literal_types = True
@@ -65,6 +65,13 @@ def _paragraph(text: str) -> str:
     return "\n".join(made)
 
 
+def plain_signature(
+    app: Any, what: str, name: str, it: object, options: Any, signature: str | None, returns: str | None
+) -> tuple[str | None, str | None]:
+    """A default that a dataclass makes anew is no expression, without which Sphinx leaves the types as they are."""
+    return signature and signature.replace("<factory>", "..."), returns
+
+
 def inner_reference(app: Any, env: Any, node: Any, content: Any) -> Any:
     """What docstrings say of modules without a page here is shown as code, where it exists at all."""
     target = node.get("reftarget", "")
@@ -83,4 +90,5 @@ def inner_reference(app: Any, env: Any, node: Any, content: Any) -> Any:
 def setup(app: Any) -> None:
     """Called by Sphinx."""
     app.connect("autodoc-process-docstring", house_docstring)
+    app.connect("autodoc-process-signature", plain_signature)
     app.connect("missing-reference", inner_reference)

@@ -34,6 +34,7 @@ _HOME = {
     "tune": "fastsample.tuning",
     "Preset": "fastsample.tables.preset",
     "Recipe": "fastsample.pipelines.recipe",
+    "composition": "fastsample.pipelines.composition",
     "recommend": "fastsample.pipelines.recommend",
     "speed_up": "fastsample.pipelines.recommend",
     "scheduler_from_name": "fastsample.schedulers",
@@ -134,6 +135,7 @@ if TYPE_CHECKING:
     from fastsample.demo.mixture import GaussianMixture as GaussianMixture
     from fastsample.fixed_point import integrate_parallel as integrate_parallel
     from fastsample.fixed_point import jacobi_decode as jacobi_decode
+    from fastsample.pipelines.composition import composition as composition
     from fastsample.pipelines.graphs import graphs as graphs
     from fastsample.pipelines.guidance import GuidanceCut as GuidanceCut
     from fastsample.pipelines.inversion import invert as invert

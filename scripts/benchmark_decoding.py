@@ -21,7 +21,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from fastsample.bench import style
 from fastsample.bench.context import environment
+from fastsample.bench.naming import rule_name
 from fastsample.bench.report import markdown_table
 from fastsample.decoding import decode_masked
 from fastsample.decoding.plan import CANDIDATES, Texts, weigh
@@ -207,18 +209,47 @@ def plans(kept: Kept, budgets: tuple[float, ...] = (0.005, 0.01, 0.02, 0.05), co
     return markdown_table(head, rows)
 
 
+@style.applied()
 def risk_plot(kept: Kept, file: Path) -> None:
-    """Wrong texts over the model's own risk, a point a rule."""
-    from matplotlib import pyplot as plt
+    """Wrong texts over the model's own risk: a line a rule through its settings, the others in grey."""
+    figure, (axis,) = style.panels(1, height=5.2, named=0.16)
+    points = {
+        rule: (float(kept.of(rule, "risk").mean()), float(1 - kept.right[rule][1].mean())) for rule in kept.rules
+    }
+    families: dict[str, list[str]] = {}
+    for rule in kept.rules:
+        families.setdefault(" + ".join(part.partition(":")[0] for part in rule.split("+")), []).append(rule)
+    count = len(kept.right[kept.rules[0]][1])
 
-    figure, axis = plt.subplots(figsize=(8, 5))
-    for index, rule in enumerate(kept.rules):
-        wrong = 1 - kept.right[rule][1].mean()
-        axis.plot(kept.of(rule, "risk").mean(), wrong, "os^D"[index // 10], color=f"C{index % 10}", label=rule)
-    axis.set(xlabel="risk: mean sum of 1 - confidence over commits", ylabel="wrong texts", xscale="log", yscale="log")
-    axis.grid(alpha=0.3, which="both")
-    axis.legend(fontsize=6, bbox_to_anchor=(1.01, 1), loc="upper left")
-    figure.savefig(file, dpi=110, bbox_inches="tight")
+    def mark(rule: str, **looks: Any) -> None:
+        risk, wrong = points[rule]
+        axis.errorbar(risk, wrong, math.sqrt(wrong * (1 - wrong) / count), elinewidth=0.9, **looks)
+
+    full = kept.rules[0]
+    several = {name: rules for name, rules in families.items() if len(rules) > 1}
+    alone = [rules[0] for rules in families.values() if len(rules) == 1 and rules[0] != full]
+    mark(full, fmt="o", color=style.PEERS[0])
+    for rule in alone:
+        mark(rule, fmt="o", color=style.OTHERS, zorder=1)
+    named, lines = [(*points[full], "a token a step", style.PEERS[0])], []
+    for index, (name, rules) in enumerate(several.items()):
+        line, looks = sorted(points[rule] for rule in rules), style.line(index)
+        axis.plot(*zip(*line, strict=True), color=looks["color"], lw=1.0)
+        for rule in rules:
+            mark(rule, fmt="o", color=looks["color"])
+        named.append((*line[-1], f"{name}, {len(rules)} settings", looks["color"]))
+        lines += [*line[:-1], *style.between(line)]
+    axis.set(xscale="log", yscale="log", ylabel="wrong texts, share (lower is better)")
+    axis.set_xlabel("what the model itself expects: mean sum of 1 - confidence over commits")
+    style.decimals(axis)
+    style.decimals(axis, "x")
+    style.name_points(axis, named, [*(points[rule] for rule in alone), *lines])
+    style.note(
+        figure,
+        f"{count} problems; error bars: standard error. Named are the rules that were run with several settings, "
+        f"joined by a line, and a token a step. Light grey: {', '.join(map(rule_name, alone))}.",
+    )
+    style.save(figure, file)
 
 
 def report(out: Path) -> None:

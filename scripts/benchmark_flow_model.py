@@ -27,9 +27,10 @@ from benchmark_flow import Make, flow_sigmas, ours
 from flow_model import QuickPipeline
 from torch import Tensor
 
+from fastsample.bench import style
 from fastsample.bench.context import context_of, environment, modules_of
+from fastsample.bench.grids import Row, image_grid
 from fastsample.bench.metrics import decode
-from fastsample.bench.plots import image_grid
 from fastsample.bench.record import Record, Result
 from fastsample.bench.report import markdown_table
 from fastsample.demo import bundled
@@ -196,14 +197,14 @@ def draw(
     """Images of diffusers' and the recommended scheduler by steps, and of the reference, from the same noise."""
     model, config = Guided(pipe, prompts, 1, [scale]), pipe.scheduler.config
     shown = ("diffusers Euler", "diffusers DPM++ 2M", f"recommended at guidance {scale:g}")
-    rows = {
-        f"{label.split(' at ')[0]}, {count}": decode(
-            pipe, run_scheduler(makes[label](config), model, model.start, count, device=pipe.device)
-        ).cpu()
-        for count in steps
-        for label in shown
-    }
-    image_grid(rows | {"reference": decode(pipe, model.reference()).cpu()}, path, prompts)
+    colours = style.colours(shown, keep=shown[-1])
+    rows = [Row(f"reference: {REFERENCE} steps of Runge-Kutta 4", [*decode(pipe, model.reference()).cpu()])]
+    for count in steps:
+        for label in shown:
+            latents = run_scheduler(makes[label](config), model, model.start, count, device=pipe.device)
+            name = f"{count} steps, {label.partition(' at ')[0]}"
+            rows.append(Row(name, [*decode(pipe, latents).cpu()], colours[label]))
+    image_grid(rows, path, prompts, f"guidance {scale:g}, seed 0: the same noise in each column")
 
 
 def rms_of(part: Result) -> float:

@@ -44,7 +44,7 @@ NODES: dict[str, tuple[str, float, float, dict[str, tuple[str, int]], list[str],
     "decode": ("VAEDecode", 3, 1.3, {"samples": ("sample", 0), "vae": ("model", 2)}, ["IMAGE"], []),
     "save": ("SaveImage", 4, 1.3, {"images": ("decode", 0)}, [], ["fastsample"]),
 }
-WIDTH, ROW, COLUMN = 300, 160, 380
+WIDTH, ROW, COLUMN = 380, 160, 460
 
 
 def workflow() -> dict[str, Any]:
@@ -91,7 +91,7 @@ def shortened(text: str) -> str:
 
 def draw(made: dict[str, Any], path: Path) -> None:
     """The nodes as boxes, ours in colour, and the links between their sockets."""
-    figure, axes = plt.subplots(figsize=(13, 6.6), dpi=110)
+    figure, axes = plt.subplots(figsize=(11.2, 5.8), dpi=160)
     places = {node["id"]: node for node in made["nodes"]}
 
     def socket(number: int, place: int, out: bool) -> tuple[float, float]:
@@ -119,7 +119,7 @@ def draw(made: dict[str, Any], path: Path) -> None:
         )
         axes.add_patch(box)
         title = NODE_DISPLAY_NAME_MAPPINGS.get(node["type"], node["type"])
-        axes.text(left + 10, top + 17, title, fontsize=7.2, weight="bold", va="center")
+        axes.text(left + 10, top + 17, title, fontsize=6.0, weight="bold", va="center")
         for side, sockets in ((False, node["inputs"]), (True, node["outputs"])):
             for place, one in enumerate(sockets):
                 x, y = socket(node["id"], place, side)

@@ -1,37 +1,53 @@
-"""What the bundled models draw in few steps, by diffusers' sampler and by the recommended one: the README's pictures.
+"""What the bundled models draw in few steps, by diffusers' best sampler and the recommended one, for the README.
 
-python scripts/draw_steps.py    # writes docs/images/steps_vp.png and steps_flow.png; 1 minute on 2 cores
+python scripts/draw_steps.py    # writes docs/images/steps_vp.png and steps_flow.png; 2 minutes on 2 cores
 
-Held-out prompts, guidance 3, one noise a prompt for all samplers. Numbers are the RMS of the final latents to those
-of a converged run from the same noise, relative to their spread, over all prompts; the first few of them are shown.
+Held-out prompts, guidance 3, one noise a prompt for all samplers. An image's error is the RMS of its final latents to
+those of a converged run from the same noise, relative to their spread. diffusers' best is, at each number of steps,
+the one with the least mean error of the schedulers that `fastsample bench` compares with. The first prompts are
+shown.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import diffusers
-import matplotlib.pyplot as plt
 import torch
 import typer
 from torch import Tensor
 
 from fastsample import NoiseSchedule, create_scheduler
+from fastsample.bench import grids, style
+from fastsample.bench.metrics import decode
+from fastsample.bench.naming import CLASSES
+from fastsample.bench.peers import DEFAULT, peer_scheduler
 from fastsample.demo.bundled import load_pipeline
 from fastsample.demo.scenes import sample_scenes
 from fastsample.names.recommended import recommended
 
 OUT = Path(__file__).parents[1] / "docs" / "images"
-GUIDANCE, STEPS, SHOWN = 3.0, (5, 8, 20), 3
-PEERS = {
-    "text_to_image": ("diffusers\nDPM++ 2M", diffusers.DPMSolverMultistepScheduler),
-    "flow_text_to_image": ("diffusers\nEuler", diffusers.FlowMatchEulerDiscreteScheduler),
-}
+GUIDANCE, STEPS, SHOWN = 3.0, (5, 8, 20), 4
 FILES = {"text_to_image": "steps_vp.png", "flow_text_to_image": "steps_flow.png"}
 TITLES = {"text_to_image": "Stable Diffusion", "flow_text_to_image": "Stable Diffusion 3 (flow matching)"}
 CALLS: dict[str, dict[str, Any]] = {"text_to_image": {}, "flow_text_to_image": {"max_sequence_length": 16}}
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Latents by a sampler, and each image's error."""
+
+    name: str
+    latents: Tensor
+    errors: Tensor
+
+    @property
+    def told(self) -> str:
+        """Its name over its mean error with the standard error."""
+        return f"{self.name}\n{self.errors.mean():.3f} ± {self.errors.std() / math.sqrt(len(self.errors)):.3f}"
 
 
 def latents(pipe: Any, scheduler: Any, prompts: Sequence[str], steps: int, **call: Any) -> Tensor:
@@ -43,52 +59,39 @@ def latents(pipe: Any, scheduler: Any, prompts: Sequence[str], steps: int, **cal
     return found
 
 
-def pictures(pipe: Any, found: Tensor) -> Tensor:
-    """What the pipeline's decoder makes of latents: [B, H, W, 3] in [0, 1]."""
-    shift = getattr(pipe.vae.config, "shift_factor", None) or 0.0
-    with torch.no_grad():
-        decoded: Tensor = pipe.vae.decode(found / pipe.vae.config.scaling_factor + shift).sample
-    return (decoded / 2 + 0.5).clamp(0, 1).movedim(1, -1)
-
-
 def draw(name: str, prompts: Sequence[str], out: Path) -> None:
-    """One picture: a column a number of steps and the converged one, a row a sampler."""
-    pipe = load_pipeline(name=name)
+    """One picture: a block a number of steps with a column a sampler, and the converged one."""
+    pipe, call = load_pipeline(name=name), CALLS[name]
     config = pipe.scheduler.config
-    setting = recommended(NoiseSchedule.from_config(config).kind, GUIDANCE)
-    label, peer = PEERS[name]
-    rows = {
-        label: peer.from_config(config),
-        "fastsample": create_scheduler(setting.solver, config, grid=setting.grid, **setting.options),
-    }
-    call = CALLS[name]
+    kind = NoiseSchedule.from_config(config).kind
+    setting = recommended(kind, GUIDANCE)
     exact = latents(pipe, create_scheduler("dpmpp-2m", config, stable_guidance=None), prompts, 150, **call)
-    columns = len(STEPS) + 1
-    figure, axes = plt.subplots(len(rows), columns, figsize=(11, 2.9), layout="constrained")
-    what = "error to the converged latents: lower is better"
-    figure.suptitle(f"{TITLES[name]}, guidance {GUIDANCE:g}, {len(prompts)} prompts; {what}", fontsize=11)
-    for axis in axes.flat:
-        axis.set(xticks=[], yticks=[])
-        axis.spines[:].set_visible(False)
-    for row, (sampler, scheduler) in enumerate(rows.items()):
-        weight = "bold" if sampler == "fastsample" else "normal"
-        axes[row, 0].set_ylabel(sampler, fontsize=11, fontweight=weight, rotation=0, ha="right", va="center")
-        for column, steps in enumerate(STEPS):
-            found = latents(pipe, scheduler, prompts, steps, **call)
-            error = float((found - exact).square().mean().sqrt() / exact.std())
-            _show(axes[row, column], pictures(pipe, found[:SHOWN]))
-            axes[row, column].set_xlabel(f"error {error:.3f}", fontsize=10)
-            if row == 0:
-                axes[row, column].set_title(f"{steps} steps", fontsize=11)
-        _show(axes[row, -1], pictures(pipe, exact[:SHOWN]))
-    axes[0, -1].set_title("converged", fontsize=11)
-    figure.savefig(out / FILES[name], dpi=110)
 
+    def run(label: str, scheduler: Any, steps: int) -> Drawn:
+        found = latents(pipe, scheduler, prompts, steps, **call)
+        errors = (found - exact).square().flatten(1).mean(1).sqrt() / exact.std()
+        return Drawn(label, found, errors)
 
-def _show(axis: Any, images: Tensor) -> None:
-    """Images side by side, with a white line between."""
-    padded = torch.nn.functional.pad(images, (0, 0, 1, 1, 1, 1), value=1.0)
-    axis.imshow(torch.cat(list(padded), dim=1).numpy(), interpolation="nearest")
+    def column(drawn: Drawn, colour: str) -> grids.Row:
+        return grids.Row(drawn.told, [*decode(pipe, drawn.latents[:SHOWN])], colour)
+
+    blocks = []
+    for steps in STEPS:
+        peers = [run(f"diffusers\n{CLASSES[one]}", peer_scheduler(one, config), steps) for one in DEFAULT[kind]]
+        best = min(peers, key=lambda drawn: float(drawn.errors.mean()))
+        ours = run(
+            "fastsample", create_scheduler(setting.solver, config, grid=setting.grid, **setting.options), steps
+        )
+        blocks.append((f"{steps} steps", [column(best, style.PEERS[0]), column(ours, style.RECOMMENDED)]))
+    title = f"{TITLES[name]}, guidance {GUIDANCE:g}: diffusers' best and the recommended setting"
+    peers = ", ".join(CLASSES[one] for one in DEFAULT[kind])
+    note = (
+        f"The same noise for all, of seeds 0 to {len(prompts) - 1}. Numbers: error to the converged "
+        f"latents (lower is better), mean ± standard error over {len(prompts)} "
+        f"prompts. diffusers' best: the least of {peers} at that number of steps."
+    )
+    reference = grids.Row("reference: converged", [*decode(pipe, exact[:SHOWN])])
+    grids.side_by_side(blocks, reference, prompts[:SHOWN], out / FILES[name], title, note)
 
 
 def main(

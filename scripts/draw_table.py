@@ -8,12 +8,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import typer
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 import fastsample
+from fastsample.bench import style
 
 OUT = Path(__file__).parents[1] / "docs" / "images" / "table.png"
 SOLVERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -34,11 +35,13 @@ def weights(solver: str, **options: Any) -> NDArray[np.float64]:
     return table.unroll().b[1:] / alphas[:, None]
 
 
-def main(out: Annotated[Path, typer.Option(help="The picture.")] = OUT) -> None:
-    """Draw one square a solver, all on one scale."""
+@style.applied()
+def draw(out: Path) -> None:
+    """One square a solver, all on one scale."""
     found = {name: weights(solver, **options) for name, (solver, options) in SOLVERS.items()}
     most = max(float(np.abs(square).max()) for square in found.values())
-    figure, axes = plt.subplots(1, len(found), figsize=(11, 3.1), layout="constrained", sharey=True)
+    figure = Figure(figsize=(style.WIDTH, 2.5), layout="constrained")
+    axes = figure.subplots(1, len(found), sharey=True)
     for axis, (name, square) in zip(axes, found.items(), strict=True):
         above = np.triu_indices(STEPS, 1)
         shown = square.copy()
@@ -48,16 +51,22 @@ def main(out: Annotated[Path, typer.Option(help="The picture.")] = OUT) -> None:
             value = square[row, column]
             if abs(value) >= 0.05:
                 colour = "white" if abs(value) > 0.6 * most else "black"
-                axis.text(column, row, f"{value:.1f}", ha="center", va="center", fontsize=6.5, color=colour)
+                axis.text(column, row, f"{value:.1f}", ha="center", va="center", fontsize=6, color=colour)
         ticks = range(STEPS)
         axis.set(title=name, xlabel="evaluation", xticks=ticks, yticks=ticks)
         axis.set_xticklabels([str(tick + 1) for tick in ticks])
         axis.set_yticklabels([str(tick + 1) for tick in ticks])
         axis.spines[:].set_visible(False)
+        axis.grid(visible=False)
     axes[0].set_ylabel("sample after step")
     figure.colorbar(image, ax=axes, shrink=0.85, label="weight of the data prediction")
     out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=130)
+    style.save(figure, out)
+
+
+def main(out: Annotated[Path, typer.Option(help="The picture.")] = OUT) -> None:
+    """Draw it."""
+    draw(out)
 
 
 if __name__ == "__main__":

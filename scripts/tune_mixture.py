@@ -11,6 +11,8 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -21,8 +23,6 @@ from torch import Tensor
 
 import fastsample as fs
 from fastsample.bench.report import markdown_table
-from fastsample.schedules.grids import GRIDS
-from fastsample.solvers.registry import available
 from fastsample.tuning.cell import CellTuner
 from fastsample.tuning.pairs import Pairs, Purse, loss
 from fastsample.tuning.problem import Problem, Start
@@ -58,10 +58,9 @@ class Exact:
         told = torch.tensor(times, dtype=torch.float64).repeat_interleave(samples.shape[1])
         return self.model(samples.flatten(0, 1), told).reshape(samples.shape)
 
-    def pairs(self, count: int, seed: int, purse: Purse, first: int | None = None) -> Pairs:
+    def pairs(self, count: int, seed: int, purse: Purse) -> Pairs:
         x = torch.randn(count, 2, generator=torch.Generator().manual_seed(seed)).double()
         ends = self.mixture.reference(self.schedule, x, self.schedule.noise_time, self.schedule.clean_time)
-        x, ends = x[:first], ends[:first]
         start = Start(x, self.model(x, self.schedule.noise_time))
         return Pairs(self, self.problem, start, ends, 1.0, purse)
 
@@ -73,8 +72,8 @@ class Exact:
         with tempfile.TemporaryDirectory() as folder:
             tuner = CellTuner(
                 count=count,
-                few=self.pairs(128, 0, purse, first=16),
-                tune=tune,
+                given=tune.count,
+                first=partial(first_of, tune),
                 validation=self.pairs(128, 1, purse),
                 teacher=teacher,
                 stages=Stages(Path(folder), purse, lambda text: None),
@@ -82,13 +81,18 @@ class Exact:
                 weights=True,
                 difference=0.03,
                 name="cell",
+                most=purse.left,
             )
             chosen = tuner.chosen(tuner.candidates())
         fresh = self.pairs(512, 2, Purse(10**9))
-        solvers = tuple((name, {}) for name, one in available().items() if not one.stochastic and not one.stages)
-        untuned = cells(self.problem, count, solvers, tuple(GRIDS)) + cells(self.problem, count)
-        best = loss(fresh.errors([cell.linear for cell in untuned]), "rms").min()
+        best = loss(fresh.errors([cell.linear for cell in cells(self.problem, count)]), "rms").min()
         return chosen.cell.base.solver, float(loss(fresh.errors([chosen.linear]), "rms")[0] / best)
+
+
+def first_of(pairs: Pairs, count: int) -> Pairs:
+    """The first `count` of the pairs."""
+    start = Start(pairs.start.sample[:count], pairs.start.output[:count])
+    return replace(pairs, start=start, reference=pairs.reference[:count])
 
 
 def main(kind: Annotated[str, typer.Option(help="VP, flow, or both.")] = "both") -> None:

@@ -28,6 +28,8 @@ PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").g
 REPOSITORY = "https://github.com/fastsample/fastsample"
 PARTS = ("{toctree}", "{image}", "{include}", "{eval-rst}", "{note}", "{tip}")
 """Blocks of a page that are no snippets."""
+COMMAND = re.compile(r"fastsample \w+ -|python scripts/|scripts/|pip install|accelerate launch -m")
+"""How what stands between backticks begins where it is a command line."""
 
 
 @dataclass(frozen=True)
@@ -67,9 +69,7 @@ def commands() -> list[str]:
     for page in PAGES:
         prose = re.sub(r"^( *)```.*?^\1```$", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
         inline = (" ".join(code.split()) for code in re.findall(r"`([^`]+)`", prose))
-        said += [
-            code for code in inline if re.match(r"(fastsample \w+ -|python scripts/|scripts/|pip install)", code)
-        ]
+        said += [code for code in inline if COMMAND.match(code)]
     said += [line for block in snippets("bash") for line in shell_lines(block.text)]
     return list(dict.fromkeys(line.replace("--out ..", "--out results") for line in said))
 
@@ -105,7 +105,7 @@ def check(line: str) -> None:
     elif words[0] == "pytest":
         assert all((ROOT / word).exists() for word in words[1:] if not word.startswith("-")), line
     else:
-        assert words[0] in ("ln", "docker", "torchrun", "accelerate"), f"what is {words[0]!r}? {line}"
+        assert words[0] in ("ln", "torchrun", "accelerate"), f"what is {words[0]!r}? {line}"
 
 
 def check_script(words: list[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import diffusers
@@ -12,6 +13,7 @@ import pipelines
 import pytest
 import torch
 
+import fastsample
 from fastsample.bench import metrics, report
 from fastsample.bench.cases import Arm, make_cases, parse_arm
 from fastsample.bench.mixture import MixtureProblem
@@ -100,6 +102,33 @@ def test_a_benchmark_counts_measures_and_resumes(tmp_path: Path, monkeypatch: py
     assert len(make_bench(tmp_path, resume=False).record.results) == 0
 
 
+def test_a_recipe_is_an_arm(tmp_path: Path) -> None:
+    """It runs at its own steps, costs what its run says, and is not mixed up with another of the same file's name."""
+    parts = {"guidance_cut": fastsample.GuidanceCut(0, 2), "parallel": {"tolerance": 0.0, "window": None}}
+    recipe = fastsample.Recipe("ghvb", "trailing", steps=4, options={"order": 2}, **parts)
+    recipe.save(path := tmp_path / "fast.json")
+    arms = [parse_arm(str(path)), parse_arm("ghvb:order=2,grid=trailing")]
+    cases = make_cases(arms, [3], [4.0], [0])
+    assert [(case.arm, case.steps) for case in cases] == [(arms[1], 3), (arms[0], 4)]
+    bench = make_bench(tmp_path)
+    plain, cut = bench.run([*cases[:1], *cases[1:]])
+    assert "dropped" not in plain
+    with recipe.apply(pipe := pipelines.stable_diffusion()) as run:
+        noise = [torch.Generator().manual_seed(1_000_003 + row) for row in range(2)]
+        pipe(PROMPTS, guidance_scale=4.0, generator=noise)
+    summary = run.summary()
+    assert (cut["nfe"] * 2, cut["dropped"] * 2, cut["rounds"]) == (
+        summary.evaluations,
+        summary.dropped,
+        summary.rounds,
+    )
+    assert cut["dropped"] >= 2
+    assert "dropped" in report.rich_table(report.summarise([plain, cut]), "").columns[-2].header
+    replace(recipe, steps=None).save(path)
+    assert parse_arm(str(path)).label != arms[0].label
+    assert [case.steps for case in make_cases([parse_arm(str(path))], [3, 4], [4.0], [0])] == [3, 4]
+
+
 def test_the_same_case_gives_the_same_result(tmp_path: Path) -> None:
     cases = make_cases([parse_arm("dpmpp-2m-sde"), parse_arm("DPMSolverMultistep", peer=True)], [4], [3.0], [1])
     first = [result["latent_rms"] for result in make_bench(tmp_path / "a").run(cases)]
@@ -140,10 +169,10 @@ def test_reports_show_mean_and_spread(tmp_path: Path) -> None:
     assert len(report.csv_text(rows).splitlines()) == 3
     assert report.rich_table(rows, "title").row_count == 2
 
-    from fastsample.bench import plots
+    from fastsample.bench import grids, plots
 
     plots.pareto(rows, tmp_path / "pareto.png")
-    plots.image_grid({"ddim": torch.rand(2, 3, 8, 8)}, tmp_path / "images.png", PROMPTS)
+    grids.image_grid({"ddim": torch.rand(2, 3, 8, 8)}, tmp_path / "images.png", PROMPTS)
     assert (tmp_path / "pareto.png").stat().st_size > 1000
     assert (tmp_path / "images.png").stat().st_size > 1000
 

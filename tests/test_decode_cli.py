@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 
 from fastsample.bench import decoding_report as report
@@ -39,45 +38,6 @@ def test_methods_by_name() -> None:
     assert parse_method("prophet:region=after/13/4").rule == Prophet(region=After((13,), 4))
     for name in [*RULES, *ADDED]:
         assert parse_method(name).label == name
-
-
-WRONG = {
-    "unknown rule": (["decode", "--rule", "treshold"], "did you mean threshold"),
-    "unknown option": (["decode", "--rule", "threshold:gamma=1"], "option gamma = 1 of threshold"),
-    "no value": (["decode", "--rule", "threshold:confidence"], "write key=value"),
-    "out of range": (["decode", "--rule", "threshold:confidence=2"], "confidence = 2"),
-    "two rules": (["decode", "--rule", "threshold+margin"], "before one rule"),
-    "twice": (["decode", "--rule", "lrd+lrd+margin"], "each once"),
-    "thresholds that rise": (["decode", "--rule", "prophet:thresholds=1/2/3"], "must not rise"),
-    "no numbers": (["decode", "--rule", "prophet:thresholds=a/b/c"], "give numbers"),
-    "steps": (["decode", "--rule", "margin:steps=0"], "steps = 0"),
-    "block": (["decode", "--block-length", "0"], "block_length = 0"),
-    "region": (["decode", "--rule", "prophet:region=94/4"], "outside the response"),
-    "prompt": (["decode", "--prompt", "2+2"], "adds 5 numbers"),
-    "no file": (["decode", "--prompts", "nowhere.txt"], "nowhere.txt"),
-    "folder": (["decode", "--model", "./nothing", "--prompt", "a"], "no config.json"),
-    "no prompt": (["decode", "--model", "some/thing"], "give at least one"),
-    "seed": (["decode", "--seed", "-1"], "seed = -1"),
-    "temperature": (["decode", "--temperature", "-1"], "temperature = -1"),
-    "device": (["decode", "--device", "gpu"], "--device = 'gpu'"),
-    "dtype": (["decode", "--dtype", "int8"], "--dtype = 'int8'"),
-    "bench rule": (["bench", "--decode", "--rule", "nope"], "'nope' is none"),
-    "bench problems": (["bench", "--decode", "--problems", "0"], "--problems = 0"),
-    "bench batch": (["bench", "--decode", "--batch", "0"], "--batch = 0"),
-    "bench model": (["bench", "--decode", "--model", "some/thing"], "scripts/train_language.py"),
-    "bench out": (["bench", "--decode", "--out", "/proc/nope"], "--out = '/proc/nope'"),
-}
-
-
-@pytest.mark.parametrize("case", WRONG)
-def test_wrong_input_is_one_line_and_status_two(run, case: str) -> None:  # type: ignore[no-untyped-def]
-    arguments, words = WRONG[case]
-    status, out, err = run(*arguments)
-    assert status == 2
-    assert err.startswith("error: ")
-    assert err.count("\n") == 1
-    assert words in err
-    assert out == ""
 
 
 def test_decode_writes_text_and_says_what_it_took(run) -> None:  # type: ignore[no-untyped-def]

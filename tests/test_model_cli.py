@@ -68,7 +68,8 @@ def test_bench_end_to_end(run: Any, folders: Any, tmp_path: Path, name: str) -> 
     assert f"{len(rows)} of {len(rows)} cases to run, about" in err
     assert sum(f"/{len(rows)}  " in line for line in err.splitlines()) == len(rows)  # a line for each case
     before = sorted(path.name for path in (tmp_path / "b").iterdir())
-    assert before == ["images.png", "pareto.png", "results.csv", "results.json", "results.jsonl", "results.md"]
+    written = ["images.png", "pareto.png", "pictures", "pictures.jsonl", "results.csv", "results.json"]
+    assert before == [*written, "results.jsonl", "results.md"]
     assert run(*command)[0] == 0
     assert sorted(path.name for path in (tmp_path / "b").iterdir()) == before
 

@@ -34,6 +34,7 @@ def test_the_wheel_holds_both_packages_and_the_models(wheel_names: set[str]) -> 
         "fastsample/demo/flow_text_to_image/model_index.json",
         "fastsample/demo/flow_text_to_image/transformer/diffusion_pytorch_model.safetensors",
         "fastsample/demo/flow_text_to_image/text_encoder_3/model.safetensors",
+        "fastsample/demo/picard/consistency.safetensors",
         "fastsample/demo/language/model.safetensors",
         "fastsample/demo/tarflow/transformer/diffusion_pytorch_model.safetensors",
         "fastsample/demo/tarflow/classifier.safetensors",

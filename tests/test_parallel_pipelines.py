@@ -11,7 +11,8 @@ from typing import Any
 import diffusers
 import pytest
 import torch
-from pipelines import quiet, stable_diffusion
+from diffusers import guiders
+from pipelines import quiet, stable_diffusion, stable_diffusion_xl
 from torch import Tensor
 from zoo import ZOO, picture
 
@@ -140,6 +141,39 @@ def test_every_scheduler_gives_its_sequential_result(name: str, kind: str) -> No
     close(found, expected, 1e-4)
     assert not run.fallback
     assert run.rounds <= run.steps
+
+
+CONTINUOUS = sorted(
+    name
+    for name in dir(diffusers)
+    if name.endswith("Scheduler") and not name.startswith(("Amused", "BlockRefinement", "Flax"))  # of tokens
+)
+
+
+@pytest.mark.parametrize("name", CONTINUOUS)
+def test_every_class_of_diffusers_gives_its_sequential_result(name: str) -> None:
+    """With warm-ups, inner stages and histories of their own; or it says why it is sampled sequentially."""
+    kinds = ("flux", "stable_diffusion") if "Flow" in name else ("stable_diffusion", "flux")
+    for kind in kinds:
+        pipe, own = built(kind)
+        extra = {"skip_prk_steps": False} if name == "PNDMScheduler" else {}
+        inputs = {"output_type": "latent", **ZOO[kind].inputs(), "num_inference_steps": 7}
+        make = lambda sampler, inputs=inputs: torch.as_tensor(sampler(**seeded(inputs))[0])  # noqa: E731
+        try:
+            pipe.scheduler = getattr(diffusers, name).from_config(own.config, **extra)
+            expected = make(pipe)
+        except (ImportError, LookupError, TypeError, ValueError, AttributeError):
+            continue  # not for this pipeline, or without torchsde
+        sampler = fs.ParallelSampler(pipe, window=3, tolerance=0.0)
+        close(make(sampler), expected, 1e-4)
+        assert not sampler.run.fallback
+        return
+    pytest.skip("runs in neither pipeline")
+
+
+def seeded(inputs: dict[str, Any]) -> dict[str, Any]:
+    torch.manual_seed(1)
+    return {**inputs, "generator": torch.Generator().manual_seed(0)}
 
 
 @pytest.mark.parametrize("iteration", ["picard", "replay", "secant", "anderson"])
@@ -489,6 +523,35 @@ def test_a_guider_that_acts_on_some_steps_is_refused() -> None:
     pipe.guider = type(pipe.guider).from_config(pipe.guider.config, stop=0.5)
     with pytest.raises(ValueError, match="acts on some steps only"):
         fs.ParallelSampler(pipe)
+
+
+@pytest.mark.parametrize(
+    ("guider", "stepless"),
+    [
+        (guiders.ClassifierFreeGuidance(3.0), True),
+        (guiders.TangentialClassifierFreeGuidance(3.0), True),
+        (guiders.AdaptiveProjectedGuidance(3.0), True),
+        (guiders.AdaptiveProjectedGuidance(3.0, adaptive_projected_guidance_momentum=-0.5), False),
+        (guiders.ClassifierFreeZeroStarGuidance(3.0, zero_init_steps=3), False),
+        (guiders.SkipLayerGuidance(3.0, skip_layer_guidance_layers=[0]), False),
+        (fs.TGateGuider(3.0, gate_step=3), False),
+    ],
+)
+def test_guiders_that_need_the_step_are_refused(guider: Any, stepless: bool) -> None:
+    """In a modular pipeline; with the others it gives its sequential result."""
+    pipe, xl = diffusers.StableDiffusionXLAutoBlocks().init_pipeline(), stable_diffusion_xl()
+    parts = {name: getattr(xl, name) for name in ("unet", "vae", "text_encoder_2", "tokenizer_2", "scheduler")}
+    pipe.update_components(**parts, guider=guider, force_zeros_for_empty_prompt=False)
+    inputs = {"prompt": "a red circle", "num_inference_steps": 6, "height": 16, "width": 16}
+    sample = lambda sampler: sampler(**seeded(inputs), output_type="latent", output="latents")  # noqa: E731
+    if not stepless:
+        with pytest.raises(ValueError, match=f"{type(guider).__name__} may act on some steps only"):
+            fs.ParallelSampler(pipe)
+        return
+    expected = sample(pipe)
+    sampler = fs.ParallelSampler(pipe, window=3, tolerance=0.0)
+    close(sample(sampler), expected)
+    assert not sampler.run.fallback
 
 
 def test_what_is_no_diffusion_pipeline_is_refused() -> None:

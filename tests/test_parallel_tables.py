@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
 import diffusers
 import pytest
 import torch
+from live import Live
 from pipelines import SD_CONFIG, stable_diffusion
 from torch import Tensor
 
@@ -16,18 +18,20 @@ from fastsample.fixed_point import integrate_parallel
 from fastsample.pipelines.parallel.stepping import Stepper
 
 
+class EnoughError(Exception):
+    pass
+
+
 class TanhUNet(diffusers.UNet2DConditionModel):
-    """A network of one operation."""
+    """A network of one operation, which ends the call after so many rounds."""
+
+    rounds = 10**6
 
     def forward(self, sample: Tensor, timestep: Any, *args: Any, **kwargs: Any) -> Any:
+        self.rounds -= 1
+        if self.rounds < 0:
+            raise EnoughError
         return (torch.tanh(sample),)
-
-
-def cheap() -> Any:
-    """A pipeline whose network takes no time."""
-    pipe = stable_diffusion()
-    pipe.unet = TanhUNet.from_config(pipe.unet.config)
-    return pipe
 
 
 @pytest.fixture(scope="module")
@@ -140,3 +144,31 @@ def test_sweeps_are_exact_where_other_products_are_not(setting: str) -> None:
     finally:
         torch.set_float32_matmul_precision(before)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def observed(steps: int, *, kind: str = "dpm", rounds: int = 10**6, iteration: str = "secant") -> Live:
+    """What the rounds of a call do to tensors, the network's one operation among it, in a window of 16."""
+    pipe, live = stable_diffusion(), Live()
+    pipe.unet = TanhUNet.from_config(pipe.unet.config)
+    pipe.unet.rounds = rounds
+    pipe.scheduler = SCHEDULERS[kind](CONFIG)
+    sampler = fs.ParallelSampler(pipe, iteration=iteration, window=16, tolerance=1e-3)
+    call = inputs(num_inference_steps=steps, height=64, width=64, guidance_scale=1.0)
+    with live, contextlib.suppress(EnoughError):
+        sampler(**call)
+    assert not sampler.run.fallback
+    return live
+
+
+@pytest.mark.parametrize(("iteration", "latents"), [("picard", 7), ("secant", 7), ("anderson", 11)])
+def test_memory_is_by_the_window(iteration: str, latents: float) -> None:
+    """The peak of a whole call in latents a state of the window, the network's output and all single latents too."""
+    for steps in (50, 200, 1000):
+        assert observed(steps, iteration=iteration).peak < latents * 16 * 4 * 4 * 32 * 32
+
+
+@pytest.mark.parametrize(("kind", "most"), [("ddim", 25), ("dpm", 25), ("unipc", 25), ("sde", 42)])
+def test_a_round_is_a_few_operations(kind: str, most: int) -> None:
+    """With the network's one, the checks of its call and rows: 17 are the sweep's, with noise 23 and two a draw."""
+    more, few = (observed(60, kind=kind, rounds=rounds).operations for rounds in (9, 7))
+    assert (more - few) / 2 <= most

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -325,3 +326,45 @@ def test_bundled_presets_are_of_the_bundled_models() -> None:
                 pipe.scheduler.config, preset=preset, preset_guidance=one.guidance
             )
             scheduler.set_timesteps(one.evaluations)
+
+
+def test_one_preset_serves_schedulers_in_threads() -> None:
+    """Each in a thread of its own at another number of evaluations, set anew; as alone, to the last bit."""
+    counts = (4, 5, 6, 7)
+    preset = preset_of(SD, *(entry(table_on(SD, count, "ghvb")) for count in counts))
+    x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+
+    def sampled(count: int) -> list[torch.Tensor]:
+        scheduler = fs.DDIMScheduler.from_config(SD, preset=preset)
+        model = gaussian_model(0.5, scheduler.schedule)
+        ends = []
+        for steps in (count, 4, count):  # the second is another's
+            ends.append(run_scheduler(scheduler, lambda x, t: model(x, float(t)), x, steps))
+        return ends
+
+    alone = [sampled(count) for count in counts]
+    with ThreadPoolExecutor(len(counts)) as pool:
+        together = list(pool.map(sampled, counts * 3))
+    for number, ends in enumerate(together):
+        assert all(map(torch.equal, ends, alone[number % len(counts)]))
+
+
+def test_two_pipelines_of_one_class_keep_presets_of_their_own() -> None:
+    """In two threads, with tables of the same number of evaluations."""
+    pipes = [quiet(stable_diffusion()) for _ in range(2)]
+    config = dict(pipes[0].scheduler.config)
+    for pipe, solver in zip(pipes, ("ddim", "ghvb"), strict=True):
+        pipe.scheduler = fs.UniPCScheduler.from_config(
+            config, preset=preset_of(config, entry(table_on(config, 4, solver)))
+        )
+
+    def latents(pipe: Any) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(0)
+        return pipe("a red circle", num_inference_steps=4, generator=generator, output_type="latent").images
+
+    alone = [latents(pipe) for pipe in pipes]
+    assert not torch.allclose(*alone, atol=1e-3)
+    with ThreadPoolExecutor(2) as pool:
+        together = list(pool.map(lambda pipe: [latents(pipe) for _ in range(3)], pipes))
+    for ends, expected in zip(together, alone, strict=True):
+        assert all(torch.equal(end, expected) for end in ends)

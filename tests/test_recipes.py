@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import json
+import math
 import threading
 import warnings
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import accelerate
+import diffusers
 import pytest
 import torch
-from pipelines import quiet, sd3, sd3_inputs, stable_diffusion
+from pipelines import SD_CONFIG, pixart, pixart_inputs, quiet, sd3, sd3_inputs, stable_diffusion
 from refusal import check_refused
 from test_presets import entry, preset_of, table_on
 from torch import Tensor
+from zoo import ZOO
 
 import fastsample as fs
+from fastsample.pipelines.composition import PARTS as COMPOSED
+from fastsample.pipelines.composition import REFUSED
 from fastsample.pipelines.recipe import Recipe
+from fastsample.tables.preset import BUNDLED
 
 CALL: dict[str, Any] = {"guidance_scale": 3.0, "output_type": "latent"}
 STEPS = 6
@@ -27,6 +39,12 @@ def pipe() -> Any:
 
 
 @pytest.fixture(scope="module")
+def transformer_pipe() -> Any:
+    """One whose network torch.compile traces in a second."""
+    return quiet(pixart())
+
+
+@pytest.fixture(scope="module")
 def preset(pipe: Any) -> Any:
     config = dict(pipe.scheduler.config)
     return preset_of(config, entry(table_on(config, STEPS)))
@@ -34,7 +52,8 @@ def preset(pipe: Any) -> Any:
 
 def latents(pipe: Any, **changed: Any) -> Tensor:
     arguments = {**CALL, "generator": torch.Generator().manual_seed(0), **changed}
-    images: Tensor = pipe("a red circle", **arguments).images
+    prompt: dict[str, Any] = {"prompt": "a red circle"} if pipe.tokenizer else pixart_inputs()
+    images: Tensor = pipe(**{**prompt, **arguments}).images
     return images
 
 
@@ -45,41 +64,104 @@ PARTS: dict[str, dict[str, Any]] = {
     "tgate": {"tgate": fs.TGate(3)},
     "parallel": {"parallel": {"tolerance": 0.0}},
 }
-REFUSED = {frozenset({"tgate", "guidance_cut"}), frozenset({"tgate", "parallel"})}
 
 
-@pytest.mark.parametrize("pair", list(itertools.combinations(PARTS, 2)), ids="+".join)
-@pytest.mark.parametrize("module", ["plain", "compiled"])
-def test_what_composes(pair: tuple[str, str], module: str, pipe: Any, preset: Any) -> None:
-    """Each cell is what its parts are one by one, or refused with a reason."""
+@contextlib.contextmanager
+def compiled(pipe: Any) -> Iterator[None]:
+    """In the block torch.compile has the network, which is traced and run as it is."""
+    pipe.transformer.compile(backend="eager")
+    try:
+        yield
+    finally:
+        pipe.transformer._compiled_call_impl = None
+
+
+@contextlib.contextmanager
+def offloaded(pipe: Any) -> Iterator[None]:
+    """In the block networks are moved to the device when they are called, each whole: diffusers' model offloading."""
+    pipe.enable_model_cpu_offload(device="cpu")
+    try:
+        yield
+    finally:
+        pipe.remove_all_hooks()
+        del pipe._all_hooks, pipe._offload_device, pipe._offload_gpu_id
+
+
+@contextlib.contextmanager
+def offloaded_by_layers(pipe: Any) -> Iterator[None]:
+    """In the block weights are elsewhere, and come layer by layer: accelerate's hooks of sequential offloading."""
+    for part in (pipe.vae, pipe.transformer):
+        accelerate.cpu_offload(part, torch.device("cpu"))
+    try:
+        assert next(pipe.transformer.parameters()).is_meta
+        yield
+    finally:
+        pipe.remove_all_hooks()
+
+
+AROUND = {"compile": compiled, "offload": offloaded, "offload by layers": offloaded_by_layers}
+"""Parts that are put on the pipeline itself; two kinds of one."""
+PAIRS = list(itertools.combinations([*PARTS, *AROUND], 2))
+LARGEST = [  # all that goes together at once
+    ("solver", "preset", "guidance_cut", "parallel", "compile", "offload"),
+    ("solver", "preset", "guidance_cut", "parallel", "offload by layers"),
+    ("solver", "preset", "tgate", "compile", "offload by layers"),
+]
+
+
+@pytest.mark.parametrize("names", [*PAIRS, *LARGEST], ids="+".join)
+def test_what_composes(names: tuple[str, ...], transformer_pipe: Any, preset: Any) -> None:
+    """Each cell of the table is what its parts are one by one, or refused with the table's reason."""
+    pipe = transformer_pipe
+    if {*names} == {"offload", "offload by layers"}:
+        return  # one or the other
     parts: dict[str, Any] = {"steps": STEPS}
-    for name in pair:
-        parts |= PARTS[name]
-    if "preset" in pair:
+    for name in names:
+        parts |= PARTS.get(name, {})
+    if "preset" in names:
         parts["preset"] = preset
         parts.setdefault("solver", "dpmpp-2m")
-    if frozenset(pair) in REFUSED:
-        check_refused(lambda: Recipe(**parts), "tgate and")
+    reason = next((reason for pair, reason in REFUSED.items() if {*pair} <= {*names}), None)
+    if reason is not None:
+        check_refused(lambda: Recipe(**parts), reason)
         return
     recipe = Recipe(**parts)
-    if module == "compiled":
-        if "tgate" in pair or "parallel" in pair:
-            pytest.skip("minutes of compiling")
-        pipe.unet.compile(backend="eager")
-    try:
+    expected = _by_hand(pipe, recipe)
+    with contextlib.ExitStack() as around:
+        for name in names:
+            if name in AROUND:
+                around.enter_context(AROUND[name](pipe))
         with recipe.apply(pipe) as run:
             got = latents(pipe)
-            summary = run.summary()
-        expected = _by_hand(pipe, recipe)
-    finally:
-        pipe.unet._compiled_call_impl = None
+    summary = run.summary()
     assert torch.allclose(got, expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
     assert summary.calls == 1
-    cut = "guidance_cut" in pair or "tgate" in pair
-    assert (summary.dropped > 0) == cut
+    assert (summary.dropped > 0) == bool({"guidance_cut", "tgate"} & {*names})
     assert summary.rounds <= STEPS + 1
-    if "parallel" not in pair:
+    if "parallel" not in names:
         assert summary.evaluations + summary.dropped == 2 * STEPS
+    assert torch.equal(_by_hand(pipe, recipe), expected)  # nothing of it stays
+
+
+def test_the_table_is_shown() -> None:
+    shown = fs.composition()
+    assert "| **tgate** |  |  |  | no | yes | yes |" in shown
+    assert all(reason in shown for reason in REFUSED.values())
+    assert shown in (Path(__file__).parents[1] / "docs" / "recipes.md").read_text()
+    assert {name for names in PAIRS for name in names} >= {*COMPOSED}
+
+
+def test_each_row_of_a_window_knows_its_step(transformer_pipe: Any) -> None:
+    """A cut inside a window: guided and unguided rows side by side, in any window, from any step on."""
+    pipe = transformer_pipe
+    for cut in (fs.GuidanceCut(0, 2), fs.GuidanceCut(2, 5), fs.GuidanceCut(0.5, 1.0)):
+        recipe = Recipe("ghvb", "trailing", steps=STEPS, guidance_cut=cut)
+        expected = _by_hand(pipe, recipe)
+        for window in (2, 3, None):
+            with replace(recipe, parallel={"tolerance": 0.0, "window": window}).apply(pipe) as run:
+                got = latents(pipe)
+            assert torch.allclose(got, expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
+            assert run.summary().dropped >= STEPS - (cut.window(STEPS)[1] - cut.window(STEPS)[0])
 
 
 def _by_hand(pipe: Any, recipe: Recipe) -> Tensor:
@@ -107,11 +189,93 @@ def test_a_pipeline_is_left_as_it_was(pipe: Any, preset: Any) -> None:
     assert pipe.scheduler is before
     assert type(pipe).__name__ == "StableDiffusionPipeline"
     assert torch.equal(latents(pipe, num_inference_steps=4), plain)
-    check_refused(lambda: Recipe(guidance_cut=fs.GuidanceCut(0, 2)).apply(object()), "no network")
+    check_refused(lambda: Recipe(guidance_cut=fs.GuidanceCut(0, 2)).apply(object()), "no pipeline")
     with fs.GuidanceCut(0, 3).apply(pipe):
         check_refused(lambda: Recipe("ghvb", guidance_cut=fs.GuidanceCut(0, 2)).apply(pipe), "cut already")
         assert pipe.scheduler is before
     assert torch.equal(latents(pipe, num_inference_steps=4), plain)
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))), ids=str)
+def test_recipes_are_taken_off_in_any_order(order: tuple[int, ...], pipe: Any) -> None:
+    before, config, plain = pipe.scheduler, dict(pipe.config), latents(pipe, num_inference_steps=4)
+    runs = [
+        Recipe("ghvb", "trailing", steps=2, options={"order": 2}).apply(pipe),
+        Recipe("dpmpp-2m", steps=3, guidance_cut=fs.GuidanceCut(0, 2)).apply(pipe),
+        fs.speed_up(pipe, steps=4),
+    ]
+    got = latents(pipe)
+    assert [run.summary().rounds for run in runs] == [4, 4, 4]
+    pipe.scheduler = runs[-1].recipe.scheduler(pipe)  # the last one's rules
+    assert torch.equal(latents(pipe), got)
+    pipe.scheduler = runs[-1]._scheduler
+    schedulers = [run._scheduler for run in runs]
+    for number in order:
+        assert pipe.scheduler is [one for one in schedulers if one is not None][-1]
+        runs[number].remove()
+        schedulers[number] = None
+    assert pipe.scheduler is before
+    assert dict(pipe.config) == config
+    assert type(pipe) is diffusers.StableDiffusionPipeline
+    assert torch.equal(latents(pipe, num_inference_steps=4), plain)
+
+
+def test_an_exception_leaves_nothing(pipe: Any) -> None:
+    before, plain = pipe.scheduler, latents(pipe, num_inference_steps=4)
+
+    def stop(*_: Any) -> dict[str, Any]:
+        raise ZeroDivisionError
+
+    recipe = Recipe("ghvb", "trailing", steps=4, guidance_cut=fs.GuidanceCut(0, 2), parallel={"tolerance": 0.0})
+    with pytest.raises(ZeroDivisionError), recipe.apply(pipe):
+        latents(pipe, callback_on_step_end=stop)
+    with pytest.raises(ZeroDivisionError), Recipe(tgate=fs.TGate(2)).apply(pipe):
+        latents(pipe, callback_on_step_end=stop)
+    assert pipe.scheduler is before
+    assert torch.equal(latents(pipe, num_inference_steps=4), plain)
+
+
+def test_a_scheduler_set_under_a_recipe_goes_with_it(pipe: Any) -> None:
+    before, config, plain = pipe.scheduler, dict(pipe.config), latents(pipe, num_inference_steps=4)
+    run, mine = fs.speed_up(pipe, steps=4), fs.DDIMScheduler.from_config(before.config)
+    pipe.scheduler = mine
+    under = latents(pipe)
+    with pytest.warns(UserWarning, match="set to a DDIMScheduler meanwhile"):
+        run.remove()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run.remove()
+    assert pipe.scheduler is before
+    assert dict(pipe.config) == config
+    assert torch.equal(latents(pipe, num_inference_steps=4), plain)
+    pipe.scheduler = mine
+    assert torch.equal(latents(pipe, num_inference_steps=4), under)
+    pipe.scheduler = before
+
+
+def test_pipelines_that_share_their_parts(pipe: Any) -> None:
+    other = quiet(diffusers.StableDiffusionPipeline.from_pipe(pipe))
+    plain = latents(pipe, num_inference_steps=4)
+    first = fs.speed_up(pipe, steps=4)
+    assert torch.equal(latents(other, num_inference_steps=4), plain)
+    fast = latents(pipe)
+    second = Recipe("dpmpp-2m", steps=4, guidance_cut=fs.GuidanceCut(0, 2)).apply(other)
+    latents(other)
+    assert (first.summary().dropped, second.summary().dropped) == (0, 2)
+    first.remove()
+    second.remove()
+    assert other.scheduler is pipe.scheduler
+    assert torch.equal(latents(other, num_inference_steps=4), plain)
+    assert torch.equal(latents(pipe, num_inference_steps=4), plain)
+    assert not torch.equal(fast, plain)
+
+
+def test_a_pipeline_is_saved_with_its_recipes_scheduler(pipe: Any, tmp_path: Path) -> None:
+    with Recipe("ghvb", "trailing", options={"order": 2}).apply(pipe):
+        expected = latents(pipe, num_inference_steps=4)
+        pipe.save_pretrained(tmp_path)
+    loaded = quiet(fs.load_pipeline(tmp_path, safety_checker=None))
+    assert torch.equal(latents(loaded, num_inference_steps=4), expected)
 
 
 def test_a_call_may_say_its_own_steps(pipe: Any) -> None:
@@ -147,6 +311,10 @@ def test_the_summary_compares_with_a_plain_call(pipe: Any) -> None:
     assert (summary.evaluations, summary.dropped, summary.plain_evaluations) == (4, 2, 14)
     assert "4 evaluations in 3 rounds, 2 dropped with guidance" in str(summary)
     assert "14 evaluations" in str(summary)
+    with Recipe("ghvb", steps=2).apply(pipe) as beneath, Recipe("ddim", steps=2).apply(pipe):
+        again = beneath.measure_plain("a red circle", **{**arguments, "generator": torch.Generator().manual_seed(0)})
+    assert beneath.summary().plain_evaluations == 100
+    assert torch.equal(again.images, latents(pipe))
 
 
 def test_the_tables_of_the_calls_guidance(pipe: Any) -> None:
@@ -173,6 +341,45 @@ def test_a_recipe_comes_back_from_json(preset: Any) -> None:
         assert Recipe.from_json(recipe.to_json()) == recipe
     for text in ("", "[]", "{}", Recipe().to_json()[:-4], Recipe().to_json().replace("steps", "step")):
         check_refused(lambda: Recipe.from_json(text), "text")  # noqa: B023
+    for name, value in (
+        ("solver", 3),
+        ("grid", ["beta"]),
+        ("steps", True),
+        ("parallel", [1]),
+        ("parallel", {"toleranc": 1}),
+        ("parallel", {"tolerance": "low"}),
+        ("options", None),
+        ("reason", None),
+        ("guidance_cut", 4),
+        ("guidance_cut", {"begin": 0}),
+        ("tgate", {"gate_step": "three"}),
+        ("tgate", "three"),
+        ("preset", {}),
+    ):
+        changed = json.dumps({**json.loads(Recipe("ghvb").to_json()), name: value})
+        words = {"preset": "Preset"}.get(name, "gate" if name == "tgate" else name)
+        check_refused(lambda: Recipe.from_json(changed), words)  # noqa: B023
+    check_refused(lambda: Recipe(parallel={"on_sweep": print}).to_json(), "cannot be written")
+
+
+def test_a_recipes_text_is_the_line_that_applies_it(pipe: Any, preset: Any) -> None:
+    for recipe in (
+        fs.recommend(pipe, steps=3),
+        Recipe("ghvb", "beta", None, 3, fs.GuidanceCut(0.1, 0.5), None, {"window": 4}, {"order": 2}, "two\nlines"),
+        Recipe("ghvb", preset=preset, steps=STEPS),
+        Recipe(tgate=fs.TGate(2), steps=3),
+    ):
+        names = {"fastsample": fs, "pipe": pipe}
+        exec(str(recipe), names)
+        run = names["run"]
+        got = latents(pipe)
+        run.remove()
+        assert replace(run.recipe, reason="") == replace(recipe, reason="")
+        with recipe.apply(pipe):
+            assert torch.equal(latents(pipe), got)
+    assert repr(Recipe("ghvb", preset="flow_text_to_image")) == (
+        "fastsample.Recipe(solver='ghvb', preset='flow_text_to_image')"
+    )
 
 
 @pytest.mark.parametrize(
@@ -182,6 +389,8 @@ def test_a_recipe_comes_back_from_json(preset: Any) -> None:
         ({"steps": 2.5}, "steps = 2.5"),
         ({"grid": "karras"}, "solver = None"),
         ({"preset": "absent.json"}, "no file"),
+        ({"parallel": {"iteration": "newton"}}, "newton"),
+        ({"parallel": {"window": 0}}, "window = 0"),
     ],
 )
 def test_wrong_recipes_are_refused(parts: dict[str, Any], words: str) -> None:
@@ -190,11 +399,12 @@ def test_wrong_recipes_are_refused(parts: dict[str, Any], words: str) -> None:
 
 def test_wrong_parts_are_refused_when_applied(pipe: Any) -> None:
     before = pipe.scheduler
+    other = entry(table_on({**SD_CONFIG, "beta_end": 0.02}, STEPS))
     for recipe, words in (
         (Recipe("ghbv"), "ghbv"),
         (Recipe("ghvb", "karas"), "karas"),
         (Recipe("ghvb", options={"betta": 1}), "betta"),
-        (Recipe("ghvb", parallel={"iteration": "newton"}), "newton"),
+        (Recipe("ghvb", preset=preset_of({**SD_CONFIG, "beta_end": 0.02}, other)), "another noise schedule"),
     ):
         check_refused(lambda: recipe.apply(pipe), words)  # noqa: B023
         assert pipe.scheduler is before
@@ -217,6 +427,53 @@ def test_recommended_and_applied_in_one_line(pipe: Any) -> None:
     check_refused(lambda: fs.recommend(pipe, steps=0), "steps = 0")
 
 
+FAMILIES = {
+    "stable_diffusion": "hb-dpmpp-2m",
+    "stable_diffusion_xl": "hb-dpmpp-2m",
+    "stable_diffusion_3": "ghvb",
+    "flux": "ghvb",
+    "qwen_image": "ghvb",
+    "wan": "ghvb",
+    "pixart_alpha": "hb-dpmpp-2m",
+    "sana": "ghvb",
+    "cosmos": "hb-dpmpp-2m",
+    "bria": None,
+    "cosmos_2": None,
+    "lcm": None,
+}
+"""The solver recommended for pipelines of the zoo; None where they keep their own."""
+
+
+SCALES = {"stable_diffusion_3": 7.0, "flux": 1.0, "qwen_image": 4.0, "wan": 5.0, "sana": 4.5}
+"""Their own guidance; Flux's network is told it."""
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_what_is_recommended_works_as_printed(name: str) -> None:
+    entry = ZOO["stable_diffusion" if name == "lcm" else name]
+    pipe = entry.build()
+    if name == "lcm":
+        pipe.scheduler = diffusers.LCMScheduler.from_config(pipe.scheduler.config)
+    own, recipe = pipe.scheduler, fs.recommend(pipe, steps=entry.steps)
+    assert recipe.solver == FAMILIES[name]
+    if "stable_guidance" in recipe.options:  # that of the pipeline's calls, where it combines branches
+        assert recipe.options["stable_guidance"] == SCALES[name]
+    assert ("kept" if recipe.solver is None else "benchmarks/") in recipe.reason
+    names: dict[str, Any] = {"fastsample": fs, "pipe": pipe}
+    exec(str(recipe), names)
+    assert (pipe.scheduler is own) == (recipe.solver is None)
+    assert torch.isfinite(entry.sample(pipe)).all()
+    names["run"].remove()
+    assert pipe.scheduler is own
+
+
+@pytest.mark.parametrize("asked", [{"guidance": math.nan}, {"guidance": True}, {"guidance": "3"}, {"steps": True}])
+def test_what_cannot_be_recommended_for_is_one_line(asked: dict[str, Any], pipe: Any) -> None:
+    check_refused(lambda: fs.recommend(pipe, **asked), next(iter(asked)))
+    for wrong in (None, object(), "a model", pipe.unet, type(pipe)):
+        check_refused(lambda: fs.speed_up(wrong), "pipe")  # noqa: B023
+
+
 def test_a_distilled_model_keeps_its_scheduler(pipe: Any) -> None:
     own = pipe.config
     pipe._internal_dict = type(own)({**own, "_name_or_path": "stabilityai/sd-turbo"})
@@ -226,3 +483,27 @@ def test_a_distilled_model_keeps_its_scheduler(pipe: Any) -> None:
         pipe._internal_dict = own
     assert recipe.solver is None
     assert "turbo" in recipe.reason
+
+
+def test_a_wrong_recipe_ends_the_command(run: Any, tmp_path: Path) -> None:
+    """In one line with status 2, before any evaluation: files that hold none, and what a pipeline cannot carry."""
+    whole, file = Recipe("ghvb", steps=4).to_json(), str(tmp_path / "fast.json")
+    for text, words, more in (
+        (whole[:-9], "not JSON", []),
+        ("\xff\xfe", "not JSON", []),
+        (whole.replace('"steps"', '"step"'), "['step']", []),
+        ((BUNDLED / "flow_text_to_image.json").read_text(), "a preset", []),
+        (whole.replace("ghvb", "ghbv"), "ghbv", []),
+        (whole, "--grid", ["--grid", "beta"]),
+        (whole, "--tgate", ["--tgate", "2"]),
+        (whole.replace('"options": {}', '"options": {"betta": 1}'), "betta", []),
+        (Recipe(tgate=fs.TGate(3)).to_json(), "joint attention", ["--model", "flow_text_to_image"]),
+    ):
+        Path(file).write_text(text)
+        for command in ("bench", "sample"):
+            status, out, err = run(command, "--solver", file, *more)
+            assert (status, out) == (2, "")
+            assert words in err
+            assert err.count("\n") == 1
+    status, _, err = run("sample", "--solver", str(tmp_path / "absent.json"))
+    assert (status, "No such file" in err) == (2, True)

@@ -95,30 +95,3 @@ def test_bench_goes_on_from_its_record(run, folder: Path, tmp_path: Path) -> Non
     assert len(again) == len(first[:-1]) + 4
     assert len(lines("--batch", "2", "--residual", "1e-3")) == 5 + 5  # other settings are other results
     assert len(lines("--batch", "2", "--no-resume")) == len(first) == 5
-
-
-WRONG = {
-    "label out of range": (["sample", "--labels", "10"], "labels = 10: the model has classes 0 to 9"),
-    "labels that are none": (["sample", "--labels", "a"], "--labels = 'a'"),
-    "count 0": (["sample", "--count", "0"], "--count = 0"),
-    "unknown method": (["sample", "--method", "newton"], "method = 'newton'"),
-    "negative guidance": (["sample", "--guidance", "-1"], "guidance = -1"),
-    "missing folder": (["sample", "--model", "/no/such/folder"], "no model_index.json"),
-    "missing checkpoint": (["sample", "--model", "weights.pth"], "is no file"),
-    "residual 0": (["plan", "--residual", "0", "--out", "."], "target_residual = 0"),
-    "missing data": (["plan", "--data", "none.safetensors"], "--data = 'none.safetensors'"),
-    "batch 0": (["bench", "--batch", "16,0"], "--batch = 0"),
-    "one image": (["bench", "--images", "1"], "--images = 1"),
-    "less than no image": (["bench", "--images", "-1"], "--images = -1"),
-    "far less": (["bench", "--images", "-500"], "--images = -500"),
-    "quality of another model": (["bench", "--model", "x/y"], "only the bundled digits have a classifier"),
-}
-
-
-@pytest.mark.parametrize("name", WRONG)
-def test_wrong_input_is_one_line(run, name: str) -> None:  # type: ignore[no-untyped-def]
-    arguments, message = WRONG[name]
-    status, out, err = run(*arguments)
-    assert (status, out) == (2, "")
-    assert message in err
-    assert err.strip().splitlines()[-1].startswith("error: ")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ import fastsample as fs
 from fastsample.pipelines.serving import serve
 from fastsample.solvers.registry import available
 from fastsample.tuning.arguments import Arguments
+from fastsample.tuning.budget import Sizes
 from fastsample.tuning.cell import CellTuner
 from fastsample.tuning.check import final_check
 from fastsample.tuning.choose import simplest, upper_ratio
@@ -28,7 +31,7 @@ from fastsample.tuning.linear import linear_of
 from fastsample.tuning.pairs import Pairs, Purse, loss
 from fastsample.tuning.problem import Problem, Start
 from fastsample.tuning.rollout import cost, roll_out
-from fastsample.tuning.screen import cells
+from fastsample.tuning.screen import cells, deterministic
 from fastsample.tuning.stages import Stages
 from fastsample.tuning.teacher import Teacher, teach
 
@@ -66,11 +69,17 @@ class Mixture:
         return teach(self, self.problem, start, schedule.node(schedule.noise_time * 2e-3), 60)
 
 
+def first(pairs: Pairs, few: int) -> Pairs:
+    """The first `few` of them."""
+    start = Start(pairs.start.sample[:few], pairs.start.output[:few])
+    return dataclasses.replace(pairs, start=start, reference=pairs.reference[:few])
+
+
 @pytest.mark.parametrize("schedule", [VP, FLOW], ids=["vp", "flow"])
 def test_every_deterministic_solver_is_a_linear_table(schedule: fs.NoiseSchedule) -> None:
     """Its table, and the table of its linear form, make the same of any outputs."""
     problem = Mixture(schedule).problem
-    found = cells(problem, 6, solvers=tuple((n, {}) for n, s in available().items() if not s.stochastic))
+    found = list(cells(problem, 6, [(n, {}) for n, s in available().items() if not s.stochastic]))
     assert {cell.base.solver for cell in found} >= {"dpmpp-2m", "unipc", "deis", "ghvb", "ipndm", "hb", "adams"}
     for cell in found:
         table = cell.base.on(cell.linear.nodes)
@@ -86,7 +95,7 @@ def test_roll_outs_are_what_the_table_makes() -> None:
     start = mixture.start(5, 0)
     base = Base(mixture.problem, "unipc", {})
     lams = np.array([-1.5, -0.5, 0.5, 1.5])
-    family = joint_family(base, 5, 0.1, 0.0)
+    family = joint_family(base, 5, 0.1)
     values = np.append(lams, 0.02 * np.arange(len(family.begins) - 4))
     moved = [values, *(values + 0.1 * np.eye(len(values))[k] for k in range(len(values)))]
     tables = [family.build(each) for each in moved]
@@ -113,12 +122,14 @@ def test_what_lies_between_the_teachers_points() -> None:
 
 @pytest.mark.parametrize("name", GEOMETRIC)
 def test_geometric_grids_are_grids(name: str) -> None:
-    for schedule, count in itertools.product((VP, FLOW), (2, 5, 12)):
+    for schedule in (VP, FLOW):
         mixture = Mixture(schedule)
-        lams = GEOMETRIC[name](mixture.teacher(mixture.start(8, 0)), count)
-        assert len(lams) == count - 1
-        assert np.all(np.diff(np.append(mixture.problem.first.lam, lams)) > 0)
-        assert np.isfinite(lams).all()
+        teacher = mixture.teacher(mixture.start(8, 0))
+        for count in (2, 5, 12):
+            lams = GEOMETRIC[name](teacher, count)
+            assert len(lams) == count - 1
+            assert np.all(np.diff(np.append(mixture.problem.first.lam, lams)) > 0)
+            assert np.isfinite(lams).all()
 
 
 @pytest.mark.parametrize(("schedule", "count", "ratio"), [(VP, 5, 0.3), (VP, 8, 0.35), (FLOW, 6, 0.5)])
@@ -126,19 +137,59 @@ def test_mixtures_are_tuned(schedule: fs.NoiseSchedule, count: int, ratio: float
     """To a fraction of the error of the best untuned solver on any grid, on fresh points."""
     mixture, purse = Mixture(schedule), Purse(10**6)
     tune, validation = mixture.pairs(64, 0, purse), mixture.pairs(64, 1, purse)
-    few = Pairs(mixture, mixture.problem, mixture.start(64, 0), tune.reference, 1.0, purse)
+
     teacher = mixture.teacher(tune.start)
-    stages = Stages(tmp_path, purse, lambda text: None)
-    tuner = CellTuner(count, few, tune, validation, teacher, stages, "rms", True, 0.03, "cell")
-    found = tuner.candidates()
+
+    def tuner() -> CellTuner:
+        return CellTuner(
+            count=count,
+            given=tune.count,
+            first=lambda few: first(tune, few),
+            validation=validation,
+            teacher=teacher,
+            stages=Stages(tmp_path, purse, lambda text: None),
+            objective="rms",
+            weights=True,
+            difference=0.03,
+            name="cell",
+            most=purse.left,
+        )
+
+    found = tuner().candidates()
     assert [one.stage for one in found] == ["untuned", "grid", "rows", "joint"]
-    chosen = tuner.chosen(found)
+    chosen = tuner().chosen(found)
     fresh = mixture.pairs(256, 2, Purse(10**9))
-    untuned = loss(fresh.errors([cell.linear for cell in cells(mixture.problem, count)]), "rms").min()
+    solvers = [(name, {}) for name, _ in deterministic()]
+    untuned = loss(fresh.errors([cell.linear for cell in cells(mixture.problem, count, solvers)]), "rms").min()
     table = linear_of(chosen.table(mixture.problem.prediction_type))
     assert loss(fresh.errors([table]), "rms")[0] <= ratio * untuned
-    again = CellTuner(count, few, tune, validation, teacher, stages, "rms", True, 0.03, "cell").candidates()
-    assert [one.to_dict() for one in again] == [one.to_dict() for one in found]
+    assert [one.to_dict() for one in tuner().candidates()] == [one.to_dict() for one in found]
+
+
+@pytest.mark.parametrize("count", [2, 8])
+@pytest.mark.parametrize(("given", "validating"), [(3, 8), (8, 9), (16, 8), (40, 21)])
+def test_the_least_that_a_cell_takes_is_enough(count: int, given: int, validating: int, tmp_path: Path) -> None:
+    """And a little more than that is never overspent."""
+    mixture, sizes = Mixture(VP), Sizes(given, validating, 16)
+    teacher = mixture.teacher(mixture.start(given, 0))
+    for more in (0, 7, 400):
+        purse = Purse(sizes.least(count) - sizes.checking(count) + more)
+        tune, validation = mixture.pairs(given, 0, purse), mixture.pairs(validating, 1, purse)
+        tuner = CellTuner(
+            count=count,
+            given=given,
+            first=partial(first, tune),
+            validation=validation,
+            teacher=teacher,
+            stages=Stages(tmp_path / f"{more}", purse, lambda text: None),
+            objective="rms",
+            weights=given >= 16,
+            difference=0.03,
+            name="cell",
+            most=purse.left,
+        )
+        assert tuner.candidates()[0].stage == "untuned"
+        assert purse.left >= 0
 
 
 def test_a_move_never_puts_nodes_out_of_order() -> None:
@@ -172,14 +223,14 @@ def test_what_is_not_tuned_is_not_called_so() -> None:
     mixture = Mixture(VP)
     pairs, base = mixture.pairs(16, 0, Purse(10**6)), Base(mixture.problem, "ddim", {})
     coarse, fine = (base.on(mixture.problem.nodes(lams)) for lams in (np.linspace(-2, -1, 9), np.linspace(-2, 3, 9)))
-    alone = final_check(pairs, coarse, None)
+    alone = final_check(pairs, [coarse], None, 2)
     assert not alone.kept
     assert alone.verdict.startswith("untuned: nothing")
-    better, worse = final_check(pairs, coarse, fine), final_check(pairs, fine, coarse)
+    better, worse = final_check(pairs, [coarse], fine, 2), final_check(pairs, [fine], coarse, 2)
     assert (better.kept, worse.kept) == (True, False)
     assert better.verdict.startswith("tuned: ")
     assert worse.verdict.startswith("untuned: ")
-    vetoed = final_check(pairs, coarse, fine, lambda table: [0.0 if table is coarse else -1.0])
+    vetoed = final_check(pairs, [coarse], fine, 2, lambda table: [0.0 if table is coarse else -1.0])
     assert not vetoed.kept
     assert "quality" in vetoed.verdict
 
@@ -198,6 +249,13 @@ PROMPTS = [f"a {size} red circle {number}" for size in ("small", "large") for nu
 @pytest.fixture(scope="module")
 def pipe() -> Any:
     return quiet(stable_diffusion())
+
+
+@pytest.fixture
+def coarse(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trajectories of few steps: of networks that were never trained there is no more to learn."""
+    for module in ("budget", "guided"):
+        monkeypatch.setattr(f"fastsample.tuning.{module}.TEACHER_STEPS", 12)
 
 
 @pytest.fixture
@@ -241,12 +299,13 @@ def test_a_pipeline_served_is_the_pipeline(make: Callable[[], Any]) -> None:
     assert torch.allclose(x, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
 
 
+@pytest.mark.usefixtures("coarse")
 def test_tune_counts_resumes_and_leaves_the_pipeline(pipe: Any, counted: list[int], tmp_path: Path) -> None:
     before = pipe.scheduler
-    settings: dict[str, Any] = {"steps": (2, 3), "guidance": (2.0,), "budget": 2200}
+    settings: dict[str, Any] = {"steps": (2, 3), "guidance": (2.0,), "budget": 1300}
     whole = fs.tune(pipe, PROMPTS, **settings, folder=tmp_path / "whole")
     evaluations = counted[0] // 2
-    assert evaluations <= 2200
+    assert evaluations <= 1300
     assert evaluations >= sum(one.calls for one in whole.entries)
     assert pipe.scheduler is before
     assert {(one.evaluations, one.guidance) for one in whole.entries} == {(2, 2.0), (3, 2.0)}
@@ -277,6 +336,7 @@ def test_tune_counts_resumes_and_leaves_the_pipeline(pipe: Any, counted: list[in
     assert counted[0] == 0  # all of it was on disk
 
 
+@pytest.mark.usefixtures("coarse")
 def test_the_smallest_budget_is_enough_and_one_less_is_refused(pipe: Any, counted: list[int], tmp_path: Path) -> None:
     settings: dict[str, Any] = {"steps": (3, 2), "guidance": (2.0, 1.0), "folder": tmp_path}
     with pytest.raises(ValueError, match="need at least") as caught:
@@ -295,6 +355,7 @@ def test_few_pairs_leave_the_sampler_as_it_is(pipe: Any, counted: list[int], tmp
     fs.DPMSolverScheduler.from_config(pipe.scheduler.config, preset=preset).set_timesteps(3)
 
 
+@pytest.mark.usefixtures("coarse")
 def test_a_quality_that_falls_vetoes(pipe: Any, tmp_path: Path) -> None:
     """Scores that fall with every call: a tuned table is not kept, whatever its error."""
     turns = itertools.count()
@@ -303,7 +364,7 @@ def test_a_quality_that_falls_vetoes(pipe: Any, tmp_path: Path) -> None:
         assert len(images) == len(prompts)
         return [-float(next(turns))] * len(images)
 
-    preset = fs.tune(pipe, PROMPTS, steps=(3,), guidance=(2.0,), budget=2000, quality=falling, folder=tmp_path)
+    preset = fs.tune(pipe, PROMPTS, steps=(3,), guidance=(2.0,), budget=1200, quality=falling, folder=tmp_path)
     assert [one.stage for one in preset.entries] == ["untuned"]
 
 
@@ -313,11 +374,12 @@ def embedded(count: int) -> list[dict[str, Tensor]]:
     return [{name: value * (1 + 0.1 * index) for name, value in embeds.items()} for index in range(count)]
 
 
+@pytest.mark.usefixtures("coarse")
 @pytest.mark.parametrize("kind", ["flow", "bfloat16"])
 def test_flow_models_and_narrow_dtypes_are_tuned(kind: str, tmp_path: Path) -> None:
     pipe = quiet(sd3() if kind == "flow" else stable_diffusion().to(torch.bfloat16))
     prompts: list[Any] = embedded(6) if kind == "flow" else PROMPTS
-    preset = fs.tune(pipe, prompts, steps=(3,), guidance=(2.0,), budget=2000, folder=tmp_path, solver="ghvb")
+    preset = fs.tune(pipe, prompts, steps=(3,), guidance=(2.0,), budget=1000, folder=tmp_path, solver="ghvb")
     assert {one.solver for one in preset.entries} == {"ghvb"}
     pipe.scheduler = fs.DDIMScheduler.from_config(pipe.scheduler.config, preset=preset)
     call = prompts[0] if kind == "flow" else {"prompt": prompts[0]}
@@ -326,6 +388,7 @@ def test_flow_models_and_narrow_dtypes_are_tuned(kind: str, tmp_path: Path) -> N
     assert preset.entries[0].calls > 0
 
 
+@pytest.mark.usefixtures("coarse")
 def test_networks_that_look_whole_timesteps_up_are_told_these(tmp_path: Path) -> None:
     """One that rounds, and one that fails between: the grid is told in whole timesteps."""
     for fails in (False, True):
@@ -338,7 +401,7 @@ def test_networks_that_look_whole_timesteps_up_are_told_these(tmp_path: Path) ->
             return embed(times.round())
 
         pipe.unet.time_proj.forward = looked_up
-        preset = fs.tune(pipe, PROMPTS, steps=(3,), guidance=(2.0,), budget=1700, folder=tmp_path / f"{fails}")
+        preset = fs.tune(pipe, PROMPTS, steps=(3,), guidance=(2.0,), budget=800, folder=tmp_path / f"{fails}")
         told = [step.node.time for step in preset.entries[0].table.steps]
         assert all(time == round(time) for time in told)
 
@@ -410,10 +473,11 @@ def test_sets_have_no_pair_in_common() -> None:
 # --- the command ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("coarse")
 def test_the_command_writes_a_preset(run: Any, pipe: Any, tmp_path: Path) -> None:
     pipe.save_pretrained(tmp_path / "model")
     (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
-    options = ["--steps", "2", "--guidance", "2", "--budget", "1700", "--grid-only"]
+    options = ["--steps", "2", "--guidance", "2", "--budget", "800", "--grid-only"]
     options += ["--folder", "stages", "--out", "preset.json"]
     status, out, err = run("tune", "--prompts", "prompts.txt", "--model", str(tmp_path / "model"), *options)
     assert status == 0, err

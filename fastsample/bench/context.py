@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import platform
+import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -54,6 +56,13 @@ def environment(device: torch.device | str = "cpu") -> dict[str, Any]:
         "device": hardware(torch.device(device)),
         "threads": torch.get_num_threads(),
     }
+
+
+def command() -> str:
+    """What was typed to run this process, the program without its folder."""
+    program = Path(sys.argv[0])
+    name = f"python -m {program.parent.name}" if program.name == "__main__.py" else program.name
+    return shlex.join([*([name] if " " not in name else name.split()), *sys.argv[1:]])
 
 
 def hardware(device: torch.device) -> str:

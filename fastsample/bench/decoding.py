@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastsample.bench.context import context_of, environment
+from fastsample.bench.context import command, context_of, environment
 from fastsample.bench.record import Record, Result
 from fastsample.decoding import decode_masked
 from fastsample.demo.language.sums import RESPONSE_LENGTH, Sum, problems
@@ -66,6 +66,7 @@ class DecodingBench:
             "method": method.label,
             "settings": {name: repr(value) for name, value in method.settings.items() if value is not None},
             "problems": self.count,
+            "command": command(),
             "environment": self._environment,
         }
 

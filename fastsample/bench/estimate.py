@@ -25,8 +25,14 @@ class Clock:
         """In words."""
         done, rest = sum(self.seconds[: self._done]), sum(self.seconds[self._done :])
         pace = (time.perf_counter() - self._started) / done if done else 1.0
-        left = rest * pace
-        return f"{left:.0f} s" if left < 100 else f"{left / 60:.0f} min"
+        return in_words(rest * pace)
+
+
+def in_words(seconds: float) -> str:
+    """A time to wait: in seconds, minutes or hours."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.0f} h"
 
 
 @dataclass(frozen=True)

@@ -1,124 +1,193 @@
-"""Pictures: error against cost, and images by sampler and steps."""
+"""Error against cost: what a benchmark's results look like."""
 
 from __future__ import annotations
 
-import textwrap
+import itertools
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator
-from torch import Tensor
 
-from fastsample.bench import decoding_report
+from fastsample.bench import decoding_report, style
+from fastsample.bench.naming import rule_name
 from fastsample.bench.record import Result
-from fastsample.bench.report import Summary, foremost, is_peer
+from fastsample.bench.report import Summary, foremost, is_peer, sequential
 
-GREYS = ("0.25", "0.5", "0.7")
+ERROR = "error to the converged solution\n(lower is better)"
+SEQUENTIAL = "error to the sequential result\n(lower is better)"
+DECODED = {"valid": "texts, as a whole", "answers": "answers"}
+DECODING_RULE = (
+    "Error bars: standard error over problems. Named and joined are the ways to decode that none beats at their "
+    f"number of forwards (at most {style.MOST - 1}, from the right), and the first one; light grey are the others."
+)
+ROUNDS_RULE = "Error bars: standard deviation over seeds. Points of a line: its tolerances, the loosest first."
+COSTS = {"nfe": "model evaluations an image", "rounds": "rounds: model calls one after the other"}
+RULE = (
+    f"Error bars: standard deviation over seeds. Named are at most {style.MOST} a panel: the recommended setting, "
+    "the three of diffusers' (grey) and those of ours (in colour) with the least error, by its geometric mean over "
+    "steps."
+)
 
 
+@style.applied()
 def pareto(rows: Sequence[Summary], path: Path, metric: str = "latent_rms", *, keep: str = "") -> None:
-    """`metric` against NFE, one panel per guidance scale; diverged points are left out.
+    """`metric` against model evaluations, a panel a guidance scale; `keep` is drawn thick."""
+    figure = errors(rows, metric, keep=keep)
+    style.note(figure, rule_in_words(rows, keep=keep))
+    style.save(figure, path)
 
-    The samplers of :func:`fastsample.bench.report.foremost`, `keep` drawn thick, diffusers' in greys.
-    """
+
+def errors(rows: Sequence[Summary], metric: str = "latent_rms", *, keep: str = "") -> Figure:
+    """The panels of :func:`pareto`; parallel iterations have those of :func:`rounds`."""
+    rows = sequential(rows)
     guidances = sorted({row.guidance for row in rows})
-    figure = Figure(figsize=(5.6 * len(guidances), 5.6))
-    axes = figure.subplots(1, len(guidances), squeeze=False)
-    colours = {arm: f"C{index}" for index, arm in enumerate(a for a in _arms(rows) if not is_peer(a) and a != keep)}
-    greys = {arm: GREYS[index % 3] for index, arm in enumerate(a for a in _arms(rows) if is_peer(a))}
-    styles = colours | greys | {keep: "black"}
-    for axis, guidance in zip(axes[0], guidances, strict=True):
-        panel = [row for row in rows if row.guidance == guidance]
-        shown = foremost(panel, keep=keep)
-        for arm in shown:
-            own = sorted((row for row in panel if row.arm == arm), key=lambda row: row.nfe)
-            points = [(row.nfe, *value) for row in own if (value := row.metrics.get(metric)) is not None]
+    figure, axes = style.panels(len(guidances))
+    for axis, guidance in zip(axes, guidances, strict=True):
+        error_panel(axis, [row for row in rows if row.guidance == guidance], metric, keep=keep)
+        axis.set_title(f"guidance {guidance:g}" + (" (none)" if guidance == 1 else ""))
+    axes[-1].set_xlabel(COSTS["nfe"])
+    return figure
+
+
+def rule_in_words(rows: Sequence[Summary], *, keep: str = "") -> str:
+    """Which samplers have a name, and how many have none."""
+    rows = sequential(rows)
+    scales = {row.guidance for row in rows}
+    panels = [[row for row in rows if row.guidance == scale] for scale in scales]
+    most = max(len({row.arm for row in panel}) - len(foremost(panel, keep=keep)) for panel in panels)
+    return f"{RULE} The light lines are the {most} others." if most else RULE
+
+
+def error_panel(axis: Axes, rows: Sequence[Summary], metric: str, *, keep: str = "", cost: str = "nfe") -> None:
+    """One panel: an arm is a line with its name where :func:`fastsample.bench.report.foremost` has it.
+
+    `cost` is what stands on the horizontal axis: "nfe", or a metric. Diverged points are left out.
+    """
+    shown = foremost(rows, keep=keep)
+    peers = [arm for arm in shown if is_peer(arm)]
+    ours = [arm for arm in shown if not is_peer(arm) and arm != keep]
+    ends, ticks = [], set()
+    for arm in dict.fromkeys(row.arm for row in rows):
+        own = [row for row in rows if row.arm == arm]
+        points = sorted((of, *value) for row in own if (of := row.cost(cost)) and (value := row.metrics.get(metric)))
+        points = [point for point in points if point[1] > 0]  # of 0 there is no logarithm
+        if not points:
+            continue
+        x, y, spread = np.array(points).T
+        if arm not in shown:
+            axis.plot(x, y, **style.other())
+            continue
+        index = 0 if arm == keep else (peers if arm in peers else ours).index(arm)
+        looks = style.line(index, peer=arm in peers, recommended=arm == keep)
+        axis.errorbar(x, y, np.minimum(spread, 0.9 * y), capsize=2, elinewidth=0.9, **looks)
+        name = f"recommended: {own[0].title}" if arm == keep else own[0].title
+        ends.append((x[-1], y[-1], name, looks["color"]))
+        ticks |= {*x}
+    axis.set(yscale="log", ylabel=ERROR)
+    if ends:
+        named = [value for line in axis.containers for value in line.lines[0].get_ydata()]
+        axis.set_ylim(min(named) / 1.3, max(named) * 1.3)
+        style.counts(axis, sorted(ticks))
+    style.decimals(axis)
+    style.name_lines(axis, ends)
+
+
+@style.applied()
+def rounds(rows: Sequence[Summary], path: Path, title: str) -> None:
+    """What parallel iterations trade: error to the sequential result over rounds, and over evaluations."""
+    figure = rounds_panels(rows, title)
+    style.note(figure, ROUNDS_RULE)
+    style.save(figure, path)
+
+
+def rounds_panels(rows: Sequence[Summary], title: str) -> Figure:
+    """The panels of :func:`rounds`: a line is an iteration with its tolerances as points."""
+    groups: dict[str, list[Summary]] = {}
+    for row in rows:
+        if row.metrics.get("sequential_rms") and row.metrics.get("rounds"):
+            groups.setdefault(row.title.partition(", tolerance")[0], []).append(row)
+    heads = {name.partition(", ")[0] for name in groups}
+    figure, axes = style.panels(2, height=3.6)
+    for axis, cost in zip(axes, ("rounds", "nfe"), strict=True):
+        ends = []
+        for index, (name, own) in enumerate(itertools.islice(groups.items(), style.MOST)):
+            points = sorted((row.cost(cost), *(row.metrics["sequential_rms"] or ())) for row in own)
+            points = [point for point in points if point[1] > 0]  # of 0 there is no logarithm
             if not points:
                 continue
             x, y, spread = np.array(points).T
-            style = {"ls": "--" if is_peer(arm) else "-", "marker": "s" if is_peer(arm) else "o", "ms": 4}
-            width = 2.5 if arm == keep else 1.3
-            label = f"{arm} (recommended)" if arm == keep else arm
-            axis.errorbar(x, y, spread, label=label, color=styles[arm], lw=width, capsize=2, **style)
-        axis.set(
-            title=f"guidance {guidance:g}", xlabel="model evaluations an image (NFE)", yscale="log", xscale="log"
-        )
-        ticks = sorted({row.nfe for row in panel if row.arm in shown})
-        axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-        axis.xaxis.set_minor_locator(NullLocator())
-        axis.grid(alpha=0.3)
-        axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.13), frameon=False)
-    axes[0][0].set_ylabel("RMS error to the converged solution")
-    figure.savefig(path, dpi=110, bbox_inches="tight")
+            looks = style.line(index)
+            axis.errorbar(x, y, np.minimum(spread, 0.9 * y), capsize=2, elinewidth=0.9, **looks)
+            ends.append((x[-1], y[-1], name.partition(", ")[2] if len(heads) == 1 else name, looks["color"]))
+        axis.set(yscale="log", xlabel=COSTS[cost], ylabel=SEQUENTIAL)
+        style.decimals(axis)
+        style.name_lines(axis, ends)
+    axes[0].set_title(f"{heads.pop()}, {title}" if len(heads) == 1 else title)
+    return figure
 
 
-def _arms(rows: Sequence[Summary]) -> list[str]:
-    return list(dict.fromkeys(row.arm for row in rows))
-
-
+@style.applied()
 def decoding_pareto(results: Sequence[Result], path: Path) -> None:
-    """Shares of right texts and of right answers against forwards; a line joins the results that none beats."""
-    figure = Figure(figsize=(13, 4.6))
-    axes = figure.subplots(1, 2, sharey=True, sharex=True)
+    """Shares of wrong texts and of wrong answers against forwards."""
+    figure = decoding(results)
+    style.note(figure, DECODING_RULE)
+    style.save(figure, path)
+
+
+def decoding(results: Sequence[Result]) -> Figure:
+    """The panels of :func:`decoding_pareto`: a line joins the ways to decode that none beats, which have names."""
+    figure, axes = style.panels(2, height=4.0, named=0.2)
     for axis, metric in zip(axes, ("valid", "answers"), strict=True):
-        for index, result in enumerate(results):
-            style = {"color": f"C{index % 10}", "marker": "os^Dv"[index // 10 % 5]}
-            axis.plot(result["forwards"], result[metric], ls="", ms=6, label=result["method"], **style)
         best = decoding_report.frontier([(result["forwards"], result[metric]) for result in results])
-        axis.plot(*zip(*best, strict=True), color="grey", lw=0.8, zorder=0)
-        axis.set(title=decoding_report.COLUMNS[metric] + " right", xlabel="forwards a sequence", xscale="log")
-        axis.grid(alpha=0.3, which="both")
-    axes[0].set_ylabel("share of the problems")
-    axes[1].legend(fontsize=6, loc="center left", bbox_to_anchor=(1.02, 0.5))
-    figure.savefig(path, dpi=110, bbox_inches="tight")
+        best = best[1 - style.MOST :]
+        named: dict[tuple[float, float], tuple[float, float, str, str]] = {}
+        others = []
+        for index, result in enumerate(results):
+            at, count = (result["forwards"], result[metric]), result["problems"]
+            wrong, error = max(1 - at[1], 0.5 / count), (at[1] * (1 - at[1]) / count) ** 0.5
+            colour = style.OURS[0] if at in best else style.PEERS[0] if index == 0 else style.OTHERS
+            axis.errorbar(
+                *(at[0], wrong, min(error, 0.9 * wrong)),
+                fmt="o",
+                color=colour,
+                elinewidth=0.9,
+                zorder=2 + (at in best),
+            )
+            if index == 0 or at in best:
+                named.setdefault(at, (at[0], wrong, rule_name(result["method"]), colour))
+            else:
+                others.append((at[0], wrong))
+        line = [named[at][:2] for at in best]
+        axis.plot(*zip(*line, strict=True), color=style.OURS[0], lw=1.0, zorder=2)
+        axis.set(title=f"wrong {DECODED[metric]}", ylabel="share of the problems\n(lower is better)", yscale="log")
+        style.counts(axis, [count for count in (1, 2, 5, 10, 20, 50, 100, 200, 500) if count <= 1.1 * _most(results)])
+        axis.set_xlim(0.8, 1.3 * _most(results))
+        style.decimals(axis)
+        style.name_points(axis, list(named.values()), [*others, *style.between(line)])
+    axes[-1].set_xlabel("forwards a text (fewer is faster)")
+    return figure
 
 
-def image_grid(images: dict[str, Tensor], path: Path, prompts: Sequence[str]) -> None:
-    """One row per sampler, one column per prompt; images [n, 3, H, W] in [0, 1]."""
-    shape = (len(images), len(prompts))
-    figure = Figure(figsize=(1.3 * shape[1] + 2, 1.25 * shape[0] + 0.6))
-    axes = figure.subplots(*shape, squeeze=False)
-    figure.subplots_adjust(wspace=0.05, hspace=0.05)
-    for axis, prompt in zip(axes[0], prompts, strict=True):
-        axis.set_title(_wrapped(prompt), fontsize=5)
-    for row, (label, batch) in zip(axes, images.items(), strict=True):
-        for axis, image in zip(row, batch, strict=False):
-            axis.imshow(np.nan_to_num(image.permute(1, 2, 0).numpy()), interpolation="nearest")
-            axis.set(xticks=[], yticks=[])
-        row[0].set_ylabel(label.replace("diffusers ", "diffusers\n"), fontsize=7, rotation=0, ha="right", va="center")
-    figure.savefig(path, dpi=110, bbox_inches="tight")
+def _most(results: Sequence[Result]) -> float:
+    return float(max(result["forwards"] for result in results))
 
 
+@style.applied()
 def sweeps(errors: dict[str, list[float]], path: Path, title: str) -> None:
     """RMS error to the sequential result, relative to its spread, against the sweep; one line per label."""
-    figure = Figure(figsize=(6.5, 4.2))
-    axis = figure.subplots()
+    figure, (axis,) = style.panels(1, height=4.2, named=0.26)
+    ends = []
     for index, (label, values) in enumerate(errors.items()):
-        axis.plot(range(1, len(values) + 1), values, marker="o", ms=4, label=label, color=f"C{index % 10}")
-    axis.set(title=title, xlabel="sweep", ylabel="RMS error to the sequential result", yscale="log")
-    axis.grid(alpha=0.3)
-    axis.legend(fontsize=7)
-    figure.savefig(path, dpi=110, bbox_inches="tight")
-
-
-def strips(images: dict[str, Tensor], path: Path) -> None:
-    """One row per label: the images [n, 3, H, W] in [0, 1] of its sweeps, the sequential one last."""
-    columns = max(len(row) for row in images.values())
-    figure = Figure(figsize=(1.1 * columns + 2, 1.15 * len(images) + 0.4))
-    axes = figure.subplots(len(images), columns, squeeze=False)
-    figure.subplots_adjust(wspace=0.05, hspace=0.25)
-    for row, (label, shown) in zip(axes, images.items(), strict=True):
-        pictures = [*shown[:-1], *[None] * (columns - len(shown)), shown[-1]]
-        for sweep, (axis, picture) in enumerate(zip(row, pictures, strict=True), 1):
-            axis.axis("off")
-            if picture is not None:
-                axis.imshow(np.nan_to_num(picture.permute(1, 2, 0).numpy()), interpolation="nearest")
-                axis.set_title("sequential" if sweep == columns else f"sweep {sweep}", fontsize=6)
-        row[0].text(-0.1, 0.5, label, transform=row[0].transAxes, fontsize=7, ha="right", va="center")
-    figure.savefig(path, dpi=110, bbox_inches="tight")
-
-
-def _wrapped(text: str, width: int = 18) -> str:
-    return "\n".join(textwrap.wrap(text, width))
+        looks = style.line(index)
+        points = [(sweep, value) for sweep, value in enumerate(values, 1) if 0 < value < math.inf]
+        if points:
+            axis.plot(*zip(*points, strict=True), **looks)
+            ends.append((*points[-1], label, looks["color"]))
+    axis.set(title=title, xlabel="sweep: one round of model calls at once", yscale="log")
+    axis.set_ylabel(SEQUENTIAL)
+    style.decimals(axis)
+    style.name_lines(axis, ends)
+    style.save(figure, path)

@@ -9,7 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from fastsample.cache import naming, replacing
+
 Result = dict[str, Any]
+START = b'{"key": "'
+"""Of every line."""
 
 
 class Record:
@@ -17,47 +21,75 @@ class Record:
 
     Opening reads the file and leaves it as it is. A run that is killed loses the line it was writing at most: readers
     pass over what stands of it. The first result added writes a file with such remains, or with lines that others
-    have replaced, anew beside the old one, whose place it then takes at once. Without `resume` the file's results are
-    not read, and stay until the first new one is on disk.
-    Raises ValueError for a file whose lines are no results.
+    have replaced, anew beside the old one, whose place it then takes at once. Without `resume` the file's results do
+    not count, and stay until the first new one is on disk.
+    Raises ValueError, with the line, for a file that is no such record, which stays as it is either way.
     """
 
     def __init__(self, path: Path, *, resume: bool = True) -> None:
         self.path = path
         self._resume = resume
-        text = path.read_bytes() if resume and path.exists() else b""
-        self.results = self._read(text)
-        self._tidy = resume and text.count(b"\n") == len(self.results)
+        text = self._text()
+        found = self._read(text)
+        self.results = found if resume else {}
+        self._tidy = resume and text.count(b"\n") == len(found)
 
     def append(self, result: Mapping[str, Any]) -> Result:
         """Put one result on disk, then add it; the result as it reads from there."""
         plain = {key: _json_number(value) for key, value in result.items()}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         if self._tidy and _is_whole(self.path):
-            with self.path.open("ab") as file:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with naming(self.path), self.path.open("ab") as file:
                 _write(file, [plain])
         else:
-            kept = self._read(self.path.read_bytes()) if self._resume and self.path.exists() else {}
-            partial = self.path.with_suffix(f".{os.getpid()}")
-            with partial.open("wb") as file:
+            kept = self._read(self._text()) if self._resume else {}
+            with replacing(self.path) as partial, partial.open("wb") as file:
                 _write(file, [*kept.values(), plain])
-            partial.replace(self.path)
             self._resume = self._tidy = True
         self.results[str(plain["key"])] = plain
         return plain
 
+    def kept(self) -> str:
+        """What an interrupted run leaves, in words, and how to go on."""
+        found = self._read(self._text())  # the interrupt may have come between the disk and `results`
+        return f"{len(found)} results are kept in {self.path}; the same command goes on from there"
+
+    def _text(self) -> bytes:
+        """What the file holds; nothing where there is none."""
+        if self.path.exists() and not self.path.is_file():
+            raise ValueError(f"{self.path} is no file: give another folder, or move it away")
+        return self.path.read_bytes() if self.path.exists() else b""
+
     def _read(self, text: bytes) -> dict[str, Result]:
-        """The results by their keys, without lines that a kill has cut."""
+        """The results by their keys, without lines that a kill or a crash has cut."""
         found: dict[str, Result] = {}
-        for line in text.splitlines():
+        odd = 0  # the first line that nobody can read
+        for number, line in enumerate(text.splitlines(), 1):
             try:
-                result = json.loads(line)
-            except ValueError:  # not JSON, or not even text
+                result = json.loads(line.decode())
+            except UnicodeDecodeError:
+                odd = odd or number
                 continue
-            if not isinstance(result, dict) or "key" not in result:
-                raise ValueError(f"{self.path} holds a line that is no result: give another folder, or move it away")
+            except ValueError:
+                if not _is_cut(line):
+                    raise self._refusal(number) from None
+                continue
+            if not isinstance(result, dict) or not isinstance(result.get("key"), str):
+                raise self._refusal(number)
             found[result["key"]] = result
+        if odd and not found:
+            raise self._refusal(odd)
         return found
+
+    def _refusal(self, line: int) -> ValueError:
+        return ValueError(
+            f"{self.path} holds a line that is no result: give another folder, or move it away (line {line})"
+        )
+
+
+def _is_cut(line: bytes) -> bool:
+    """Whether a line that is not JSON is one of ours of which a kill left the beginning, or a crash only zeros."""
+    return line.startswith(START) or START.startswith(line) or not line.strip(b"\0")
 
 
 def _is_whole(path: Path) -> bool:

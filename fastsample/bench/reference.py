@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
 
-from fastsample.cache import cache_folder
+from fastsample.cache import cache_folder, replacing
 from fastsample.pipelines.drawing import Drawing
 from fastsample.schedulers import create_scheduler
 from fastsample.schedules import NoiseSchedule
@@ -45,8 +44,6 @@ def converged(path: Path, config: Mapping[str, Any], sample: Callable[[Any, int]
     result = sample(reference_scheduler(config), STEPS)
     if not result.finite:
         raise ValueError(f"the {STEPS}-step reference is not finite: lower the guidance, or use float32")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}")
-    save_file({"latents": result.latents.contiguous(), "pixels": result.pixels.half().contiguous()}, partial)
-    partial.replace(path)
+    with replacing(path) as partial:
+        save_file({"latents": result.latents.contiguous(), "pixels": result.pixels.half().contiguous()}, partial)
     return result

@@ -12,6 +12,7 @@ from typing import Any
 
 from rich.table import Table
 
+from fastsample.bench.naming import plain_name
 from fastsample.bench.record import Result
 
 METRICS = {
@@ -24,6 +25,7 @@ METRICS = {
     "gmacs": ("GMACs", 1),
     "sequential_rms": ("to sequential", 4),
     "rounds": ("rounds", 1),
+    "dropped": ("dropped", 1),
     "saved_by_guidance": ("saved: guidance", 3),
     "saved_by_caching": ("saved: caching", 3),
     "seconds": ("seconds", 2),
@@ -32,7 +34,10 @@ METRICS = {
 
 @dataclass(frozen=True)
 class Summary:
-    """One row: an arm at steps and guidance, over seeds; a metric is (mean, spread), None where it diverged."""
+    """One row: an arm at steps and guidance, over seeds; a metric is (mean, spread), None where it diverged.
+
+    `name` is what a reader calls the arm.
+    """
 
     arm: str
     steps: int
@@ -41,6 +46,23 @@ class Summary:
     seeds: int
     finite: bool
     metrics: dict[str, tuple[float, float] | None]
+    name: str = ""
+
+    @property
+    def title(self) -> str:
+        """The arm's name, its label where it has none."""
+        return self.name or self.arm
+
+    def cost(self, of: str = "nfe") -> float | None:
+        """Model evaluations an image, or the mean of a metric, as "rounds"."""
+        if of == "nfe":
+            return self.nfe
+        return self.mean(of) if self.metrics.get(of) else None
+
+    def mean(self, metric: str) -> float:
+        """Of a metric, over seeds; infinite where it diverged or was not measured."""
+        value = self.metrics.get(metric)
+        return value[0] if value else math.inf
 
     def text(self, metric: str, *, spread: bool = True) -> str:
         """`mean ± spread`, or the mean alone; "diverged" where a run was not finite."""
@@ -48,6 +70,8 @@ class Summary:
         if value is None:
             return "diverged" if metric in ("latent_rms", "pixel_psnr", "frechet") else "-"
         digits = METRICS[metric][1]
+        if metric.endswith("rms") and 0 < value[0] < 10.0 ** (1 - digits):
+            digits = 1 - math.floor(math.log10(value[0]))  # two that say something
         return f"{value[0]:.{digits}f}" + (f" ± {value[1]:.{digits}f}" if spread and self.seeds > 1 else "")
 
 
@@ -67,31 +91,38 @@ def summarise(results: Sequence[Result]) -> list[Summary]:
                 spread = statistics.stdev(numbers) if len(numbers) > 1 else 0.0
                 metrics[metric] = (statistics.mean(numbers), spread) if whole else None
         nfe, finite = own[0]["nfe"], all(result["finite"] for result in own)
-        rows.append(Summary(arm, steps, guidance, nfe, len(own), finite, metrics))
+        rows.append(Summary(arm, steps, guidance, nfe, len(own), finite, metrics, plain_name(own[0])))
     return rows
 
 
 def enough_steps(rows: Iterable[Summary], error: float = 0.1) -> int:
     """The fewest steps at which some sampler's error is below `error`; the most where none's is."""
     rows = list(rows)
-    return min((row.steps for row in rows if _error(row) < error), default=max(row.steps for row in rows))
+    return min((row.steps for row in rows if row.mean("latent_rms") < error), default=max(row.steps for row in rows))
 
 
 def foremost(rows: Sequence[Summary], *, keep: str = "", most: int = 8) -> list[str]:
     """The samplers to show of one guidance scale, in their order: `keep`, three of diffusers', and the best of ours.
 
-    Those with the least error, by its geometric mean over steps: at most `most`.
+    Those with the least error, by its geometric mean over steps: at most `most`. Those that were not run at every
+    number of steps come last.
     """
+    counts = len({row.nfe for row in rows})
 
-    def mean(arm: str) -> float:
-        errors = [max(_error(row), 1e-12) for row in rows if row.arm == arm]
-        return sum(map(math.log, errors)) / len(errors)
+    def mean(arm: str) -> tuple[int, float]:
+        errors = [max(row.mean("latent_rms"), 1e-12) for row in rows if row.arm == arm]
+        return counts - len(errors), sum(map(math.log, errors)) / len(errors)
 
-    ranked = sorted(_distinct(rows, "arm"), key=lambda arm: (arm != keep, mean(arm)))
+    ranked = sorted(_distinct(rows, "arm"), key=lambda arm: (arm != keep, *mean(arm)))
     peers = [arm for arm in ranked if is_peer(arm)]
     ours = [arm for arm in ranked if not is_peer(arm)][: most - min(len(peers), 3)]
     chosen = {*ours, *peers[: most - len(ours)]}
     return [arm for arm in _distinct(rows, "arm") if arm in chosen]
+
+
+def sequential(rows: Sequence[Summary]) -> list[Summary]:
+    """Those that make a step after the other; all where none does."""
+    return [row for row in rows if "sequential_rms" not in row.metrics] or list(rows)
 
 
 def is_peer(arm: str) -> bool:
@@ -133,7 +164,7 @@ def _by_steps(rows: Sequence[Summary]) -> str:
     """The table of one guidance scale."""
     steps, arms = _distinct(rows, "steps"), _distinct(rows, "arm")
     found = {(row.arm, row.steps): row for row in rows}
-    least = {count: min(_error(row) for row in rows if row.steps == count) for count in steps}
+    least = {count: min(row.mean("latent_rms") for row in rows if row.steps == count) for count in steps}
     header = [f"guidance {rows[0].guidance:g}", *(f"{count} steps" for count in steps)]
     body = [[arm, *(_cell(found.get((arm, count)), least[count]) for count in steps)] for arm in arms]
     return markdown_table(header, body)
@@ -150,12 +181,7 @@ def _cell(row: Summary | None, least: float) -> str:
         return ""
     error, judged = row.text("latent_rms"), row.metrics.get("prompts")
     share = f" ({judged[0]:.0%})" if judged else ""
-    return (f"**{error}**" if _error(row) == least else error) + share
-
-
-def _error(row: Summary) -> float:
-    value = row.metrics.get("latent_rms")
-    return value[0] if value else math.inf
+    return (f"**{error}**" if row.mean("latent_rms") == least else error) + share
 
 
 def _distinct(rows: Sequence[Summary], name: str) -> list[Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,13 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastsample.bench.album import Album, reference_key
 from fastsample.bench.cases import Arm, Case
-from fastsample.bench.context import context_of, environment, modules_of, weights_digest
+from fastsample.bench.context import command, context_of, environment, modules_of, weights_digest
 from fastsample.bench.metrics import frechet_distance, psnr, rms
 from fastsample.bench.record import Record, Result
 from fastsample.bench.reference import STEPS, converged, reference_path, reference_scheduler
 from fastsample.demo.bundled import features, prompt_fidelity, real_features
-from fastsample.pipelines.configured import Setup, configured
+from fastsample.pipelines.configured import configured
 from fastsample.pipelines.counting import count
 from fastsample.pipelines.drawing import Drawing, LastSample, draw
 from fastsample.pipelines.overlay import class_beneath
@@ -41,7 +41,7 @@ class Bench:
     Errors are RMS distances to the converged solution of the same pipeline from the same noise, of the latents as the
     pipeline's decoder gets them, relative to their spread. Arms are interleaved within each repeat, after a warm-up.
     `request` is what the pipeline is asked for beside prompts. With `judge`, images are scored by the bundled
-    classifier (prompt fidelity, Frechet distance to real held-out images).
+    classifier (prompt fidelity, Frechet distance to real held-out images). An `album` keeps pictures of every case.
     Raises ValueError for a pipeline that draws nothing from prompts.
     """
 
@@ -52,6 +52,7 @@ class Bench:
     repeats: int = 1
     judge: bool = False
     request: Request = field(default_factory=Request)
+    album: Album | None = None
 
     def __post_init__(self) -> None:
         check_draws(self.pipe)
@@ -73,7 +74,7 @@ class Bench:
     def check(self, arm: Arm, steps: int, guidance: float) -> None:
         """Raise ValueError, before any evaluation, where the pipeline cannot be called so, or has no reference."""
         reference_scheduler(self._own.config)
-        with self._set_up(arm, guidance):
+        with arm.set_up(self.pipe, guidance):
             rehearse(self.pipe, self._call(range(len(self.prompts))[: self.batch], steps, guidance, 0))
 
     def expected(self, cases: Sequence[Case]) -> list[float]:
@@ -104,6 +105,7 @@ class Bench:
                     drawing, ledger, cost = self._sample(arm, steps, guidance, seed)
                     seconds[arm].append(ledger.seconds)
                     if repeat == 0:
+                        self.keep_pictures(Case(arm, steps, guidance, seed), drawing.stills)
                         results[arm] = (
                             self._judge(drawing, guidance, seed)
                             | cost
@@ -154,22 +156,35 @@ class Bench:
         return found, last.sample, torch.cat(pictures)
 
     def _key(self, case: Case) -> str:
+        """What the record and the album call a case, run with these weights and prompts on this device."""
         return f"{self._context} {case.key}"
+
+    def pictured(self, case: Case) -> bool:
+        """Whether the album has pictures of a case and of its reference; True where there is no album."""
+        album, reference = self.album, reference_key(self._context, case.guidance, case.seed)
+        return album is None or (self._key(case) in album and reference in album)
+
+    def keep_pictures(self, case: Case, stills: Tensor) -> None:
+        """Put the pictures of a case into the album, with those of the converged solution from the same noise."""
+        if self.album is None:
+            return
+        told = {"guidance": case.guidance, "seed": case.seed}
+        self.album.keep(self._key(case), stills, self.prompts, arm=case.arm.label, steps=case.steps, **told)
+        reference = reference_key(self._context, case.guidance, case.seed)
+        if reference not in self.album:
+            stills = self.converged_images(case.guidance, case.seed)
+            self.album.keep(reference, stills, self.prompts, arm="reference", **told)
 
     def _describe(self, case: Case) -> Result:
         return {
             "key": self._key(case),
-            "arm": case.arm.label,
-            "solver": case.arm.name,
-            "grid": case.arm.grid,
-            "options": dict(case.arm.options),
-            "gate": case.arm.gate and case.arm.gate.label,
-            "parallel": case.arm.parallel and case.arm.parallel.label,
-            "source": "diffusers" if case.arm.peer else "fastsample",
+            **case.arm.described,
             "steps": case.steps,
             "guidance": case.guidance,
             "seed": case.seed,
+            "kind": self.kind,
             "prompts_count": len(self.prompts),
+            "command": command(),
             "environment": self._environment,
         }
 
@@ -224,17 +239,17 @@ class Bench:
 
     def _sample(self, arm: Arm, steps: int, guidance: float, seed: int) -> tuple[Drawing, Ledger, Result]:
         """What was drawn, the ledger, and what accelerations saved."""
-        with self._set_up(arm, guidance) as setup, count(self.pipe, len(self.prompts)) as ledger:
+        with arm.set_up(self.pipe, guidance) as setup, count(self.pipe, len(self.prompts)) as ledger:
             drawing = self._draw(steps, guidance, seed, ledger)
         batches = -(-len(self.prompts) // self.batch)
-        savings = _savings(setup.gate.summary()) if setup.gate else {}
-        return drawing, ledger, savings | (_rounds(setup.run, batches) if setup.run else {})
-
-    def _set_up(self, arm: Arm, guidance: float) -> contextlib.AbstractContextManager[Setup]:
-        """The pipeline with an arm's scheduler, gate and parallel iteration."""
-        gate = arm.gate.tgate(guidance) if arm.gate else None
-        parallel = arm.parallel.options if arm.parallel else None
-        return configured(self.pipe, arm.at(guidance).scheduler(self._own.config), gate=gate, parallel=parallel)
+        saved = _savings(setup.gate.summary()) if setup.gate else {}
+        if setup.gate or setup.cut:
+            saved["dropped"] = ledger.dropped / len(self.prompts)
+        if setup.run:
+            saved |= _rounds(setup.run, batches)
+        elif arm.recipe:
+            saved["rounds"] = ledger.forward_calls / batches
+        return drawing, ledger, saved
 
     def _draw(self, steps: int, guidance: float, seed: int, ledger: Ledger | None = None) -> Drawing:
         """Of all prompts, by the pipeline as it is set up. Each image has a generator, so all arms start alike."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from fastsample.bench import plots
+from fastsample.bench import grids, plots
 from fastsample.bench.cases import Arm
 from fastsample.bench.metrics import rms
 from fastsample.bench.runner import Bench
@@ -23,13 +23,13 @@ def trace(runner: Bench, arms: Sequence[Arm], steps: int, guidance: float) -> di
     for arm in tightest(arms):
         assert arm.parallel is not None
         guesses, exact, strip = runner.trace(arm, steps, guidance, seed=0)
-        label = f"{arm.plain.label} {arm.parallel.iteration}"
+        label = f"{arm.plain.title}, {arm.parallel.iteration} sweeps"
         errors[label] = [rms(guess, exact) / float(exact.std()) for guess in guesses]
         strips[label] = strip
-    title = f"{steps} steps at once, guidance {guidance:g}"
+    title = f"{steps} steps at once, guidance {guidance:g}, seed 0"
     return {
         "sweeps.png": lambda path: plots.sweeps(errors, path, title),
-        "strip.png": lambda path: plots.strips(strips, path),
+        "strip.png": lambda path: grids.strips(strips, path, title),
     }
 
 

@@ -7,16 +7,25 @@ from typing import Annotated
 
 import typer
 
+from fastsample.cache import cache_folder
 from fastsample.cli import arguments
+from fastsample.cli.command import check_switches
+from fastsample.cli.files import check_page, output_folder
+
+DECODING = {"decode", "rule", "model", "problems", "batch", "dtype", "device", "out", "resume"}
+DECODING |= {"as_json", "markdown", "plot", "report"}
+"""Options that mean something with --decode; `rule` and `problems` only there."""
 
 
 def bench(
+    ctx: typer.Context,
     model: arguments.Model = None,
     solver: Annotated[
         list[str] | None,
         typer.Option(
             help="A solver name or name:key=value,.. (grid=quadratic for its own grid), a sampler as AUTOMATIC1111 "
-            "or ComfyUI call it, or a scheduler class of diffusers; repeat. Default: the recommended one and a few."
+            "or ComfyUI call it, a scheduler class of diffusers, or a recipe's file (.json), which runs at its own "
+            "steps; repeat. Default: the recommended one and a few."
         ),
     ] = None,
     peer: Annotated[
@@ -68,9 +77,14 @@ def bench(
     plot: Annotated[
         bool,
         typer.Option(
-            "--plot", help="Also write pareto.png and images.png; with --parallel, sweeps.png and strip.png."
+            "--plot",
+            help="Also write pareto.png and images.png; with --parallel, sweeps.png, strip.png and rounds.png.",
         ),
     ] = False,
+    report: Annotated[
+        Path | None,
+        typer.Option(help="Also write a page.html that needs nothing else: words, table, plots, pictures of all."),
+    ] = None,
     resume: Annotated[bool, typer.Option(help="Go on from what results.jsonl holds.")] = True,
     decode: Annotated[
         bool, typer.Option("--decode", help="Commit rules of the bundled language model, in place of all this.")
@@ -89,10 +103,14 @@ def bench(
 
     With --decode, ways to decode a language model: right answers, wholly right texts, forwards, seconds.
 
-    Every result is appended to results.jsonl as it comes; the same command goes on after an interruption. Other files
-    of a run with other results are numbered, and none is overwritten. Wrong input, and a pipeline that cannot be
-    benchmarked, is one line before any evaluation.
+    Every result is appended to results.jsonl as it comes, and pictures of the first 8 prompts go to pictures/; the
+    same command goes on after an interruption. Other files of a run with other results are numbered, and none is
+    overwritten. Wrong input, and a pipeline that cannot be benchmarked, is one line before any evaluation.
     """
+    others = [param.name for param in ctx.command.params if param.name not in DECODING]
+    needs = {"window": "parallel", "tolerance": "parallel", "rule": "decode", "problems": "decode"}
+    check_switches(ctx, excludes={"decode": others}, needs=needs)
+    arguments.check_counts(seeds=seeds, batch=batch, repeats=repeats, problems=problems)
     from fastsample.cli.engines import bench as engine  # torch and diffusers: not for --help
     from fastsample.cli.engines import bench_decoding, common
 
@@ -107,34 +125,41 @@ def bench(
             out,
             resume,
         )
-        run(as_json=as_json, markdown=markdown, plot=plot)
+        run(as_json=as_json, markdown=markdown, plot=plot, report=report)
         return
-    added = [*engine.read_gates(tgate), *engine.read_iterations(parallel, window, tolerance)]
-    arms = engine.Arms.read(solver, peer, grid or [None], added)
     counts = arguments.numbers(steps, "steps", int)
+    arguments.check_counts(steps=max(counts))
+    added = [*engine.read_gates(tgate, counts), *engine.read_iterations(parallel, window, tolerance, counts)]
+    arms = engine.Arms.read(solver, peer, grid, added)
     scales = engine.read_scales(guidance, model)
-    arguments.check_least(seeds=seeds, batch=batch, repeats=repeats)
+    arguments.check_scales(guidance=max(scales or [0]))
     engine.make_cases([], counts, scales or [], range(seeds))
     request = common.read_request(height, width, frames, negative_prompt, call)
     device, dtype = common.placement(model, device, dtype, offload)
     common.check_model(model)
     texts = engine.read_prompts(prompts, model)
-    folder = arguments.writable_folder(out)
-    common.quiet()
-    pipe = common.load_model(model, device, dtype, offload)
-    bundled = common.bundled_name(model) is not None
-    runner = engine.make_runner(
-        pipe,
-        texts,
-        folder,
-        batch=batch or (64 if bundled else 1),
-        repeats=repeats,
-        resume=resume,
-        judge=bundled,
-        request=request,
-    )
-    cases = arms.cases(runner, counts, scales, range(seeds))
-    results = engine.execute(runner, cases)
-    engine.write(results, folder, best=engine.best_label(runner, cases), as_json=as_json, csv=csv, markdown=markdown)
-    if plot:
-        engine.draw(runner, results, cases, folder)
+    if report is not None:
+        check_page(report)
+    with output_folder(out, alone=True) as folder, output_folder(cache_folder(), "$FASTSAMPLE_CACHE"):
+        common.quiet()
+        pipe = common.load_model(model, device, dtype, offload)
+        bundled = common.bundled_name(model) is not None
+        runner = engine.make_runner(
+            pipe,
+            texts,
+            folder,
+            batch=batch or (64 if bundled else 1),
+            repeats=repeats,
+            resume=resume,
+            judge=bundled,
+            request=request,
+        )
+        cases = arms.cases(runner, counts, scales, range(seeds))
+        results = engine.execute(runner, cases)
+        engine.write(
+            results, folder, best=engine.best_label(runner, cases), as_json=as_json, csv=csv, markdown=markdown
+        )
+        if plot:
+            engine.draw(runner, results, cases, folder)
+        if report is not None:
+            engine.write_page(runner, results, cases, report)

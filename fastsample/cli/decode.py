@@ -8,8 +8,12 @@ from typing import Annotated
 
 import typer
 
+from fastsample.cli import arguments
+from fastsample.cli.command import check_switches, on_interrupt
+
 
 def decode(
+    ctx: typer.Context,
     prompt: Annotated[list[str] | None, typer.Option(help="A prompt; repeat for several.")] = None,
     prompts: Annotated[Path | None, typer.Option(help="A file with one prompt a line.")] = None,
     model: Annotated[
@@ -54,14 +58,23 @@ def decode(
 
     Example: fastsample decode --prompt 123+45+678+901+234 --rule prophet:thresholds=8/5/3.5+threshold
     """
+    check_switches(
+        ctx,
+        needs={"budget": "plan", "trust_remote_code": "model"},
+        excludes={"plan": ("seed", "colours"), "as_json": ("colours",)},
+    )
+    length = gen_length or (96 if model is None else 128)
+    arguments.check_counts(gen_length=gen_length, steps=steps)
+    if block_length is not None and block_length > length:
+        raise ValueError(f"--block-length = {block_length} with --gen-length = {length}: give at most as much")
+    arguments.check_seeds([seed])
+    arguments.check_scales(guidance=guidance, temperature=temperature)
     from fastsample.cli.engines import common  # torch and transformers: not for --help
     from fastsample.cli.engines import decode as engine
 
     if plan and (rule is not None or steps is not None):
         raise ValueError("--rule and --steps with --plan: it finds the rule, leave them out")
     settings = engine.check(rule or engine.RULE, block_length, steps)
-    if seed < 0:
-        raise ValueError(f"seed = {seed}: give an integer of at least 0")
     common.check_device(device, dtype)
     if plan and not 0 <= budget < 1:
         raise ValueError(f"--budget = {budget}: give the share of texts that may differ, from 0 to 1")
@@ -69,16 +82,15 @@ def decode(
     engine.check_model(model)
     common.quiet()
     pipe = engine.load(model, dtype, device, trust_remote_code)
-    settings |= {"gen_length": gen_length or (96 if model is None else 128)}
-    settings |= {"guidance_scale": guidance, "temperature": temperature}
+    settings |= {"gen_length": length, "guidance_scale": guidance, "temperature": temperature}
     if plan:
         engine.show_plan(engine.plan(pipe, texts, budget, settings), as_json)
         return
-    written = [engine.write(pipe, text, seed, settings) for text in texts]
+    written = (engine.write(pipe, text, seed, settings) for text in texts)
     if as_json:
-        print(
-            json.dumps([{key: value for key, value in one.items() if key != "pieces"} for one in written], indent=2)
-        )
+        made = [{key: value for key, value in one.items() if key != "pieces"} for one in written]
+        print(json.dumps(made, indent=2))
         return
-    for one in written:
-        engine.show(one, colours)
+    with on_interrupt(lambda: "the texts above are whole; go on with the prompts after them"):
+        for one in written:
+            engine.show(one, colours)

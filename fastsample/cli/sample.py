@@ -8,9 +8,12 @@ from typing import Annotated
 import typer
 
 from fastsample.cli import arguments
+from fastsample.cli.command import check_switches
+from fastsample.cli.files import output_folder
 
 
 def sample(
+    ctx: typer.Context,
     prompt: Annotated[list[str] | None, typer.Option(help="A prompt; repeat for several.")] = None,
     prompts: Annotated[
         Path | None,
@@ -23,11 +26,14 @@ def sample(
         str | None,
         typer.Option(
             help="A solver of `fastsample solvers`, name or name:key=value,..; a sampler as AUTOMATIC1111 or ComfyUI "
-            "call it ('DPM++ 2M Karras', dpmpp_2m); or a scheduler class of diffusers. Default: the recommended one."
+            "call it ('DPM++ 2M Karras', dpmpp_2m); a scheduler class of diffusers; or a recipe's file (.json). "
+            "Default: the recommended one."
         ),
     ] = None,
     option: Annotated[list[str] | None, typer.Option(help="A solver option key=value; repeat for several.")] = None,
-    steps: Annotated[int, typer.Option(help="Steps: calls of the network.")] = 20,
+    steps: Annotated[
+        int | None, typer.Option(help="Steps: calls of the network. Default: the recipe's, else 20.")
+    ] = None,
     grid: Annotated[
         str | None, typer.Option(help="Time grid; default: the model's own spacing, or the recommended solver's.")
     ] = None,
@@ -68,21 +74,27 @@ def sample(
 
     Example: fastsample sample --prompt "a large red circle at the left on a white background" --steps 10
     """
+    check_switches(ctx, needs={"window": "parallel", "tolerance": "parallel"})
+    arguments.check_counts(images=images, steps=steps, window=window)
+    seeds = [first + number for first in seed or [0] for number in range(images)]
+    arguments.check_seeds(seeds)
+    arguments.check_scales(guidance=guidance)
     from fastsample.cli.engines import common  # torch and diffusers: not for --help
     from fastsample.cli.engines import sample as engine
 
-    arguments.check_least(images=images)
-    seeds = [first + number for first in seed or [0] for number in range(images)]
     arm = engine.check(solver, option or [], grid, steps, guidance, seeds)
-    gate = engine.check_gate(tgate, steps)
-    iteration = engine.check_iteration(parallel, window, tolerance, tgate)
+    count = engine.steps_of(arm, steps)
+    if parallel and count == 1:
+        raise ValueError(f"--parallel = {parallel!r} with --steps = 1: there is nothing to make at once; give more")
+    gate = engine.check_gate(tgate, count, arm)
+    iteration = engine.check_iteration(parallel, window, tolerance, tgate, arm)
     request = common.read_request(height, width, frames, negative_prompt, call)
     device, dtype = common.placement(model, device, dtype, offload)
     common.check_model(model)
     texts = engine.read_texts(prompt, prompts, model)
-    folder = arguments.writable_folder(out)
-    common.quiet()
-    pipe = common.load_model(model, device, dtype, offload)
-    sampler = engine.Sampler(pipe, arm, grid, request, steps, engine.scale(guidance, model), gate, iteration)
-    made = engine.generate(sampler, texts, seeds, folder)
-    engine.report(made, folder, as_json)
+    with output_folder(out) as folder:
+        common.quiet()
+        pipe = common.load_model(model, device, dtype, offload)
+        sampler = engine.Sampler(pipe, arm, grid, request, count, engine.scale(guidance, model), gate, iteration)
+        made = engine.generate(sampler, texts, seeds, folder)
+        engine.report(made, folder, as_json)

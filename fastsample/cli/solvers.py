@@ -6,8 +6,11 @@ from typing import Annotated
 
 import typer
 
+from fastsample.cli.command import check_switches
+
 
 def solvers(
+    ctx: typer.Context,
     name: Annotated[
         str | None, typer.Argument(help="One solver, or a part of its name: all that is known of it.")
     ] = None,
@@ -19,6 +22,7 @@ def solvers(
 
     Example: fastsample solvers dpmpp-2m
     """
+    check_switches(ctx, excludes={"names": ("name", "details"), "as_json": ("details", "names")})
     from fastsample.cli.engines import solvers as engine  # NumPy and the solvers: not for --help
 
     engine.report(name, details=details, names=names, as_json=as_json)

@@ -8,8 +8,15 @@ from typing import Annotated
 import typer
 
 from fastsample.cli import arguments
+from fastsample.cli.command import Command, check_switches
+from fastsample.cli.files import output_folder
 
-app = typer.Typer(help="TarFlow: sample, plan parallel decoding (GS-Jacobi), measure it.", no_args_is_help=True)
+app = typer.Typer(
+    help="TarFlow: sample, plan parallel decoding (GS-Jacobi), measure it.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+NEEDS = {"attention_temperature": "guidance"}
 
 Model = Annotated[
     str | None, typer.Option(help="Pipeline folder, hub id, or an authors' .pth file; default: the bundled digits.")
@@ -21,8 +28,9 @@ Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:0, mps.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
-@app.command()
+@app.command("sample", cls=Command)
 def sample(
+    ctx: typer.Context,
     labels: Annotated[str | None, typer.Option(help="Class labels; default: each class once.")] = None,
     count: Annotated[int, typer.Option(help="Images per label.")] = 1,
     guidance: Guidance = 0.0,
@@ -42,23 +50,28 @@ def sample(
 
     Example: fastsample tarflow sample --labels 3,7 --count 4 --guidance 1
     """
+    check_switches(ctx, needs=NEEDS)
     classes = arguments.numbers(labels, "labels", int) if labels else None
-    arguments.check_least(count=count)
+    arguments.check_counts(count=count)
+    arguments.check_seeds([seed])
     from fastsample.cli.engines import tarflow as engine  # torch and diffusers: not for --help
 
-    pipe = engine.load(model, device, dtype)
-    folder = arguments.writable_folder(out)
-    how = {
-        "guidance": guidance,
-        "attention_temperature": attention_temperature,
-        "method": method,
-        "denoise": denoise,
-    }
-    engine.write_images(pipe, classes, count, seed, folder, how, as_json)
+    arguments.check_scales(guidance=guidance, attention_temperature=attention_temperature)
+    engine.check(guidance, attention_temperature, method)
+    with output_folder(out) as folder:
+        pipe = engine.load(model, device, dtype)
+        how = {
+            "guidance": guidance,
+            "attention_temperature": attention_temperature,
+            "method": method,
+            "denoise": denoise,
+        }
+        engine.write_images(pipe, classes, count, seed, folder, how, as_json)
 
 
-@app.command("plan")
+@app.command("plan", cls=Command)
 def make_plan(
+    ctx: typer.Context,
     residual: Annotated[float, typer.Option(help="Largest relative difference to sequential images.")] = 1e-4,
     batch: Annotated[int, typer.Option(help="Images at once, as you will sample.")] = 16,
     guidance: Guidance = 0.0,
@@ -72,32 +85,35 @@ def make_plan(
     model: Model = None,
     dtype: Dtype = "float32",
     device: Device = "cpu",
-    out: Annotated[Path | None, typer.Option(help="Folder of the plan; default: beside the model.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the plan; default: beside --model.")] = None,
     as_json: Json = False,
 ) -> None:
     """Choose start, chunks and sweep limits of every block by measured cost, and save them as JSON.
 
     Example: fastsample tarflow plan --batch 16 --residual 1e-4 --out results/tarflow
     """
-    arguments.check_least(batch=batch, repeats=repeats)
+    check_switches(ctx, needs=NEEDS, excludes={"data": ("batch", "seed")})
+    arguments.check_counts(batch=batch, repeats=repeats)
+    arguments.check_seeds([seed])
     from fastsample.cli.engines import tarflow as engine  # torch and diffusers: not for --help
 
+    arguments.check_scales(guidance=guidance, attention_temperature=attention_temperature)
+    engine.check(guidance, attention_temperature, residual=residual)
     images, labels = engine.read_data(data)
-    pipe = engine.load(model, device, dtype)
-    if out is None and model is not None and not Path(model).is_dir():
-        raise ValueError(f"--out: {model!r} is no folder to keep the plan in; give one")
-    folder = arguments.writable_folder(out or engine.folder_of(model))
-    sampling = {"batch": batch, "guidance": guidance, "attention_temperature": attention_temperature}
-    chosen = engine.make_plan(pipe, residual, images, labels, sampling, seed, repeats)
-    path = chosen.save(folder)
-    if as_json:
-        print(chosen.to_json(), end="")
-        return
-    engine.show_plan(chosen, path)
+    with output_folder(engine.folder_of_plan(model, out)) as folder:
+        pipe = engine.load(model, device, dtype)
+        sampling = {"batch": batch, "guidance": guidance, "attention_temperature": attention_temperature}
+        chosen = engine.make_plan(pipe, residual, images, labels, sampling, seed, repeats)
+        path = chosen.save(folder)
+        if as_json:
+            print(chosen.to_json(), end="")
+            return
+        engine.show_plan(chosen, path)
 
 
-@app.command()
+@app.command("bench", cls=Command)
 def bench(
+    ctx: typer.Context,
     batch: Annotated[str, typer.Option(help="Batch sizes; each is planned for.")] = "16,32",
     residual: Annotated[float, typer.Option(help="Target residual of the plans.")] = 1e-4,
     repeats: Annotated[int, typer.Option(help="Timed runs of every way of decoding, interleaved.")] = 9,
@@ -115,15 +131,19 @@ def bench(
 
     Example: fastsample tarflow bench --batch 16,32 --repeats 9 --images 500 --seeds 4
     """
+    check_switches(ctx, needs={"seeds": "images"})
     sizes = arguments.numbers(batch, "batch", int)
-    arguments.check_least(batch=min(sizes), repeats=repeats, seeds=seeds)
+    arguments.check_counts(batch=min(sizes), repeats=repeats, seeds=seeds)
+    arguments.check_counts(batch=max(sizes), images=max(images, 1))
     if images < 0 or images == 1:
         raise ValueError(f"--images = {images}: give 0 for none, or 2 and more, which a Frechet distance needs")
     if images and model is not None:
         raise ValueError(f"--images = {images}: only the bundled digits have a classifier, give 0 with --model")
     from fastsample.cli.engines import tarflow as engine  # torch and diffusers: not for --help
 
-    pipe = engine.load(model, device, dtype)
-    folder = arguments.writable_folder(out)
-    runner = engine.FlowBench(pipe, engine.Record(folder / "results.jsonl", resume=resume), residual, guidance)
-    engine.run_bench(runner, sizes, repeats, images, seeds, folder, as_json)
+    arguments.check_scales(guidance=guidance)
+    engine.check(guidance, residual=residual)
+    with output_folder(out, alone=True) as folder:
+        record = engine.Record(folder / "results.jsonl", resume=resume)
+        runner = engine.FlowBench(engine.load(model, device, dtype), record, residual, guidance)
+        engine.run_bench(runner, sizes, repeats, images, seeds, folder, as_json)

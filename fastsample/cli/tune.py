@@ -7,7 +7,10 @@ from typing import Annotated
 
 import typer
 
+from fastsample.cache import cache_folder
 from fastsample.cli import arguments
+from fastsample.cli.command import on_interrupt
+from fastsample.cli.files import output_folder
 
 
 def tune(
@@ -37,9 +40,16 @@ def tune(
 
     Example: fastsample tune --prompts prompts.txt --steps 5,8 --guidance 3 --out preset.json
     """
+    counts = arguments.numbers(steps, "steps", int)
+    scales = arguments.numbers(guidance, "guidance", float)
+    arguments.check_counts(steps=max(counts), batch=batch, budget=budget)
+    arguments.check_scales(guidance=max(scales))
+    arguments.check_seeds(seed or [0], most=2**63 - 1)
+    if out.exists() and not out.is_file():
+        raise ValueError(f"--out = {str(out)!r} is no file: give the name of one, as preset.json")
     asked = {
-        "steps": tuple(arguments.numbers(steps, "steps", int)),
-        "guidance": tuple(arguments.numbers(guidance, "guidance", float)),
+        "steps": tuple(counts),
+        "guidance": tuple(scales),
         "seeds": tuple(seed or [0]),
         "budget": budget,
         "objective": objective,
@@ -48,13 +58,19 @@ def tune(
         "batch": batch,
     }
     texts = arguments.read_prompts([], prompts)
-    fresh = arguments.read_prompts([], check_prompts) if check_prompts is not None else None
-    arguments.writable_folder(out.parent)
+    fresh = arguments.read_prompts([], check_prompts, "check-prompts") if check_prompts is not None else None
+    if both := sorted(set(texts) & set(fresh or [])):
+        raise ValueError(
+            f"--check-prompts = {str(check_prompts)!r}: {both[0]!r} is in --prompts too; give fresh ones"
+        )
     from fastsample.cli.engines import common  # torch and diffusers: not for --help
     from fastsample.cli.engines import tune as engine
 
     common.check_device(device, dtype)
     common.check_model(model)
-    common.quiet()
-    pipe = common.load_model(model, device, dtype)
-    engine.report(engine.tuned(pipe, texts, fresh, asked, folder, out), out, as_json)
+    home, named = (folder, "--folder") if folder is not None else (cache_folder() / "tuning", "$FASTSAMPLE_CACHE")
+    kept = f"the stages that are done are kept in {home}; the same command goes on from there"
+    with output_folder(out.parent), output_folder(home, named), on_interrupt(lambda: kept):
+        common.quiet()
+        pipe = common.load_model(model, device, dtype)
+        engine.report(engine.tuned(pipe, texts, fresh, asked, folder, out), out, as_json)

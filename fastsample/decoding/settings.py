@@ -48,7 +48,7 @@ class Settings:
             raise ValueError(
                 f"mask_token_id = {self.mask_token_id}: give the token that stands for what is undecided"
             )
-        if not self.guidance_scale >= 0:
+        if not 0 <= self.guidance_scale < math.inf:
             raise ValueError(f"guidance_scale = {self.guidance_scale}: give 0 (none) or more")
         if not 0 < self.repetition_penalty < math.inf:
             raise ValueError(f"repetition_penalty = {self.repetition_penalty}: give 1 (none) or more, above 0")

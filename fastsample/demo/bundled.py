@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 CLASSIFIER_FILE = "classifier.safetensors"
+CONSISTENCY_FILE = "picard/consistency.safetensors"
 MODELS = ("text_to_image", "flow_text_to_image")
 GUIDANCE = 3.0
 """A guidance scale at which both models draw what is asked for."""
@@ -49,6 +50,15 @@ def load_pipeline(
     pipe = DiffusionPipeline.from_pretrained(folder, dtype=dtype or torch.float32, local_files_only=True)
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)
+
+
+def load_consistency() -> dict[str, Tensor]:
+    """The Picard consistency model of `text_to_image` by the names of its tensors, for guidance 3.
+
+    It is what `ParallelSampler(pipe, consistency=..)` takes, whose first sweeps then come nearer.
+    """
+    tensors: dict[str, Tensor] = load_file(Path(__file__).parent / CONSISTENCY_FILE)
+    return tensors
 
 
 @functools.lru_cache(maxsize=1)

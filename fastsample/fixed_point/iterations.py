@@ -6,6 +6,7 @@ nothing else; so a system of n states takes at most n sweeps, from any guess and
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -27,7 +28,7 @@ class ParallelReport:
     `starts[s]` are the indices of the first uncommitted state of each batch item after sweep s + 1, and
     `residuals[s]` is the largest change of a state in that sweep, in the unit of the tolerance; of a block that
     is left early, the last one says how far it was from settled. `substituted` are the states from which a block was
-    solved one after the other.
+    solved one after the other. `stopped`: a bound of sweeps ended it, and some of the states are the last guesses.
     """
 
     sweeps: int = 0
@@ -35,6 +36,7 @@ class ParallelReport:
     starts: list[tuple[int, ...]] = field(default_factory=list)
     residuals: list[float] = field(default_factory=list)
     substituted: list[int] = field(default_factory=list)
+    stopped: bool = False
 
 
 class FixedPoint:
@@ -108,16 +110,20 @@ class FixedPoint:
     @property
     def rows(self) -> Tensor:
         """The states to evaluate, [R, B]."""
-        return torch.from_numpy(np.minimum(self._begin + self._places(), self.system.length - 1))
+        return torch.from_numpy(np.minimum(self._begin + self._asked, self.system.length - 1))
 
     @property
     def states(self) -> Tensor:
         """The values of `rows`, [R, B, ..]."""
-        return taken(self._held, self._places())
+        return taken(self._held, self._asked)
 
-    def sweep(self, outputs: Tensor) -> None:
-        """Take the outputs of `rows` at `states`, move the states, and commit those that have settled."""
-        places, size = self._places(), self._size
+    def sweep(self, outputs: Tensor, *, hold: bool = False, last: bool = False) -> None:
+        """Take the outputs of `rows` at `states`, move the states, and commit those that have settled.
+
+        With `hold` none is committed, for outputs that are not the system's own. With `last` it is done after this
+        sweep: what has not settled stays as it is guessed.
+        """
+        places, size = self._asked, self._size
         coarse = self.coarse
         rows = torch.from_numpy(np.minimum(self._begin + np.arange(size)[:, None], self.system.length - 1))
         valid = self._begin + np.arange(size)[:, None] < self.system.length
@@ -130,7 +136,7 @@ class FixedPoint:
         settled = ((change <= self.tolerance) | ~valid).cumprod(0).sum(0)
         # these states' inputs have settled, and their outputs are not interpolated
         most = dense(self._stride) if coarse else size
-        final = np.minimum(np.minimum(1 + settled, most), valid.sum(0))
+        final = np.minimum(np.minimum(1 + settled, 0 if hold else most), valid.sum(0))
         if new is not plain:
             keep = torch.from_numpy(np.arange(size)[:, None] < final).to(new.device)
             torch.where(keep.reshape(*keep.shape, *[1] * (new.ndim - 2)), plain, new, out=new)
@@ -138,11 +144,20 @@ class FixedPoint:
         self.report.sweeps += 1
         self.report.evaluations += places.size
         self.report.residuals.append(float(change[valid].max()))
+        if last:
+            self.window = self.system.length  # guesses to the end
+        self._go_on(final, new)
+        if last and not self.done:
+            self.report.stopped = True
+            self._go_on(self.system.length - self._begin, self._held[1:])
+        self.report.starts.append(tuple(self._begin.tolist()))
+
+    def _go_on(self, final: NDArray[np.int64], new: Tensor) -> None:
+        """Commit the first `final` [B] of the states `new` after the leading one."""
         if self._on_commit is not None:
             self._on_commit(self._begin + 1, new, final)
         self._begin = self._begin + final
         self._slide(final, new)
-        self.report.starts.append(tuple(self._begin.tolist()))
 
     @property
     def _stride(self) -> int:
@@ -182,6 +197,7 @@ class FixedPoint:
             parts, place = [new[int(place.min()) - 1 :], *parts[2:]], place - place.min()
         self._held = taken(torch.cat(parts) if len(parts) > 1 else parts[0], place)
         self._reached = np.maximum(self._reached, end)
+        self._asked = self._places()
 
     def _guess(self, rows: NDArray[np.int64], known: Tensor) -> Tensor:
         """The states `rows` [n, B], those after the last that has a value, `known` [B, ..]."""
@@ -229,8 +245,8 @@ def check_settings(iteration: str, window: int | None, tolerance: float, strides
 
 
 def check_extent(window: int | None, tolerance: float) -> None:
-    """ValueError for a window below 1 or a negative tolerance."""
+    """ValueError for a window below 1, or a tolerance that is negative or not finite."""
     if window is not None and (not isinstance(window, int) or window < 1):
         raise ValueError(f"window = {window!r}: give the states evaluated at once, 1 or more, or None for all")
-    if not tolerance >= 0:
+    if not 0 <= tolerance < math.inf:
         raise ValueError(f"tolerance = {tolerance!r}: give 0 (exact) or more")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -163,7 +162,7 @@ def _given(begin: Index, values: Array, last: Array, *packed: Tensor, noises: Te
     """With the columns that are not finite, which 0 times them is not either."""
     parts = [_by_item(torch.cat(packed))]
     broken = None
-    if not math.isfinite(float(parts[0].sum())):
+    if not np.isfinite(parts[0].sum().cpu().numpy()):
         broken = ~parts[0].isfinite().all(-1).cpu().numpy()
     if noises is not None:
         parts.append(_by_item(noises))

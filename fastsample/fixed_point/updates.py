@@ -6,7 +6,6 @@ Write the system's step as `x_{i+1} = F_i(x_i)`. From guesses y and their `F_i(y
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from typing import ClassVar, NamedTuple, Protocol
 
@@ -15,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastsample.fixed_point.rows import taken, visible
+from fastsample.fixed_point.rows import halves, taken, visible
 from fastsample.fixed_point.triangular import TriangularSystem
 from fastsample.sampling.backend import accumulation_dtype, product
 
@@ -81,12 +80,13 @@ class Secant(Update):
     """Replay with outputs that follow their states, by the slope of the last two sweeps, free of evaluations.
 
     For each state and batch item `K = <dy, du> / <dy, dy>` between two sweeps' states y and outputs u. A step's
-    `J = A + B K` (A, B: the gains of state and output) is kept within 0 and `largest`, and is 1, as Picard's, where
-    there is one sweep only. Unlike a J on the step alone, it also moves what later steps read of the outputs.
+    `J = A + B K` (A, B: the gains of state and output) is kept within 0 and `largest`. Where there is one sweep only,
+    K is that of `known`, one for each of the system's states; without it J is 1, as Picard's. Unlike a J on the step
+    alone, it also moves what later steps read of the outputs.
     """
 
-    def __init__(self, largest: float = 1.5) -> None:
-        self.largest = largest
+    def __init__(self, largest: float = 1.5, known: NDArray[np.float64] | None = None) -> None:
+        self.largest, self._known = largest, known
         # the last sweep's first rows, states, outputs, and which rows were evaluated
         self._last: tuple[NDArray[np.int64], Tensor, Tensor, NDArray[np.bool_] | None] | None = None
         self._slopes = np.zeros((0, 0))
@@ -96,6 +96,8 @@ class Secant(Update):
         first, shown = rows.numpy()[0], visible(outputs, states)
         of_state, of_output = (part.numpy() for part in system.gains(rows))
         self._slopes = self._measured(first, states, shown, evaluated)
+        if self._known is not None:
+            self._slopes = np.where(np.isfinite(self._slopes), self._slopes, self._known[rows.numpy()])
         factor = of_state + of_output * self._slopes
         factor = np.nan_to_num(factor, nan=1.0, posinf=1.0, neginf=1.0).clip(0, self.largest)
         self._last = first, states, shown, evaluated
@@ -116,10 +118,13 @@ class Secant(Update):
         began, old_states, old_outputs, then = self._last
         place, known = _met(len(old_states), first - began, len(states))
         count = len(place)
-        step, turn = states[:count] - taken(old_states, place), outputs[:count] - taken(old_outputs, place)
-        dots = torch.stack([_dots(step, turn), _dots(step, step)]).cpu().numpy().astype(np.float64)
+        step = states[:count] - taken(old_states, place)
+        turned = [
+            _dots(step[part], outputs[:count][part] - taken(old_outputs, place[part])) for part in halves(count)
+        ]
+        dots = torch.cat([*turned, _dots(step, step)]).cpu().numpy().astype(np.float64)
         with np.errstate(divide="ignore", invalid="ignore"):
-            slopes[:count] = np.where(known, dots[0] / dots[1], np.nan)
+            slopes[:count] = np.where(known, dots[:count] / dots[count:], np.nan)
         if evaluated is not None or then is not None:
             both = np.zeros(slopes.shape, dtype=bool)
             both[:count] = known if then is None else known & np.take_along_axis(then, place, 0)
@@ -144,10 +149,10 @@ class Anderson(Update):
     def __init__(self, memory: int = 2, damping: float = 1e-3) -> None:
         if memory < 1:
             raise ValueError(f"memory = {memory}: give the sweeps that are remembered, 1 or more")
-        self.damping = damping
+        self.memory, self.damping = memory, damping
         # the last sweep's first rows, residuals and states, and how these differed between earlier ones, newest first
         self._last: tuple[NDArray[np.int64], Tensor, Tensor] | None = None
-        self._differences: deque[tuple[NDArray[np.int64], Tensor, Tensor]] = deque(maxlen=memory)
+        self._differences: list[tuple[NDArray[np.int64], Tensor, Tensor]] = []
 
     def __call__(self, system: TriangularSystem, sweep: Sweep) -> tuple[Tensor, Tensor]:
         first = sweep.rows.numpy()[0]
@@ -156,13 +161,16 @@ class Anderson(Update):
         last, self._last = self._last, (first, residual, plain)
         if last is None:
             return plain, plain
-        shift, count = first - last[0], len(residual)
-        turned = _difference(residual, last[1], shift)
-        moved = _difference(plain, last[2], shift)
-        del last  # a window of each is let go
-        self._differences.appendleft((first, turned, moved))
-        turns = [_aligned(turn, first - began, count) for began, turn, _ in self._differences]
-        moves = [_aligned(move, first - began, count) for began, _, move in self._differences]
+        began, past_residual, past = last
+        last = None  # each is let go once its difference is made
+        turned = _difference(residual, past_residual, first - began)
+        del past_residual
+        moved = _difference(plain, past, first - began)
+        del past
+        differences = [(first, turned, moved), *self._differences]
+        self._differences = differences[: self.memory - 1]
+        turns = [_aligned(turn, first - began, len(residual)) for began, turn, _ in differences]
+        moves = [_aligned(move, first - began, len(residual)) for began, _, move in differences]
         weights = self._weights(turns, residual)
         new = plain.clone()
         for weight, moved in zip(weights, moves, strict=True):

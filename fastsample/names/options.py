@@ -5,18 +5,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+MOST = 2**63
 ALIASES = {"true": True, "false": False, "none": None}
 
 
 def parse_options(pairs: Sequence[str], argument: str) -> tuple[tuple[str, Any], ...]:
-    """`key=value` texts as typed pairs: int, float, true, false, none or str."""
-    options = []
+    """`key=value` texts as typed pairs: int, float, true, false, none or str.
+
+    Raises ValueError, with the text, for one without a key or value, a key that is there twice, and a number that is
+    not finite or has more than 64 bits.
+    """
+    options: dict[str, Any] = {}
     for pair in pairs:
-        key, sign, value = pair.partition("=")
-        if not sign or not key.strip():
+        key, _, value = (part.strip() for part in pair.partition("="))
+        if not (key and value):
             raise ValueError(f"option {pair!r} in {argument!r}: write key=value, as in order=3")
-        options.append((key.strip(), parse_value(value.strip())))
-    return tuple(options)
+        if key in options:
+            raise ValueError(f"option {key} in {argument!r} is there twice: leave one of them out")
+        options[key] = parse_value(value)
+        if isinstance(options[key], (int, float)) and not abs(options[key]) < MOST:
+            raise ValueError(f"option {key} = {value} in {argument!r}: give a finite number of at most 64 bits")
+    return tuple(options.items())
 
 
 def parse_value(text: str) -> Any:

@@ -117,12 +117,15 @@ def parse_method(text: str) -> Method:
 
 def _read(part: str, text: str) -> tuple[str, dict[str, Any]]:
     """Name and options of a part; ValueError for an unknown name."""
-    name, _, tail = part.strip().partition(":")
+    name, colon, tail = part.strip().partition(":")
     known = [*RULES, *ADDED]
     if name not in known:
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.3) or known
         raise ValueError(f"rule = {text!r}: {name!r} is none; did you mean {', '.join(near)}?")
-    return name, {key: _value(key, value) for key, value in parse_options(tail.split(",") if tail else [], part)}
+    options = {key: _value(key, value) for key, value in parse_options(tail.split(",") if colon else [], part)}
+    for key in {"base", "kind"} & options.keys():
+        raise ValueError(f"option {key} = {options[key]} of {name}: the name says it; write a rule after a +")
+    return name, options
 
 
 def _value(key: str, value: Any) -> Any:
@@ -143,6 +146,8 @@ def _value(key: str, value: Any) -> Any:
 def _make(cls: type, options: dict[str, Any], name: str) -> Any:
     known = inspect.signature(cls).parameters
     for key, value in options.items():
+        if key in known and str(known[key].annotation).startswith("int") and not isinstance(value, int):
+            raise ValueError(f"option {key} = {value} of {name}: give an integer")
         if key not in known:
             own = ", ".join(key for key in known if key not in ("base", "kind")) or "none"
             raise ValueError(

@@ -1,4 +1,4 @@
-"""A pipeline for one thread alone: what its call sets, and its scheduler, are nobody else's."""
+"""A pipeline for one thread alone: what its call sets, its scheduler and its guider are nobody else's."""
 
 from __future__ import annotations
 
@@ -16,15 +16,20 @@ INTERRUPT = "_interrupt"
 
 @contextlib.contextmanager
 def apart(pipe: Any, scheduler: Any = None) -> Iterator[Any]:
-    """A shallow copy of `pipe` with a copy of its scheduler, or of `scheduler`, which `pipe` stands for in the block.
+    """A shallow copy of `pipe`, which `pipe` stands for in the block, with copies of its guider and its scheduler.
 
+    `scheduler`, where it is given, is what is copied in the place of its own.
     In the block's thread whatever is read or set on `pipe` is the copy's, so that `pipe` can be called, and callbacks
     find what they expect; in other threads it is what it was. Networks are shared. Interrupting `pipe` there
     interrupts the copy too.
     """
     held = vars(pipe)  # the pipeline's own, also while it stands for the copy
     own = copy.copy(pipe)
-    vars(own)["scheduler"] = copied(pipe.scheduler if scheduler is None else scheduler)
+    if held.get("guider") is not None:  # it knows one step, of one call
+        vars(own)["guider"] = copy.copy(held["guider"])
+    found = getattr(pipe, "scheduler", None) if scheduler is None else scheduler
+    if found is not None:
+        vars(own)["scheduler"] = copied(found)
     if held.get(INTERRUPT):  # of a call before
         held[INTERRUPT] = False
     with (

@@ -1,4 +1,5 @@
-"""A pipeline set up for a block: another scheduler, T-GATE, parallel sampling; undone whatever happens."""
+"""A pipeline set up for a block: another scheduler, T-GATE, a guidance cut, parallel sampling; undone whatever
+happens."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from fastsample.pipelines.guidance import GuidanceCut, GuidanceCutHandle
 from fastsample.pipelines.overlay import Attribute, overlaid
 from fastsample.pipelines.parallel import ParallelRun, parallelise
 from fastsample.pipelines.swap import scheduled
@@ -15,22 +17,29 @@ from fastsample.pipelines.tgate import TGate, TGateHandle
 
 @dataclass
 class Setup:
-    """What a pipeline is set up with: its gate, and what its parallel calls cost; None without."""
+    """What a pipeline is set up with: its gate, its cut, and what its parallel calls cost; None without."""
 
     gate: TGateHandle | None = None
+    cut: GuidanceCutHandle | None = None
     run: ParallelRun | None = None
 
 
 @contextlib.contextmanager
 def configured(
-    pipe: Any, scheduler: Any = None, *, gate: TGate | None = None, parallel: Mapping[str, Any] | None = None
+    pipe: Any,
+    scheduler: Any = None,
+    *,
+    gate: TGate | None = None,
+    cut: GuidanceCut | None = None,
+    parallel: Mapping[str, Any] | None = None,
 ) -> Iterator[Setup]:
-    """In the block, and in its thread, `pipe` samples with `scheduler`, `gate` and `parallelise(pipe, **parallel)`.
+    """In the block, and in its thread, `pipe` samples with `scheduler`, `gate`, `cut`, `parallelise(.., **parallel)`.
 
     `scheduler` is also that of the pipelines inside a combined one. None leaves the pipeline's own. In other threads
-    `pipe` keeps its scheduler and its loop; a gate is on its networks, for all threads. Blocks may be nested, and
-    left in any order. Raises ValueError as :func:`fastsample.set_scheduler`, :meth:`fastsample.TGate.apply` and
-    :func:`fastsample.parallelise` do, and leaves `pipe` as it was.
+    `pipe` keeps its scheduler and its loop; a gate and a cut are on its networks, for all threads. Blocks may be
+    nested, and left in any order. Raises ValueError as :func:`fastsample.set_scheduler`,
+    :meth:`fastsample.TGate.apply`, :meth:`fastsample.GuidanceCut.apply` and :func:`fastsample.parallelise` do, and
+    leaves `pipe` as it was.
     """
     setup = Setup()
     with contextlib.ExitStack() as undo:
@@ -40,6 +49,8 @@ def configured(
                 undo.enter_context(overlaid(own, scheduler=Attribute(held.get, held.put)))
         if gate is not None:
             setup.gate = undo.enter_context(gate.apply(pipe))
+        if cut is not None:
+            setup.cut = undo.enter_context(cut.apply(pipe))
         if parallel is not None:
             setup.run = undo.enter_context(parallelise(pipe, **parallel))
         yield setup

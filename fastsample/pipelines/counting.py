@@ -1,10 +1,11 @@
-"""What a pipeline's call costs: the evaluations of its denoisers, into a ledger."""
+"""What a pipeline's call costs: the evaluations of its denoisers, made and dropped, into a ledger."""
 
 from __future__ import annotations
 
 import contextlib
 import threading
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -12,6 +13,15 @@ import torch
 from fastsample.pipelines.denoisers import denoisers, latents_of
 from fastsample.pipelines.layers import EVALUATED, Layer, layered
 from fastsample.sampling.ledger import Ledger
+
+_OPEN: ContextVar[tuple[Ledger, ...]] = ContextVar("ledgers", default=())
+"""Those that count in this thread."""
+
+
+def count_dropped(rows: int) -> None:
+    """Tell this thread's ledgers of rows that a denoiser was not given, as guidance is off at their step."""
+    for ledger in _OPEN.get():
+        ledger.dropped += rows
 
 
 @contextlib.contextmanager
@@ -38,5 +48,6 @@ def count(pipe: Any, images: int) -> Iterator[Ledger]:
     with contextlib.ExitStack() as undo:
         for module in modules:
             undo.enter_context(layered(module, Layer("ledger", counted, depth=EVALUATED)))
+        undo.callback(_OPEN.reset, _OPEN.set((*_OPEN.get(), ledger)))
         with ledger.running():
             yield ledger

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import MethodType
 from typing import Any
 
 from diffusers.hooks import ModelHook
@@ -152,6 +153,8 @@ def check_caches(denoiser: Denoiser) -> None:
     if getattr(model, "is_cache_enabled", False) or any("cache" in hook or "broadcast" in hook for hook in hooks):
         raise ValueError(f"pipe.{name} has another cache, which would count other steps: disable_cache() first")
     replaced = vars(model).get("forward")
+    if replaced == MethodType(type(model).forward, model):  # put back by accelerate, whose hooks were removed
+        return
     if not (replaced is None or isinstance(replaced, GraphedForward)) and not vars(model).keys() & LIBRARIES:
         raise ValueError(
             f"pipe.{name}.forward was replaced by another package (DeepCache, cache-dit, ..): disable that first"

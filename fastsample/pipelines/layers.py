@@ -23,8 +23,9 @@ from fastsample.pipelines.overlay import cover, reduced
 GATE = "T-GATE"
 """The name of T-GATE's layers."""
 
-SHARED, EVALUATED = 1, 2
-"""Depths: where the rows that other layers leave are shared among processes, and where those are evaluated."""
+SHARED, EVALUATED, CHANGED = 1, 2, 3
+"""Depths: where the rows that other layers leave are shared among processes, where those are evaluated, and where by
+another network."""
 
 LAYERS = "_fastsample_around"
 _LEFT_OUT: ContextVar[bool] = ContextVar("left_out", default=False)
@@ -35,13 +36,15 @@ _CHANGING = threading.Lock()  # held while a module's layers change
 class Layer:
     """`around(beneath, *args, **kwargs)` is called in place of the module, and `forget()` when a pipeline is done.
 
-    Of two layers the one of greater `depth` is beneath: it sees the rows that the others leave.
+    Of two layers the one of greater `depth` is beneath: it sees the rows that the others leave. `unhooked(state)` is
+    the module's state for a copy, without what else was put on the modules inside.
     """
 
     name: str
     around: Callable[..., Any]
     forget: Callable[[], None] = lambda: None
     depth: int = 0
+    unhooked: Callable[[dict[str, Any]], dict[str, Any]] = lambda state: state
 
 
 def layers_of(module: nn.Module) -> tuple[Layer, ...]:
@@ -112,7 +115,10 @@ def _with_layers(base: type[nn.Module]) -> type[nn.Module]:
 
     def reduce(self: nn.Module, protocol: Any) -> Any:
         make, arguments, state, *rest = reduced(self, base, protocol)
-        return make, arguments, {key: value for key, value in state.items() if key != LAYERS}, *rest
+        state = {key: value for key, value in state.items() if key != LAYERS}
+        for layer in layers_of(self):
+            state = layer.unhooked(state)
+        return make, arguments, state, *rest
 
     members = {"__call__": call, "_reset_stateful_cache": reset, "__reduce_ex__": reduce}
     return cover(base, base, {"_fastsample_layers": (base, ()), **members})

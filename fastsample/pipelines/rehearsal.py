@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from fastsample.pipelines.apart import apart
 from fastsample.pipelines.denoisers import denoisers
 from fastsample.pipelines.layers import EVALUATED, Layer, layered
 from fastsample.pipelines.overlay import class_beneath
@@ -32,7 +33,7 @@ def rehearse(pipe: Any, call: Mapping[str, Any]) -> None:
     """
     warned: list[str] = []
     try:
-        with _stopped(pipe), _heard(warned):
+        with _stopped(pipe), _heard(warned), apart(pipe):
             pipe(**call)
     except _ReachedError:
         pass

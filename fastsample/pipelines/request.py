@@ -19,6 +19,7 @@ TRUE_GUIDANCE = "true_cfg_scale"
 GUIDANCE = ("guidance_scale", "distilled_guidance_scale")
 FRAMES = ("num_frames", "frames", "video_length")
 OWN = ("prompt", "negative_prompt", "num_inference_steps", "generator", "output_type", "return_dict")
+COUNTS = ("num_images_per_prompt", "num_videos_per_prompt")
 SOURCES = ("image", "images", "video", "videos", "mask", "conditions", "controls", "hint")
 """The last words of arguments that something to start from is given by."""
 
@@ -58,9 +59,7 @@ class Request:
         }
         if "use_resolution_binning" in known:  # which would draw another size, and stretch it
             call["use_resolution_binning"] = False
-        for name in ("height", "width"):
-            if getattr(self, name) is not None:
-                call[name] = getattr(self, name)
+        call |= self._size(pipe)
         if self.frames is not None:
             call[next(name for name in FRAMES if name in known)] = self.frames
         if argument is not None:
@@ -71,6 +70,16 @@ class Request:
         if negative is not None:
             call["negative_prompt"] = _alone([negative] * len(prompts))
         return call | dict(self.extra)
+
+    def _size(self, pipe: Any) -> dict[str, int]:
+        """The size that is asked for. Stable Diffusion passes over one side alone: it gets its own other one too."""
+        given = {name: side for name in ("height", "width") if (side := getattr(self, name)) is not None}
+        size = getattr(getattr(getattr(pipe, "unet", None), "config", None), "sample_size", None)
+        if len(given) != 1 or size is None:
+            return given
+        sides = (size, size) if isinstance(size, int) else size
+        own = {name: side * pipe.vae_scale_factor for name, side in zip(("height", "width"), sides, strict=True)}
+        return own | given
 
     def _check(self, pipe: Any, argument: str | None, guidance: float) -> None:
         kind, known = class_beneath(pipe).__name__, _parameters(pipe)
@@ -86,13 +95,21 @@ class Request:
             )
         if self.frames is not None and not any(name in known for name in FRAMES):
             raise ValueError(f"frames = {self.frames}: {kind} makes images, not videos; leave it out")
-        taken = {*OWN, *FRAMES, *GUIDANCE, TRUE_GUIDANCE, "height", "width"} & {name for name, _ in self.extra}
+        taken = {*OWN, *FRAMES, *GUIDANCE, *COUNTS, TRUE_GUIDANCE, "height", "width"} & {
+            name for name, _ in self.extra
+        }
         if taken:
             raise ValueError(f"argument {min(taken)} of {kind} has an option of its own; use that")
         for name, value in self.extra:
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=3, cutoff=0.3) or list(known)
                 raise ValueError(f"argument {name} = {value!r}: {kind} takes none; did you mean {', '.join(near)}?")
+            if isinstance(value, str) and isinstance(known[name].default, (int, float)):
+                raise ValueError(f"argument {name} = {value!r}: {kind} takes a number, as {known[name].default}")
+            if "Callable" in str(known[name].annotation):
+                raise ValueError(
+                    f"argument {name} = {value!r}: {kind} takes a function, which no text is; leave it out"
+                )
 
 
 def guidance_argument(pipe: Any, negative_prompt: str | None = None) -> str | None:
@@ -112,6 +129,11 @@ def default_guidance(pipe: Any, negative_prompt: str | None = None) -> float:
     argument = guidance_argument(pipe, negative_prompt)
     own = _parameters(pipe)[argument].default if argument else None
     return float(own) if isinstance(own, (int, float)) else 1.0
+
+
+def classifier_free_scale(pipe: Any) -> float:
+    """The scale by which `pipe` combines two branches by itself: 1 where a distilled network is told one instead."""
+    return 1.0 if _is_told_guidance(pipe) else default_guidance(pipe)
 
 
 def check_draws(pipe: Any) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import os
 import threading
+import warnings
 from collections.abc import Iterator
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -49,6 +50,7 @@ def swapped(pipe: DiffusionPipeline, scheduler: Any) -> Iterator[None]:
     """In the block `scheduler` is the pipeline's, in every thread, and that of those inside a combined one.
 
     Blocks may be left in any order: the scheduler is that of the latest one open, and in the end the one before all.
+    Another that was set meanwhile goes with the block, with a warning.
     """
     found = scheduled(pipe)
     try:
@@ -71,6 +73,12 @@ def _take_off(pipe: DiffusionPipeline, scheduler: Any) -> None:
     latest = place == len(schedulers) - 1
     del schedulers[place]
     if latest:
+        if pipe.scheduler is not scheduler:
+            warnings.warn(
+                f"pipe.scheduler was set to a {type(pipe.scheduler).__name__} meanwhile, and is now the one before "
+                "again: set it now to keep it",
+                stacklevel=5,
+            )
         pipe.scheduler = schedulers[-1]
     if len(schedulers) == 1:
         del _SCHEDULERS[pipe]

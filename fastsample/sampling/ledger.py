@@ -15,14 +15,16 @@ import torch
 class Ledger:
     """Counts of one run.
 
-    `forward_calls`: calls of the denoiser; `rows`: their batch rows summed. `model_evaluations` is rows over
-    images, so that a guided (doubled) batch counts twice. `peak_memory` in bytes: on the GPU the most
-    allocated during the run, on the CPU the process's peak resident size so far (0 on Windows, which does not say).
+    `forward_calls`: calls of the denoiser; `rows`: their batch rows summed; `dropped`: rows not made, as guidance was
+    off there. `model_evaluations` is rows over images, so that a guided (doubled) batch counts twice. `peak_memory`
+    in bytes: on the GPU the most allocated during the run, on the CPU the process's peak resident size so far (0 on
+    Windows, which does not say).
     """
 
     images: int = 1
     forward_calls: int = 0
     rows: int = 0
+    dropped: int = 0
     seconds: float = 0.0
     peak_memory: int = 0
 

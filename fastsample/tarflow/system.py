@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -30,9 +31,9 @@ class Guidance:
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.scale >= 0:
+        if not 0 <= self.scale < math.inf:
             raise ValueError(f"guidance = {self.scale}: give 0 (none) or more")
-        if not self.temperature > 0:
+        if not 0 < self.temperature < math.inf:
             raise ValueError(f"attention_temperature = {self.temperature}: give a number above 0")
 
 

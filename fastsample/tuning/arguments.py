@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import functools
 import math
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from fastsample.tuning.budget import Sizes
+from fastsample.tuning.budget import ENOUGH, Sizes
 from fastsample.tuning.oracle import Pair
 from fastsample.tuning.pairs import OBJECTIVES
 from fastsample.tuning.screen import checked_base
 
-TUNED, WEIGHED = 4, 16
-"""Pairs given below which nothing is tuned, and below which the grid alone is."""
+TUNED = 4
+"""Pairs given below which nothing is tuned."""
 VALIDATING, CHECKING = 8, 16
 """Pairs that validate and that check in the end, at least: further seeds of their prompts where these are fewer."""
 SEEDS_APART = 1_000_003
@@ -72,6 +73,11 @@ class Arguments:
         """How many pairs of a prompt and a seed were given."""
         return len(self.prompts) * len(self.seeds)
 
+    @property
+    def weights(self) -> bool:
+        """Whether more than the grid is tuned."""
+        return self.pairs >= ENOUGH and not self.grid_only
+
     @functools.cached_property
     def sets(self) -> Sets:
         """The pairs of the three sets.
@@ -85,8 +91,9 @@ class Arguments:
         check = list(self.check_prompts or ()) or (kept if few else kept[-(len(kept) // 4) :])
         if not few and not self.check_prompts:
             kept = kept[: -len(check)]
-        validation = kept if few else kept[1::3]
-        tuned = kept if few else [prompt for index, prompt in enumerate(kept) if index % 3 != 1]
+        validation = list(kept) if few else kept[1::3]
+        tuned = list(kept) if few else [prompt for index, prompt in enumerate(kept) if index % 3 != 1]
+        random.Random(0).shuffle(tuned)  # the first few stand for all where the budget holds no more
         return Sets(
             tuple((prompt, seed) for seed in self.seeds for prompt in tuned),
             self._paired(validation, 1, VALIDATING),

@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastsample.tables.table import Table
-from fastsample.tuning.budget import KEPT, SECOND_LOOK
+from fastsample.tuning.budget import ENOUGH, FIRST_LOOK, KEPT, LAST_LOOK, LOOKS, OPENED, RIVALS, SECOND_LOOK
 from fastsample.tuning.choose import simplest
 from fastsample.tuning.grid import Base, grid_family
 from fastsample.tuning.joint import RIDGES, changes, joint_family
 from fastsample.tuning.linear import Linear
-from fastsample.tuning.newton import Best, Family, improve
+from fastsample.tuning.newton import DAMPING, Best, Descent, Family
 from fastsample.tuning.pairs import Pairs, loss
 from fastsample.tuning.problem import Problem
-from fastsample.tuning.rows import fit_rows
-from fastsample.tuning.screen import Cell, cells, checked_base, screen
+from fastsample.tuning.rollout import cost
+from fastsample.tuning.rows import fit_rows, free_weights
+from fastsample.tuning.screen import Cell, cells, checked_base, screen, screen_cost
 from fastsample.tuning.stages import Stages
 from fastsample.tuning.teacher import Teacher
 
 Array = NDArray[np.float64]
-SCREENED = 4
-"""The part of what a cell may spend that each look of the screen takes at most."""
-GRID_ITERATIONS, JOINT_ITERATIONS = 6, 4
+GRID_ITERATIONS, JOINT_ITERATIONS = 3, 6
+"""Of the grid, and of grid and weights together at each ridge, at most: few are needed at most of these."""
+PLANNED = GRID_ITERATIONS + 3 * len(RIDGES)
+"""Those that a budget is made to hold, where weights are tuned."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +42,11 @@ class Candidate:
     linear: Linear
     tune: Array
     validation: Array
+
+    @property
+    def lams(self) -> Array:
+        """The inner log-SNRs of its grid."""
+        return np.array([node.lam for node in self.linear.nodes[1:-1]])
 
     def table(self, prediction_type: str) -> Table:
         """As samplers run it: the solver's own table, or that of its tuned weights."""
@@ -54,7 +62,7 @@ class Candidate:
             "solver": base.solver,
             "options": base.options,
             "grid": self.cell.grid,
-            "lams": [node.lam for node in self.linear.nodes[1:-1]],
+            "lams": self.lams.tolist(),
             "weights": self.linear.weights.tolist(),
             "tune": self.tune.tolist(),
             "validation": self.validation.tolist(),
@@ -70,16 +78,25 @@ class Candidate:
 
 
 @dataclass(frozen=True, eq=False)
-class CellTuner:
-    """The stages for `count` evaluations: `tune` pairs, a `few` of them, `validation` pairs, and a teacher of `tune`.
+class Screened:
+    """What the screen of so many `cells` found: the best as they are, and the bases that are tuned."""
 
-    `weights` says whether there are pairs enough to tune more than the grid; `difference` is how far log-SNRs are
-    moved to see their effect.
+    cells: int
+    untuned: tuple[Candidate, ...]
+    bases: tuple[Candidate, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class CellTuner:
+    """The stages for `count` evaluations, which may spend `most`.
+
+    `first(n)` are the first n of the `given` pairs, whose trajectories are the `teacher`'s. `weights` says whether
+    there are pairs enough to tune more than the grid; `difference` is how far log-SNRs are moved to see their effect.
     """
 
     count: int
-    few: Pairs
-    tune: Pairs
+    given: int
+    first: Callable[[int], Pairs]
     validation: Pairs
     teacher: Teacher
     stages: Stages
@@ -87,105 +104,160 @@ class CellTuner:
     weights: bool
     difference: float
     name: str
+    most: int
     solver: str | None = None  # the only one to tune; None: the best
 
+    @cached_property
+    def screened(self) -> Screened:
+        """The best cells as they are, by the pairs tuned on and those that validate together."""
+        known = self.stages.value(self._name("screen"), self._screen)
+        problem = self.validation.problem
+        untuned, bases = (
+            tuple(Candidate.from_dict(problem, one) for one in known[kind]) for kind in ("untuned", "bases")
+        )
+        return Screened(known["cells"], untuned, bases)
+
     def candidates(self) -> list[Candidate]:
-        """The best untuned cell, then what the stages made of the best bases, the simplest first."""
-        problem = self.tune.problem
-
-        def load(known: dict[str, Any]) -> Candidate:
-            return Candidate.from_dict(problem, known)
-
-        untuned, *bases = map(load, self._stage("screen", self._screened))
-        found = [untuned]
-        grids = [load(self._stage(f"grid {n}", partial(self._grid, base))) for n, base in enumerate(bases)]
-        if grids:
-            begun = min(grids, key=self._validated)
-            found.append(begun)
-            if self.weights and self._affords_rows():
-                found.append(load(self._stage("rows", partial(self._rows, begun))))
-                begun = min(found[1:], key=self._validated)
-            if self.weights:
-                found.append(load(self._stage("joint", partial(self._joint, begun))))
-        return found
+        """The best untuned cell, then the best of what each stage made of the bases, the simplest first."""
+        made: dict[str, list[Candidate]] = {}
+        for number, base in enumerate(self.screened.bases):
+            if number and self._per_pair * self.tuned + self._validating > self.validation.purse.left:
+                break
+            for candidate in self._stages_of(number, base):
+                made.setdefault(candidate.stage, []).append(candidate)
+        return [self.screened.untuned[0], *(min(own, key=self._validated) for own in made.values())]
 
     def chosen(self, found: list[Candidate]) -> Candidate:
         """The simplest within a standard error of the best on the validation pairs."""
         return found[simplest([candidate.validation for candidate in found])]
 
+    @cached_property
+    def tuned(self) -> int:
+        """How many pairs are tuned on: as many as the budget holds for all stages of one base, ENOUGH at least."""
+        affordable = ((1 - sum(LOOKS)) * self._spare - self._validating) // self._per_pair
+        return int(max(self._fewest, min(self.given, affordable)))
+
+    # --- what they cost ----------------------------------------------------------------------------------
+
+    @property
+    def _fewest(self) -> int:
+        return min(ENOUGH, self.given)
+
+    @property
+    def _looks(self) -> list[int]:
+        """The least that each look of the screen costs: two cells, without opening the pairs."""
+        pairs = 1, min(SECOND_LOOK, self.given), self._fewest + self.validation.count
+        return [2 * (self.count - 1) * own for own in pairs]
+
+    @property
+    def _spare(self) -> int:
+        """What is left of `most` beyond the least screen, which may look at a third cell in the end."""
+        opened = OPENED * (1 + min(SECOND_LOOK, self.given) + self._fewest)
+        third = (self.count - 1) * (self._fewest + self.validation.count)
+        return max(0, self.most - sum(self._looks) - third - opened)
+
+    @property
+    def _iterations(self) -> int:
+        return PLANNED if self.weights else GRID_ITERATIONS
+
+    @property
+    def _per_pair(self) -> int:
+        """Evaluations of a pair in all stages of a base: derivatives, damped steps."""
+        grid, step = range(1, self.count), self.count - 1
+        joint = [0, *grid, *(row + 1 for row, _ in free_weights(self.count))] if self.weights else []
+        derivatives = cost(self.count, [0, *grid]) + (cost(self.count, joint) if joint else 0)
+        return derivatives + self._iterations * step * len(DAMPING)
+
+    @property
+    def _validating(self) -> int:
+        return self._iterations * self.validation.cost(self.count, [0])
+
     # --- the stages: what each returns is kept as JSON ---------------------------------------------------
 
-    def _stage(self, name: str, make: Callable[[], Any]) -> Any:
-        return self.stages.value(f"{self.name} {name}".replace(" ", "-"), make)
+    def _name(self, stage: str) -> str:
+        return f"{self.name} {stage}".replace(" ", "-")
 
     def _validated(self, candidate: Candidate) -> float:
         return float(loss(candidate.validation, self.objective))
 
-    def _screened(self) -> list[dict[str, Any]]:
-        """The best untuned cell, and the best cells of KEPT solvers, on any grid."""
-        problem, report = self.tune.problem, self.stages.report
-        found = cells(problem, self.count, checked_base(self.solver), teacher=self.teacher)
-        share = self.tune.purse.left // SCREENED
-        affordable = max(2, share // self.few.cost(self.count, [0]))
-        ranked = screen(spread_out(found, affordable), self.few, self.objective, lambda text: None)
-        fewest, most = SECOND_LOOK
-        looked = ranked[: min(most, max(fewest, share // self.tune.cost(self.count, [0])))]
-        if not any(cell.untuned for cell in looked):
-            looked.append(next(cell for cell in ranked if cell.untuned))
-        ranked = screen(looked, self.tune, self.objective, report)
-        untuned = next(cell for cell in ranked if cell.untuned)
-        bases: list[Cell] = []
-        for cell in ranked:
-            if len(bases) < KEPT and all(cell.base.solver != other.base.solver for other in bases):
-                bases.append(cell)
-        kept = [untuned, *bases]
-        held_out = self.validation.errors([cell.linear for cell in kept])
-        return [
-            Candidate("untuned", cell, cell.linear, cell.errors, errors).to_dict()
-            for cell, errors in zip(kept, held_out, strict=True)
+    def _screen(self) -> dict[str, Any]:
+        """Successive halving: all cells on a few pairs, the best on more, the best of these on all that are used."""
+        step, more = self.count - 1, min(SECOND_LOOK, self.given)
+        shares = [least + int(part * self._spare) for least, part in zip(self._looks, LOOKS, strict=True)]
+        every = cells(self.validation.problem, self.count, checked_base(self.solver), self.teacher)
+        found = list(itertools.islice(every, max(2, shares[0] // step)))
+        affordable = (n for n in FIRST_LOOK if n <= self.given and n * (screen_cost(found) + OPENED) <= shares[0])
+        few = next(affordable, 1)
+        ranked = self._looked(found, few)
+        ranked = self._looked(ranked[: max(2, shares[1] // (step * more))], more) + ranked
+        last = ranked[: max(2, min(LAST_LOOK, shares[2] // (step * (self.tuned + self.validation.count))))]
+        if not any(cell.untuned for cell in last):
+            last.append(next(cell for cell in ranked if cell.untuned))
+        tune = self._looked(last, self.tuned)
+        validation = self.validation.errors([cell.linear for cell in tune])
+        both = [
+            Candidate("untuned", cell, cell.linear, cell.errors, errors)
+            for cell, errors in zip(tune, validation, strict=True)
         ]
+        both.sort(key=lambda one: float(loss(np.append(one.tune, one.validation), self.objective)))
+        untuned = [one for one in both if one.cell.untuned][:RIVALS]
+        bases: list[Candidate] = []
+        for one in both:
+            if len(bases) < KEPT and all(one.cell.base.solver != other.cell.base.solver for other in bases):
+                bases.append(one)
+        kept = {"untuned": untuned, "bases": bases}
+        return {"cells": len(found), **{kind: [one.to_dict() for one in own] for kind, own in kept.items()}}
 
-    def _grid(self, base: Candidate) -> dict[str, Any]:
-        family = grid_family(base.cell.base, self.count - 1, self.difference)
-        start = Best(base.cell.lams, base.linear, base.tune, base.validation)
-        best = self._improved(family, start, GRID_ITERATIONS)
-        return Candidate("grid", base.cell, best.table, best.tune, best.validation).to_dict()
+    def _looked(self, found: list[Cell], count: int) -> list[Cell]:
+        """The cells ranked by the first `count` pairs."""
+        pairs = self.first(count)
+        pairs.purse.spend(OPENED * count)
+        return screen(found, pairs, self.objective, self.stages.report)
 
-    def _rows(self, grid: Candidate) -> dict[str, Any]:
-        linear = fit_rows(grid.linear, self.tune, self.teacher)
-        errors = self.tune.errors([linear])[0], self.validation.errors([linear])[0]
-        return Candidate("rows", grid.cell, linear, *errors).to_dict()
+    def _stages_of(self, number: int, base: Candidate) -> Iterator[Candidate]:
+        """What is made of a base: its grid tuned, its weights row by row, and both from the better of these."""
 
-    def _joint(self, begun: Candidate) -> dict[str, Any]:
-        lams = np.array([node.lam for node in begun.linear.nodes[1:-1]])
-        values = np.append(lams, changes(begun.linear, begun.cell.base.at(lams)))
+        def stage(name: str, make: Callable[[], Candidate]) -> Candidate:
+            known = self.stages.value(self._name(f"{name} {number}"), lambda: make().to_dict())
+            return Candidate.from_dict(self.validation.problem, known)
+
+        grid = stage("grid", lambda: self._grid(base))
+        yield grid
+        if not self.weights:
+            return
+        begun, step = grid, self.count - 1
+        rows_cost = self.given * (OPENED + step) + step * (self.tuned + self.validation.count)
+        if rows_cost <= self.validation.purse.left:
+            rows = stage("rows", lambda: self._rows(grid))
+            yield rows
+            begun = min(grid, rows, key=self._validated)
+        yield stage("joint", lambda: self._joint(begun))
+
+    def _grid(self, begun: Candidate) -> Candidate:
+        family = grid_family(begun.cell.base, self.count - 1, self.difference)
+        best = self._descent(family).improve(
+            Best(begun.lams, begun.linear, begun.tune, begun.validation), GRID_ITERATIONS
+        )
+        return Candidate("grid", begun.cell, best.table, best.tune, best.validation)
+
+    def _rows(self, grid: Candidate) -> Candidate:
+        """Fitted on all pairs, as a roll-out of them is all that it costs."""
+        given = self.first(self.given)
+        given.purse.spend(OPENED * self.given)
+        linear = fit_rows(grid.linear, given, self.teacher)
+        tune, validation = (pairs.errors([linear])[0] for pairs in (self.first(self.tuned), self.validation))
+        return Candidate("rows", grid.cell, linear, tune, validation)
+
+    def _joint(self, begun: Candidate) -> Candidate:
+        """From `begun` at the strongest ridge, then on from where each came; the simplest of these."""
+        family = joint_family(begun.cell.base, self.count, self.difference)
+        values = np.append(begun.lams, changes(begun.linear, begun.cell.base.at(begun.lams)))
+        descent = self._descent(family)
         tried = [Best(values, begun.linear, begun.tune, begun.validation)]
         for ridge in RIDGES:
-            family = joint_family(begun.cell.base, self.count, self.difference, ridge)
-            tried.append(self._improved(family, tried[-1], JOINT_ITERATIONS))
+            tried.append(descent.improve(tried[-1], JOINT_ITERATIONS, ridge))
         best = tried[simplest([one.validation for one in tried])]
-        return Candidate("joint", begun.cell, best.table, best.tune, best.validation).to_dict()
+        return Candidate("joint", begun.cell, best.table, best.tune, best.validation)
 
-    def _affords_rows(self) -> bool:
-        own = [0]
-        return 2 * self.tune.cost(self.count, own) + self.validation.cost(self.count, own) <= self.tune.purse.left
-
-    def _improved(self, family: Family, start: Best, iterations: int) -> Best:
-        return improve(
-            family,
-            start,
-            self.tune,
-            self.validation,
-            iterations=iterations,
-            objective=self.objective,
-            report=self.stages.report,
-        )
-
-
-def spread_out(found: list[Cell], most: int) -> list[Cell]:
-    """`most` of the cells, over all solvers: each solver's first grids, then its next ones."""
-    by_solver: dict[str, list[Cell]] = {}
-    for cell in found:
-        by_solver.setdefault(repr((cell.base.solver, cell.base.options)), []).append(cell)
-    turns = max(map(len, by_solver.values()), default=0)
-    return [own[turn] for turn in range(turns) for own in by_solver.values() if turn < len(own)][:most]
+    def _descent(self, family: Family) -> Descent:
+        return Descent(family, self.first(self.tuned), self.validation, self.objective, self.stages.report)

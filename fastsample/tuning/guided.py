@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,8 +17,8 @@ from fastsample.pipelines.configured import configured
 from fastsample.schedulers.solver import SolverScheduler
 from fastsample.tables.preset import Compared, Entry
 from fastsample.tables.table import Table
-from fastsample.tuning.arguments import TUNED, WEIGHED, Arguments
-from fastsample.tuning.budget import FEW, OPENED, TEACHER_STEPS, limit
+from fastsample.tuning.arguments import TUNED, Arguments
+from fastsample.tuning.budget import FEW, OPENED, TEACHER_STEPS, kept_back, limit
 from fastsample.tuning.cell import Candidate, CellTuner
 from fastsample.tuning.check import Checked, Quality, final_check
 from fastsample.tuning.choose import LARGE
@@ -48,22 +50,21 @@ class Guided:
 
         self._sets = {"tune": sets.tune, "validation": sets.validation, "check": sets.check}
         self._oracles = {name: oracle(pairs) for name, pairs in self._sets.items()}
-        self._oracles["few"] = oracle(sets.tune[:FEW])
+        self._firsts = {count: oracle(sets.tune[:count]) for count in range(1, len(sets.tune) + 1)}
         self._outputs: dict[str, Tensor] = {}  # of the first evaluations, by set
         self._calls = calls
 
     def close(self) -> None:
         """End the pipeline's calls."""
-        for oracle in self._oracles.values():
+        for oracle in (*self._oracles.values(), *self._firsts.values()):
             oracle.close()
 
     def entries(self, later: int) -> list[Entry]:
         """One for each number of evaluations; `later` guidance scales are to be paid for after this one."""
         teachers = {name: self._teacher(name) for name in self._sets}
         unit = spread(teachers["tune"].final)
-        error = self._teacher_error(teachers["tune"], unit)
         pairs = {name: self._pairs(name, teacher, unit) for name, teacher in teachers.items()}
-        pairs["few"] = self._few(pairs["tune"])
+        error = self._teacher_error(pairs["tune"])
         found = []
         for index, count in enumerate(self.asked.steps):
             purse, steps = self.stages.purse, self.asked.steps
@@ -108,20 +109,19 @@ class Guided:
         start = Start(teacher.samples[0], self._outputs[name])
         return Pairs(self._oracles[name], self.problem, start, teacher.final, unit, self.stages.purse)
 
-    def _few(self, tune: Pairs) -> Pairs:
-        """The first of the tuned pairs by themselves."""
-        start = Start(tune.start.sample[:FEW], tune.start.output[:FEW])
-        return Pairs(self._oracles["few"], self.problem, start, tune.reference[:FEW], tune.spread, tune.purse)
+    def _first(self, tune: Pairs, count: int) -> Pairs:
+        """The first `count` of the pairs tuned on, by themselves."""
+        start = Start(tune.start.sample[:count], tune.start.output[:count])
+        return replace(tune, model=self._firsts[count], start=start, reference=tune.reference[:count])
 
-    def _teacher_error(self, teacher: Teacher, unit: float) -> float:
+    def _teacher_error(self, tune: Pairs) -> float:
         """How far the ends of a few trajectories of half the steps are off, relative to the spread."""
 
         def make() -> float:
-            count = len(self._oracles["few"].pairs)
-            self.stages.purse.spend(count * (OPENED + TEACHER_STEPS // 2 - 1))
-            start = Start(teacher.samples[0][:FEW], self._outputs["tune"][:FEW])
-            half = teach(self._oracles["few"], self.problem, start, self.target.last, TEACHER_STEPS // 2)
-            return float((half.final - teacher.final[:FEW]).square().mean().sqrt()) / unit
+            pairs = self._first(tune, min(FEW, tune.count))
+            self.stages.purse.spend(pairs.count * (OPENED + TEACHER_STEPS // 2 - 1))
+            half = teach(pairs.model, self.problem, pairs.start, self.target.last, TEACHER_STEPS // 2)
+            return float((half.final - pairs.reference).square().mean().sqrt()) / tune.spread
 
         return float(self.stages.value(self._name("teacher-error"), make))
 
@@ -129,43 +129,49 @@ class Guided:
 
     def _entry(self, count: int, pairs: dict[str, Pairs], teacher: Teacher, error: float) -> Entry:
         purse, asked = self.stages.purse, self.asked
-        spent = purse.spent
+        spent, most = purse.spent, purse.left
+        purse.limit -= kept_back(asked.sizes, count, most)
         tuner = CellTuner(
             count=count,
-            few=pairs["few"],
-            tune=pairs["tune"],
+            given=pairs["tune"].count,
+            first=partial(self._first, pairs["tune"]),
             validation=pairs["validation"],
             teacher=teacher,
             stages=self.stages,
             objective=asked.objective,
-            weights=asked.pairs >= WEIGHED and not asked.grid_only,
+            weights=asked.weights,
             difference=DIFFERENCE.get(self.target.dtype, 0.03),
             name=self._name(f"evaluations-{count}"),
+            most=purse.left,
             solver=asked.solver,
         )
         found = tuner.candidates()
-        untuned, chosen = found[0], tuner.chosen(found)
-        purse.limit = purse.budget
-        tables = [one.table(self.target.prediction_type) for one in (untuned, chosen)]
-        tuned = None if chosen is untuned else tables[1]
+        chosen = tuner.chosen(found)
+        purse.limit = spent + most
+        rivals = tuner.screened.untuned[: asked.sizes.rivals(count, purse.left)]
+        prediction = self.target.prediction_type
+        untuned = [rival.table(prediction) for rival in rivals]
+        tuned = None if chosen is found[0] else chosen.table(prediction)
         known = self.stages.value(
             self._name(f"evaluations-{count}-check"),
-            lambda: final_check(pairs["check"], tables[0], tuned, self._quality(count)).to_dict(),
+            lambda: final_check(pairs["check"], untuned, tuned, tuner.screened.cells, self._quality(count)).to_dict(),
         )
         checked = Checked.from_dict(known)
-        return self._written(count, (untuned, chosen), tables, checked, purse.spent - spent, error)
+        best = rivals[checked.best]
+        table = tuned if tuned is not None and checked.kept else untuned[checked.best]
+        return self._written(count, best, chosen if tuned else best, checked, table, purse.spent - spent, error)
 
     def _written(
         self,
         count: int,
-        candidates: Sequence[Candidate],
-        tables: Sequence[Table],
+        untuned: Candidate,
+        chosen: Candidate,
         checked: Checked,
+        table: Table,
         calls: int,
         error: float,
     ) -> Entry:
-        """The entry of a cell: the tuned table where the check keeps it, else the untuned one."""
-        untuned, chosen = candidates
+        """The entry of a cell with `table`: the tuned one where the check keeps it, else the best untuned one."""
         kept = chosen if checked.kept else untuned
         least, most = meant_for(self.guidance)
         return Entry(
@@ -186,7 +192,7 @@ class Guided:
             teacher_error=error,
             calls=calls,
             verdict=checked.verdict,
-            table=tables[1] if checked.kept else tables[0],
+            table=table,
         )
 
     def _quality(self, count: int) -> Quality | None:

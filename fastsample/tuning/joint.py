@@ -18,7 +18,7 @@ RIDGES = (3e-2, 3e-3, 3e-4)
 before; the first that is within a standard error of the best on the validation pairs is kept."""
 
 
-def joint_family(base: Base, count: int, difference: float, ridge: float) -> Family:
+def joint_family(base: Base, count: int, difference: float) -> Family:
     """Tables of `count` evaluations by their inner log-SNRs, then by what their weights differ by from `base`'s."""
     grid, free = count - 1, free_weights(count)
 
@@ -33,7 +33,7 @@ def joint_family(base: Base, count: int, difference: float, ridge: float) -> Fam
         build,
         (*range(1, count), *(row + 1 for row, _ in free)),
         np.array([difference] * grid + [max(MOVED, difference)] * len(free)),
-        np.array([0.0] * grid + [ridge] * len(free)),
+        np.array([0.0] * grid + [1.0] * len(free)),
         ordered(base.problem, grid),
     )
 

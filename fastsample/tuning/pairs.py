@@ -62,15 +62,25 @@ class Pairs:
         """Evaluations of a roll-out of tables of `count` evaluations; see :func:`roll_out` for `begins`."""
         return self.count * cost(count, begins)
 
-    def roll_out(self, tables: Sequence[Linear], begins: Sequence[int] | None = None) -> Rollout:
-        """What the tables make of the starts."""
+    def roll_out(
+        self,
+        tables: Sequence[Linear],
+        begins: Sequence[int] | None = None,
+        leaders: Sequence[int] | None = None,
+    ) -> Rollout:
+        """What the tables make of the starts; see :func:`fastsample.tuning.rollout.roll_out`."""
         begins = [0] * len(tables) if begins is None else begins
         self.purse.spend(self.cost(tables[0].count, begins))
-        return roll_out(self.model, self.problem, tables, self.start, begins)
+        return roll_out(self.model, self.problem, tables, self.start, begins, leaders)
 
-    def errors(self, tables: Sequence[Linear]) -> NDArray[np.float64]:
+    def errors(
+        self,
+        tables: Sequence[Linear],
+        begins: Sequence[int] | None = None,
+        leaders: Sequence[int] | None = None,
+    ) -> NDArray[np.float64]:
         """RMS distance to the reference by table and pair, [R, P], in units of the spread."""
-        return self.distances(self.roll_out(tables).final)
+        return self.distances(self.roll_out(tables, begins, leaders).final)
 
     def distances(self, final: Tensor) -> NDArray[np.float64]:
         """The same of samples [R, P, ..]; inf where one is not finite."""

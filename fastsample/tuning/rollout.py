@@ -26,15 +26,21 @@ class Rollout:
 
 
 def roll_out(
-    model: Model, problem: Problem, tables: Sequence[Linear], start: Start, begins: Sequence[int] | None = None
+    model: Model,
+    problem: Problem,
+    tables: Sequence[Linear],
+    start: Start,
+    begins: Sequence[int] | None = None,
+    leaders: Sequence[int] | None = None,
 ) -> Rollout:
     """Run `tables`, of as many evaluations each, from `start`.
 
-    The first evaluation is the start's. `begins[r]` says that row r is as row 0 before its evaluation of that
-    number, so that it is evaluated from there on only.
+    The first evaluation is the start's. `begins[r]` says that row r is as row `leaders[r]` (by default 0) before its
+    evaluation of that number, so that it is evaluated from there on only; a leader's own is 0.
     """
     count, rows = tables[0].count, len(tables)
     begins = [0] * rows if begins is None else list(begins)
+    leaders = [0] * rows if leaders is None else list(leaders)
     samples = [start.sample.expand(rows, *start.sample.shape)]
     data: list[Tensor] = []
     for index in range(count):
@@ -42,12 +48,11 @@ def roll_out(
         if index == 0:
             found = problem.data(nodes, x, start.output.expand(rows, *start.output.shape))
         else:
-            own = [row for row in range(rows) if row == 0 or begins[row] <= index]
+            own = [row for row in range(rows) if begins[row] <= index]
             output = model(x[own], [nodes[row].time for row in own])
             made = problem.data([nodes[row] for row in own], x[own], output.to(x.dtype))
-            found = made[:1].expand_as(x).clone() if len(own) < rows else made
-            if len(own) < rows:
-                found[own] = made
+            place = {row: number for number, row in enumerate(own)}
+            found = made[[place[row if row in place else leaders[row]] for row in range(rows)]]
         data.append(found)
         samples.append(next_sample(tables, index, x, data))
     return Rollout(samples, data)
@@ -68,5 +73,5 @@ def next_sample(tables: Sequence[Linear], index: int, x: Tensor, data: Sequence[
 
 
 def cost(count: int, begins: Sequence[int]) -> int:
-    """Evaluations of one sample in :func:`roll_out`: row 0 without its first, the others from where they begin."""
-    return int(sum(count - max(1, begin) for begin in [1, *begins[1:]]))
+    """Evaluations of one sample in :func:`roll_out`: from where each row begins, without the first."""
+    return sum(count - max(1, begin) for begin in begins)

@@ -1,51 +1,54 @@
-"""Solvers and grids as they are, and on grids read off the teacher, ranked by what they make of some pairs."""
+"""Solvers and grids as they are, and on grids read off the teacher, ranked by what they make of some pairs.
+
+All of them begin: successive halving looks at every cell on one or a few pairs, then at the best of them on more.
+"""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastsample.schedules.grids import evaluation_times
-from fastsample.solvers.registry import get_solver
+from fastsample.schedules.grids import GRIDS, evaluation_times
+from fastsample.solvers.registry import available, get_solver
 from fastsample.tuning.geometry import GEOMETRIC
 from fastsample.tuning.grid import Base
 from fastsample.tuning.linear import Linear
 from fastsample.tuning.pairs import Pairs, loss
 from fastsample.tuning.problem import Problem
+from fastsample.tuning.rollout import cost
 from fastsample.tuning.teacher import Teacher
 
 Array = NDArray[np.float64]
+Solvers = Sequence[tuple[str, dict[str, Any]]]
 
-SOLVERS: tuple[tuple[str, dict[str, Any]], ...] = (
-    ("dpmpp-2m", {}),
-    ("unipc", {}),
-    ("deis", {}),
-    ("ghvb", {"order": 2}),
-    ("ghvb", {"order": 4}),
-    ("ipndm", {}),
-    ("hb-dpmpp-2m", {}),
-    ("ddim", {}),
-    ("hb", {}),
-    ("ghvb", {"order": 1, "weights": "variable"}),
-)
-GRIDS = (
-    "quadratic",
-    "shifted-quadratic",
+VARIANTS: dict[str, list[dict[str, Any]]] = {
+    "ghvb": [{"order": order, "weights": weights} for order in (2, 4, 1, 3) for weights in ("fixed", "variable")],
+    "unipc": [{"order": 1}, {"order": 2}, {"order": 3}],
+    "deis": [{"order": 2}, {"order": 3}],
+    "ipndm": [{"order": 2}, {"order": 3}, {"order": 4}],
+    "adams": [{"order": 2}, {"order": 3}],
+}
+"""Options with which a solver is screened, where that is not with its defaults alone."""
+FIRST_SOLVERS = ("hb-dpmpp-2m", "unipc", "hb", "ghvb", "dpmpp-2m", "deis", "ddim", "ipndm", "adams")
+FIRST_GRIDS = (
     "log-snr",
-    "trailing",
+    "shifted-quadratic",
+    "quadratic",
+    "ays-sdxl",
     "karras",
-    "beta",
-    "normal",
-    "linspace",
-    "ays-sd15",
     "beta-time",
+    "ays-sd15",
+    "beta57",
+    "trailing",
+    "beta",
 )
-"""The best on the bundled models first: where the budget does not hold all, these are looked at."""
+"""The best on the bundled models before all others: where the budget does not hold all, these are looked at."""
+TABLES_AT_ONCE = 128
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,10 +73,10 @@ class Cell:
         return self.grid not in GEOMETRIC
 
 
-def checked_base(solver: str | None) -> tuple[tuple[str, dict[str, Any]], ...]:
+def checked_base(solver: str | None) -> Solvers:
     """The solvers that are screened: all, or `solver` alone. ValueError where it cannot be tuned."""
     if solver is None:
-        return SOLVERS
+        return deterministic()
     found = get_solver(solver)
     if found.stochastic:
         raise ValueError(
@@ -83,20 +86,29 @@ def checked_base(solver: str | None) -> tuple[tuple[str, dict[str, Any]], ...]:
         raise ValueError(
             f"solver = {solver!r} has stages, which lie at fixed places: use 'dpmpp-2m', or None for all"
         )
-    known = tuple((name, options) for name, options in SOLVERS if name == solver)
-    return known or ((solver, {}),)
+    return [(solver, options) for options in VARIANTS.get(solver, [{}])]
+
+
+def deterministic() -> Solvers:
+    """Every registered solver with one evaluation a step and no noise, and its variants."""
+    known = {
+        name: solver
+        for name, solver in available().items()
+        if not solver.stochastic and not solver.stages and not solver.distilled
+    }
+    ordered = dict.fromkeys((*(name for name in FIRST_SOLVERS if name in known), *known))
+    return [(name, options) for name in ordered for options in VARIANTS.get(name, [{}])]
 
 
 def cells(
-    problem: Problem,
-    count: int,
-    solvers: tuple[tuple[str, dict[str, Any]], ...] = SOLVERS,
-    grids: tuple[str, ...] = GRIDS,
-    teacher: Teacher | None = None,
-) -> list[Cell]:
-    """All that have a table of `count` evaluations from the problem's first node; grids alike are one."""
+    problem: Problem, count: int, solvers: Solvers | None = None, teacher: Teacher | None = None
+) -> Iterator[Cell]:
+    """All that have a table of `count` evaluations from the problem's first node, grid by grid, the best grids first.
+
+    Grids alike are one, and so are solvers that are the same on a grid. With a `teacher` the grids read off it too.
+    """
     laid: dict[str, Array] = {}
-    for name in grids:
+    for name in dict.fromkeys((*FIRST_GRIDS, *GRIDS)):
         lams = named_lams(problem, name, count)
         if lams is not None and not any(np.allclose(lams, other, atol=1e-3) for other in laid.values()):
             laid[name] = lams
@@ -104,14 +116,18 @@ def cells(
         read_off = {name: place(teacher, count) for name, place in GEOMETRIC.items()}
         first = dict(list(laid.items())[:2])
         laid = first | read_off | laid
-    found = []
-    for (solver, options), (name, lams) in itertools.product(solvers, laid.items()):
-        base = Base(problem, solver, options)
-        try:
-            found.append(Cell(base, name, lams, base.at(lams)))
-        except ValueError:  # the solver has no table there
-            continue
-    return found
+    for name, lams in laid.items():
+        seen = set()
+        for solver, options in deterministic() if solvers is None else solvers:
+            base = Base(problem, solver, options)
+            try:
+                linear = base.at(lams)
+            except ValueError:  # the solver has no table there
+                continue
+            known = np.round(linear.weights, 9).tobytes()
+            if known not in seen:
+                seen.add(known)
+                yield Cell(base, name, lams, linear)
 
 
 def named_lams(problem: Problem, name: str, count: int) -> Array | None:
@@ -131,11 +147,37 @@ def named_lams(problem: Problem, name: str, count: int) -> Array | None:
     return lams if all(before < after - 1e-6 for before, after in itertools.pairwise(bounds)) else None
 
 
-def screen(found: list[Cell], pairs: Pairs, objective: str, report: Callable[[str], None]) -> list[Cell]:
+def screen(found: Sequence[Cell], pairs: Pairs, objective: str, report: Callable[[str], None]) -> list[Cell]:
     """The cells with what each made of `pairs`, the best first."""
-    errors = pairs.errors([cell.linear for cell in found])
-    ranked = np.argsort(loss(errors, objective), kind="stable")
-    result = [Cell(found[i].base, found[i].grid, found[i].lams, found[i].linear, errors[i]) for i in ranked]
-    for cell in result[:3]:
-        report(f"{cell.label}: {loss(cell.errors, objective):.4f}")
-    return result
+    seen = []
+    for part in _parts(found):
+        errors = pairs.errors([cell.linear for cell in part], *shared(part))
+        seen += [replace(cell, errors=row) for cell, row in zip(part, errors, strict=True)]
+    ranked = sorted(seen, key=lambda cell: float(loss(cell.errors, objective)))
+    for cell in ranked[:3]:
+        report(f"{cell.label}: {loss(cell.errors, objective):.4f} on {pairs.count} pairs")
+    return ranked
+
+
+def screen_cost(found: Sequence[Cell]) -> int:
+    """Evaluations of a pair in :func:`screen`."""
+    return sum(cost(part[0].linear.count, shared(part)[0]) for part in _parts(found))
+
+
+def shared(found: Sequence[Cell]) -> tuple[list[int], list[int]]:
+    """From which evaluation on each differs from the first cell on its grid, and which that is: see `roll_out`."""
+    begins, leaders = [], []
+    first: dict[str, int] = {}
+    for index, cell in enumerate(found):
+        leader = first.setdefault(cell.grid, index)
+        own, other = cell.linear.weights, found[leader].linear.weights
+        same = [np.allclose(*rows, 0.0, 1e-12) for rows in zip(own, other, strict=True)]
+        begins.append(0 if leader == index else 1 + same.index(False))
+        leaders.append(leader)
+    return begins, leaders
+
+
+def _parts(found: Sequence[Cell]) -> Iterator[list[Cell]]:
+    """The cells, those of a grid together, TABLES_AT_ONCE at a time."""
+    by_grid = sorted(found, key=lambda cell: cell.grid)
+    return (by_grid[begin : begin + TABLES_AT_ONCE] for begin in range(0, len(by_grid), TABLES_AT_ONCE))

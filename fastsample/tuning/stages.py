@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from fastsample.cache import replacing
 from fastsample.pipelines.parallel.distributed import process_state
 from fastsample.tuning.pairs import Purse
 
@@ -47,9 +47,8 @@ class Stages:
         def save() -> bool:
             made.update({key: value.detach().cpu().contiguous() for key, value in make().items()})
             if self._main:
-                partial = path.with_suffix(f".{os.getpid()}")
-                save_file(made, partial)
-                partial.replace(path)
+                with replacing(path) as partial:
+                    save_file(made, partial)
             return True
 
         self.value(name, save)
@@ -61,10 +60,8 @@ class Stages:
 
     def _write(self, name: str, known: Any) -> None:
         if self._main:
-            path = self.folder / f"{name}.json"
-            partial = path.with_suffix(f".{os.getpid()}")
-            partial.write_text(json.dumps(known))
-            partial.replace(path)
+            with replacing(self.folder / f"{name}.json") as partial:
+                partial.write_text(json.dumps(known))
 
 
 def _from_first(read: Callable[[], Any]) -> Any:

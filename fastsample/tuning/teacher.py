@@ -31,6 +31,10 @@ class Teacher:
         """Where the trajectories end."""
         return self.samples[-1]
 
+    def first(self, count: int) -> Teacher:
+        """The first `count` trajectories."""
+        return Teacher(self.nodes, tuple(x[:count] for x in self.samples), tuple(x[:count] for x in self.data))
+
     def at(self, node: Node) -> Tensor:
         """The samples at any node: a cubic in the noise level between two points, by their slopes (Hermite).
 

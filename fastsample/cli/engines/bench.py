@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import json
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,18 +15,23 @@ from rich.measure import Measurement
 
 from fastsample.bench import report
 from fastsample.bench.accelerations import Gate, Parallel
+from fastsample.bench.album import PROMPTS, Album
 from fastsample.bench.cases import Arm, Case, make_cases, parse_arm, recommended_arm
 from fastsample.bench.estimate import Clock
 from fastsample.bench.peers import DEFAULT
 from fastsample.bench.record import Record, Result
 from fastsample.bench.runner import Bench
 from fastsample.cli import arguments
+from fastsample.cli.command import on_interrupt
 from fastsample.cli.engines import common
-from fastsample.cli.files import place
+from fastsample.cli.engines.progress import following
+from fastsample.cli.engines.report import put_page
+from fastsample.cli.files import place, place_texts
 from fastsample.demo.bundled import GUIDANCE
 from fastsample.demo.scenes import sample_scenes
 from fastsample.names.peers import peer_names
 from fastsample.pipelines.request import default_guidance
+from fastsample.pipelines.tgate import TGate
 
 __all__ = ["Arms", "draw", "execute", "make_cases", "make_runner", "read_gates", "read_iterations", "read_prompts"]
 
@@ -36,17 +41,25 @@ SCALES = {"text_to_image": [GUIDANCE, 7.5], "flow_text_to_image": [GUIDANCE]}
 """Guidance scales of the bundled models."""
 
 
-def read_gates(steps: str | None) -> list[dict[str, Any]]:
-    """T-GATE at each of `steps`, without caching (guidance cut) and with it."""
+def read_gates(steps: str | None, counts: Sequence[int]) -> list[dict[str, Any]]:
+    """T-GATE at each of `steps`, without caching (guidance cut) and with it; each closes in the longest run."""
     numbers = arguments.numbers(steps, "tgate", int) if steps else []
+    for number in numbers:
+        TGate(number).policy.check_steps(max(counts))
     return [{"gate": Gate(step, cache)} for step in numbers for cache in (False, True)]
 
 
-def read_iterations(names: str | None, windows: str, tolerances: str) -> list[dict[str, Any]]:
-    """Every parallel iteration at every window and tolerance."""
+def read_iterations(names: str | None, windows: str, tolerances: str, counts: Sequence[int]) -> list[dict[str, Any]]:
+    """Every parallel iteration at every window and tolerance, where some run has more than one step."""
+    if names and max(counts) == 1:
+        raise ValueError(
+            f"--parallel = {names!r} with --steps = 1: there is nothing to make at once; give more steps"
+        )
     sizes = [
         None if text.strip() == "all" else arguments.numbers(text, "window", int)[0] for text in windows.split(",")
     ]
+    arguments.check_once(sizes, "window")
+    arguments.check_once([name.strip() for name in names.split(",")] if names else [], "parallel")
     values = arguments.numbers(tolerances, "tolerance", float)
     return [
         {"parallel": Parallel(name.strip(), size, value)}
@@ -77,12 +90,21 @@ class Arms:
         cls,
         solvers: list[str] | None,
         peers: list[str] | None,
-        grids: Sequence[str | None],
+        given: list[str] | None,
         added: list[dict[str, Any]],
     ) -> Arms:
-        """Our solvers on each grid and the peers; ValueError for unknown ones."""
+        """Our solvers on each grid and the peers; ValueError for unknown ones, and for what is there twice."""
+        arguments.check_once(given or [], "grid")
+        grids: Sequence[str | None] = given or [None]
         ours = [parse_arm(text, grid=grid) for grid in grids for text in solvers or SOLVERS]
+        if peers is not None and "none" in peers and len(peers) > 1:
+            raise ValueError(f"--peer = {', '.join(map(repr, peers))}: none goes alone; leave it out")
         named = None if peers is None else [parse_arm(text, peer=True) for text in peers if text != "none"]
+        asked = [*ours[: len(solvers or [])], *(named or [])]  # on one grid
+        arguments.check_once([arm.label.removesuffix("Scheduler") for arm in asked], "solver" if solvers else "peer")
+        if ours and all(arm.recipe for arm in ours) and (added or given):
+            said = "--tgate or --parallel" if added else "--grid"
+            raise ValueError(f"{said} with recipes alone: they say that themselves; change their files")
         return cls(_accelerated(ours, added) if solvers else None, named, grids, added)
 
     def cases(
@@ -107,6 +129,8 @@ class Arms:
             try:
                 runner.check(arm, case.steps, case.guidance)
             except ValueError as error:
+                if arm.recipe:
+                    raise ValueError(f"{arm.label}: {error}") from None
                 if self.peers is not None or not arm.peer:
                     raise
                 left_out.add(arm)
@@ -115,30 +139,36 @@ class Arms:
 
 
 def _accelerated(arms: Sequence[Arm], added: Sequence[dict[str, Any]]) -> list[Arm]:
-    """Each arm plain, and with each acceleration of `added`."""
-    return [replace(arm, **acceleration) for arm in arms for acceleration in [{}, *added]]
+    """Each arm plain, and with each acceleration of `added`; recipes as they are."""
+    return [replace(arm, **acceleration) for arm in arms for acceleration in [{}, *([] if arm.recipe else added)]]
 
 
 def read_prompts(prompts: str, model: str | None) -> list[str]:
     """A number of captions of held-out scenes for the bundled model, else a file's lines."""
-    if not prompts.lstrip("-").isdigit():
+    if not re.fullmatch(r"-?[0-9]+", prompts):
         return arguments.read_prompts([], Path(prompts))
     if common.bundled_name(model) is None:
         raise ValueError(f"--prompts = {prompts}: with --model give a file of prompts, one a line")
-    if int(prompts) < 2:
+    (count,) = arguments.numbers(prompts, "prompts", int)
+    if count < 2:
         raise ValueError(f"--prompts = {prompts}: give a file, or a number of at least 2")
-    return [scene.caption for scene in sample_scenes(int(prompts), seed=7, held_out=True)]
+    arguments.check_counts(prompts=count)
+    return [scene.caption for scene in sample_scenes(count, seed=7, held_out=True)]
 
 
 def make_runner(pipe: Any, texts: list[str], folder: Path, *, resume: bool, **settings: Any) -> Bench:
     """The benchmark, on what the folder holds of an earlier run."""
-    return Bench(pipe, texts, Record(folder / "results.jsonl", resume=resume), **settings)
+    record, album = Record(folder / "results.jsonl", resume=resume), Album(folder, resume=resume)
+    return Bench(pipe, texts, record, album=album, **settings)
 
 
 def execute(runner: Bench, cases: list[Case]) -> list[Result]:
     """Run the cases, with an estimate and progress on stderr; the results of these cases."""
     todo = [case for case in cases if runner.result(case) is None]
-    with common.out_of_memory("try --batch 1, --offload model, --dtype bfloat16, or a smaller size"):
+    with (
+        on_interrupt(runner.record.kept),
+        common.out_of_memory("try --batch 1, --offload model, --dtype bfloat16, or a smaller size"),
+    ):
         clock = Clock(runner.expected(todo))
         if todo:
             print(f"{len(todo)} of {len(cases)} cases to run, about {clock.left}", file=sys.stderr, flush=True)
@@ -151,7 +181,8 @@ def execute(runner: Bench, cases: list[Case]) -> list[Result]:
             return f"{case}: {told}, {result['seconds']:.2f} s; {clock.left} left"
 
         done = len(cases) - len(todo)
-        common.progress_over(runner.run(cases), total=len(cases), done=done, describe=name)
+        for _ in following(runner.run(cases), total=len(cases), done=done, describe=name, timed=True):
+            pass
     return [found for case in cases if (found := runner.result(case)) is not None]
 
 
@@ -174,36 +205,52 @@ def write(results: list[Result], folder: Path, *, best: str, as_json: bool, csv:
         "results.md": report.markdown(rows) if markdown else None,
         "results.json": json.dumps(results, indent=1) + "\n" if as_json else None,
     }
-    kept = [
-        place(folder, name, functools.partial(Path.write_text, data=text), again=False)
-        for name, text in texts.items()
-        if text is not None
-    ]
-    print(f"results: {', '.join(map(str, [folder / 'results.jsonl', *kept]))}")
+    print(f"results: {', '.join(map(str, [folder / 'results.jsonl', *place_texts(folder, texts)]))}")
+
+
+def write_page(runner: Bench, results: list[Result], cases: list[Case], path: Path) -> None:
+    """The page; pictures of results that an earlier version left without are drawn first."""
+    from fastsample.bench.page import samplers  # Matplotlib: only for --report
+
+    missing = [case for case in cases if not runner.pictured(case)]
+    if missing:
+        print(f"pictures of {len(missing)} results are missing: drawing them", file=sys.stderr, flush=True)
+        small = replace(runner, prompts=runner.prompts[:PROMPTS], album=None)
+        for case in missing:
+            runner.keep_pictures(case, small.images(case.arm, case.steps, case.guidance, case.seed))
+    page = samplers.page(results, runner.album, best=best_label(runner, cases))
+    print(f"page: {put_page(page, path)}")
 
 
 def draw(runner: Bench, results: list[Result], cases: list[Case], folder: Path) -> None:
     """The Pareto plot, and pictures at the highest guidance and the fewest steps that some arm needs there."""
-    from fastsample.bench import plots, sweeps  # Matplotlib: only for --plot
+    from fastsample.bench import grids, plots, style, sweeps  # Matplotlib: only for --plot
 
     rows = report.summarise(results)
     guidance = max(case.guidance for case in cases)
-    steps = report.enough_steps(row for row in rows if row.guidance == guidance)
+    panel = [row for row in rows if row.guidance == guidance]
+    steps = report.enough_steps(panel)
     arms = list(dict.fromkeys(case.arm for case in cases))
     best = best_label(runner, cases)
-    chosen = report.foremost([row for row in rows if row.guidance == guidance], keep=best)
-    shown = runner.prompts[:8]
-    small = replace(runner, prompts=shown, batch=min(runner.batch, len(shown)))
-    images = {"converged": small.converged_images(guidance, 0)}
-    images |= {arm.label: small.images(arm, steps, guidance, 0) for arm in arms if arm.label in chosen}
-    files = [
-        place(folder, "pareto.png", lambda path: plots.pareto(rows, path, keep=best), again=False),
-        place(folder, "images.png", lambda path: plots.image_grid(images, path, shown), again=False),
-    ]
-    print(f"plots: {files[0]}, {files[1]} ({steps} steps, guidance {guidance:g})")
+    chosen = report.foremost(panel, keep=best)
+    names, colours = {row.arm: row.title for row in rows}, style.colours(chosen, keep=best)
+    shown = runner.prompts[:PROMPTS]
+    small = replace(runner, prompts=shown, batch=min(runner.batch, len(shown)), album=None)
+    images = [grids.Row("reference: the converged solution", [*small.converged_images(guidance, 0)])]
+    for arm in arms:
+        if arm.label in chosen:
+            name = f"recommended: {names[arm.label]}" if arm.label == best else names[arm.label]
+            images.append(grids.Row(name, [*small.images(arm, steps, guidance, 0)], colours[arm.label]))
+    title = f"{steps} steps, guidance {guidance:g}, seed 0"
+    drawn = {
+        "pareto.png": lambda path: plots.pareto(rows, path, keep=best),
+        "images.png": lambda path: grids.image_grid(images, path, shown, title),
+    }
     parallel = [arm for arm in arms if arm.parallel]
     if parallel:
         most = max(case.steps for case in cases)
-        drawn = sweeps.trace(small, parallel, most, guidance)
-        files = [place(folder, name, write, again=False) for name, write in drawn.items()]
-        print(f"plots: {files[0]}, {files[1]} ({most} steps at once, guidance {guidance:g})")
+        own = [row for row in panel if row.steps == most]
+        drawn |= sweeps.trace(small, parallel, most, guidance)
+        drawn["rounds.png"] = lambda path: plots.rounds(own, path, f"{most} steps, guidance {guidance:g}")
+    files = [place(folder, name, write, again=False) for name, write in drawn.items()]
+    print(f"plots: {', '.join(map(str, files))} ({title})")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,13 +11,17 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from fastsample.bench import decoding_report as report
+from fastsample.bench import decoding_report
 from fastsample.bench.decoding import DecodingBench
 from fastsample.bench.record import Record
 from fastsample.cli import arguments
+from fastsample.cli.command import on_interrupt
 from fastsample.cli.engines import common
+from fastsample.cli.engines.progress import following
+from fastsample.cli.engines.report import put_page
+from fastsample.cli.files import check_page, output_folder, place, place_texts
 from fastsample.demo.language.loading import load_language_model
-from fastsample.names.rules import parse_method
+from fastsample.names.rules import Method, parse_method
 
 RULES = [
     "low-confidence",
@@ -67,36 +72,47 @@ class BenchDecoding:
     out: Path
     resume: bool
 
-    def __call__(self, *, as_json: bool, markdown: bool, plot: bool) -> None:
-        """Run them with a progress bar; print the table, and write the files that are asked for."""
-        results = self._execute()
-        Console(width=max(Console().width, 165)).print(report.rich_table(results))
-        if markdown:
-            (self.out / "results.md").write_text(report.markdown(results))
-        if as_json:
-            (self.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-        if plot:
-            from fastsample.bench import plots  # Matplotlib: only for --plot
-
-            plots.decoding_pareto(results, self.out / "pareto.png")
-        print(f"results: {self.out / 'results.jsonl'}")
-
-    def _execute(self) -> list[dict[str, Any]]:
-        """All is checked before anything is loaded."""
+    def __call__(self, *, as_json: bool, markdown: bool, plot: bool, report: Path | None = None) -> None:
+        """Run them with progress; print the table, and write the files that are asked for. All is checked first."""
+        if report is not None:
+            check_page(report)
         methods = [parse_method(rule) for rule in self.rules or RULES]
-        arguments.check_least(problems=self.problems, batch=self.batch)
+        arguments.check_once([method.label for method in methods], "rule")
         common.check_device(self.device, self.dtype)
         if self.model is not None and not (Path(self.model) / "training.json").is_file():
             raise ValueError(
                 f"--model = {self.model!r}: with --decode give a folder of scripts/train_language.py; "
                 "for other models use lm-evaluation-harness (fastsample.bench.harness.harness_model)"
             )
-        arguments.writable_folder(self.out)
-        common.quiet()
+        with output_folder(self.out, alone=True) as folder:
+            record = Record(folder / "results.jsonl", resume=self.resume)
+            with on_interrupt(record.kept):
+                results = self._execute(methods, record)
+            Console(width=max(Console().width, 165)).print(decoding_report.rich_table(results))
+            texts = {
+                "results.md": decoding_report.markdown(results) if markdown else None,
+                "results.json": json.dumps(results, indent=1) + "\n" if as_json else None,
+            }
+            kept = [record.path, *place_texts(folder, texts)]
+            if plot:
+                from fastsample.bench import plots  # Matplotlib: only for --plot
 
-        loaded = load_language_model(getattr(torch, self.dtype), self.device, folder=self.model)
-        record = Record(self.out / "results.jsonl", resume=self.resume)
-        bench = DecodingBench(*loaded, record, self.problems, self.batch)
+                pareto = functools.partial(plots.decoding_pareto, results)
+                kept.append(place(folder, "pareto.png", pareto, again=False))
+            print(f"results: {', '.join(map(str, kept))}")
+            if report is not None:
+                from fastsample.bench.page import decoding  # Matplotlib: only for --report
+
+                print(f"page: {put_page(decoding.page(results), report)}")
+
+    def _execute(self, methods: list[Method], record: Record) -> list[dict[str, Any]]:
+        """The results of `methods`, those that are not in the record run."""
+        common.quiet()
+        dtype = getattr(torch, self.dtype)
+        with common.loading(self.model):
+            model, tokenizer = load_language_model(dtype, self.device, folder=self.model)
+        bench = DecodingBench(model, tokenizer, record, self.problems, self.batch)
         done = sum(bench.result(method) is not None for method in methods)
-        common.progress_over(bench.run(methods), total=len(methods), done=done, describe=lambda one: one["method"])
+        for _ in following(bench.run(methods), total=len(methods), done=done, describe=lambda one: one["method"]):
+            pass
         return [found for method in methods if (found := bench.result(method)) is not None]

@@ -1,19 +1,18 @@
-"""What the commands share: the device, the model and its pipeline, the progress bar."""
+"""What the commands share: the device, the model and its pipeline."""
 
 from __future__ import annotations
 
 import contextlib
-import sys
-from collections.abc import Callable, Iterable, Iterator
+import re
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
-import transformers
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from fastsample.bench.quiet import silence
 from fastsample.cli import arguments
 from fastsample.demo.bundled import MODELS, load_pipeline, model_path
 from fastsample.names.options import parse_options
@@ -21,6 +20,9 @@ from fastsample.pipelines.request import Request
 from fastsample.pipelines.swap import load_pipeline as load_any
 
 DTYPES = ("float32", "float16", "bfloat16")
+DEVICES = {"cpu": lambda: 1, "cuda": torch.cuda.device_count, "mps": lambda: int(torch.backends.mps.is_available())}
+"""How many of each kind are here."""
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 OFFLOADS = ("none", "model", "sequential")
 
 
@@ -28,7 +30,7 @@ def read_request(
     height: int | None, width: int | None, frames: int | None, negative_prompt: str | None, call: list[str] | None
 ) -> Request:
     """What the options ask of a pipeline; ValueError for what none can be asked."""
-    arguments.check_least(height=height, width=width, frames=frames)
+    arguments.check_counts(height=height, width=width, frames=frames)
     return Request(height, width, frames, negative_prompt, parse_options(call or [], "--call"))
 
 
@@ -61,13 +63,12 @@ def check_device(device: str, dtype: str) -> None:
     if dtype not in DTYPES:
         raise ValueError(f"--dtype = {dtype!r}: use one of {', '.join(DTYPES)}")
     try:
-        kind = torch.device(device).type
+        where = torch.device(device)
     except RuntimeError:
-        raise ValueError(f"--device = {device!r} is no device: use cpu, cuda, cuda:0 or mps") from None
-    missing = (kind == "cuda" and not torch.cuda.is_available()) or (
-        kind == "mps" and not torch.backends.mps.is_available()
-    )
-    if missing:
+        where = None
+    if where is None or where.type not in DEVICES:
+        raise ValueError(f"--device = {device!r} is no device: use cpu, cuda, cuda:0 or mps")
+    if (where.index or 0) >= DEVICES[where.type]():
         raise ValueError(f"--device = {device!r} is not available here: use cpu, or see `fastsample doctor`")
 
 
@@ -86,7 +87,7 @@ def check_model(model: str | None) -> None:
 
 def looks_local(model: str) -> bool:
     """Whether `model` means a folder, not a hub id."""
-    return Path(model).exists() or model.startswith((".", "/", "~")) or model.count("/") != 1
+    return not HUB_ID.fullmatch(model) or Path(model).exists()
 
 
 def load_model(model: str | None, device: str, dtype: str, offload: str = "none") -> Any:
@@ -96,11 +97,8 @@ def load_model(model: str | None, device: str, dtype: str, offload: str = "none"
         pipe = load_pipeline(torch_dtype, name=name)
     else:
         assert model is not None
-        try:
+        with loading(model):
             pipe = load_any(model, dtype=torch_dtype)
-        except Exception as error:  # whatever a broken folder makes of diffusers and transformers
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
-            raise ValueError(f"--model = {model!r} could not be loaded: {reason[:400]}") from None
     pipe.set_progress_bar_config(disable=True)
     if isinstance(getattr(pipe, "vae", None), diffusers.AutoencoderKLAllegro):
         pipe.vae.enable_tiling()  # it cannot decode without
@@ -114,6 +112,16 @@ def load_model(model: str | None, device: str, dtype: str, offload: str = "none"
 
 
 @contextlib.contextmanager
+def loading(model: str | None) -> Iterator[None]:
+    """In the block, whatever a broken folder makes of diffusers and transformers is wrong input, in one line."""
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(f"--model = {model!r} could not be loaded: {reason[:400]}") from None
+
+
+@contextlib.contextmanager
 def out_of_memory(remedy: str) -> Iterator[None]:
     """In the block, running out of the GPU's memory is wrong input, with a remedy."""
     try:
@@ -122,28 +130,7 @@ def out_of_memory(remedy: str) -> Iterator[None]:
         raise ValueError(f"out of memory: {remedy} ({str(error).splitlines()[0]})") from None
 
 
-def progress_over(
-    results: Iterable[dict[str, Any]], *, total: int, done: int, describe: Callable[[dict[str, Any]], str]
-) -> None:
-    """Draw `results` to the end, with progress on stderr; `done` of `total` are there already.
-
-    On a terminal that is a bar, elsewhere a line for each result.
-    """
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        for number, result in enumerate(results, done + 1):
-            print(f"{number}/{total}  {describe(result)}", file=sys.stderr, flush=True)
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task("benchmark", total=total, completed=done)
-        for result in results:
-            progress.update(task, advance=1, description=describe(result))
-
-
 def quiet() -> None:
     """No advice from the libraries between our own lines."""
-    diffusers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    diffusers.utils.logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", module=r"(huggingface_hub|diffusers|transformers)\b")
+    silence()

@@ -17,6 +17,7 @@ from rich.text import Text
 
 from fastsample.cli import arguments
 from fastsample.cli.engines import common
+from fastsample.decoding import KLASS, Checked, Entropy, LowConfidence, Margin, Origin, Prophet, Random
 from fastsample.decoding.pipeline import MaskedDiffusionPipeline
 from fastsample.decoding.plan import DecodingPlan, Trial, plan_decoding
 from fastsample.demo.language.loading import load_language_model
@@ -26,13 +27,22 @@ from fastsample.names.rules import parse_method
 EXAMPLE = "123+45+678+901+234"
 RULE = "factor:factor=0.3"
 """By default: on the bundled model no measured loss at a small part of the forwards (benchmarks/decoding_cpu)."""
+SCHEDULED = (LowConfidence, Margin, Entropy, Random, Origin, KLASS, Prophet)
+"""Rules to which the number of steps makes a difference."""
 PLANNED = 48
 """Problems of the training split from which a plan for the bundled model is made."""
 
 
 def check(rule: str, block_length: int | None, steps: int | None) -> dict[str, Any]:
     """What the rule and the options beside it mean for the pipeline; ValueError before anything is loaded."""
-    settings = parse_method(rule).pipeline_settings
+    method = parse_method(rule)
+    decides = method.rule.base if isinstance(method.rule, Checked) else method.rule
+    if steps is not None and not isinstance(decides, SCHEDULED):
+        raise ValueError(
+            f"--steps = {steps} with --rule = {rule!r}, which follows no schedule: leave it out, or give "
+            "--rule low-confidence"
+        )
+    settings = method.pipeline_settings
     for name, value in (("block_length", block_length), ("num_inference_steps", steps)):
         if value is not None:
             settings[name] = value
@@ -64,13 +74,10 @@ def load(model: str | None, dtype: str, device: str, trust_remote_code: bool) ->
     if model is None:
         pipe = MaskedDiffusionPipeline(*load_language_model(torch_dtype))
     else:
-        try:
+        with common.loading(model):
             pipe = MaskedDiffusionPipeline.from_pretrained(
                 model, dtype=torch_dtype, trust_remote_code=trust_remote_code
             )
-        except Exception as error:  # whatever a broken folder makes of transformers
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            raise ValueError(f"--model = {model!r} could not be loaded: {reason}") from None
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)
 

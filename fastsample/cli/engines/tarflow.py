@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,19 +14,26 @@ from rich.table import Table
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from fastsample.bench.record import Record
 from fastsample.bench.tarflow import FlowBench, digit_score, markdown
+from fastsample.cache import replacing
+from fastsample.cli import arguments
+from fastsample.cli.command import on_interrupt
 from fastsample.cli.engines import common
+from fastsample.cli.engines.progress import counting, following
 from fastsample.cli.engines.sample import contact_sheet
-from fastsample.demo.digits import load_pipeline, model_path
+from fastsample.cli.files import place
+from fastsample.demo.digits import load_pipeline
 from fastsample.tarflow import Plan, TarFlowPipeline, load_original, plan
+from fastsample.tarflow.decode import METHODS
+from fastsample.tarflow.system import Guidance
 
 __all__ = [
     "FlowBench",
     "Record",
-    "folder_of",
+    "check",
+    "folder_of_plan",
     "load",
     "make_plan",
     "read_data",
@@ -33,6 +41,17 @@ __all__ = [
     "show_plan",
     "write_images",
 ]
+
+
+def check(
+    guidance: float, attention_temperature: float = 1.0, method: str | None = None, residual: float = 1e-4
+) -> None:
+    """Raise ValueError for settings that no model takes, before one is loaded."""
+    Guidance(guidance, temperature=attention_temperature)
+    if method is not None and method not in METHODS:
+        raise ValueError(f"method = {method!r}: use one of {', '.join(METHODS)}")
+    if not 0 < residual < math.inf:
+        raise ValueError(f"target_residual = {residual}: give a number above 0, 1e-4 for example")
 
 
 def load(model: str | None, device: str, dtype: str) -> TarFlowPipeline:
@@ -48,7 +67,8 @@ def load(model: str | None, device: str, dtype: str) -> TarFlowPipeline:
         pipe = TarFlowPipeline(load_original(path).to(getattr(torch, dtype)))
     else:
         common.check_model(model)
-        pipe = TarFlowPipeline.from_pretrained(model, dtype=getattr(torch, dtype))
+        with common.loading(model):
+            pipe = TarFlowPipeline.from_pretrained(model, dtype=getattr(torch, dtype))
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)
 
@@ -64,16 +84,18 @@ def write_images(
 ) -> None:
     """Draw `count` images of each class, or of none, write them with a contact sheet, and say what it took."""
     known = pipe.transformer.config.num_classes
+    if classes and not all(0 <= label < known for label in classes):
+        raise ValueError(f"labels = {min(classes) if min(classes) < 0 else max(classes)}: {_classes(known)}")
     if classes is None and known:
         classes = list(range(known))
     total = count * len(classes or [0])
-    generators = [torch.Generator().manual_seed(1_000_003 * (seed + 1) + index) for index in range(total)]
+    seeds = ((1_000_003 * (seed + 1) + index) % arguments.SEEDS for index in range(total))
+    generators = [torch.Generator().manual_seed(own) for own in seeds]
     made = pipe(classes, num_images_per_label=count, generator=generators, output_type="pil", **how)
     files = []
     for index, image in enumerate(made.images):
         label = f"label{classes[index // count]}-" if classes else ""
-        files.append(folder / f"{label}{index % count:03d}.png")
-        image.save(files[-1])
+        files.append(place(folder, f"{label}{index % count:03d}.png", image.save))
     sheet = contact_sheet(files, folder)
     report = made.report
     cost = {"sweeps": report.sweeps, "seconds": round(sum(block.seconds for block in report.blocks), 3)}
@@ -95,7 +117,7 @@ def make_plan(
     repeats: int,
 ) -> Plan:
     """The plan that measures fastest on the images, or on samples from `seed`."""
-    return with_bar(
+    return measured(
         plan,
         pipe.transformer,
         residual,
@@ -112,15 +134,23 @@ def run_bench(
 ) -> None:
     """Plan for each batch size, time every way of decoding, judge `images` samples; the tables, and the files."""
     results = []
-    for size in sizes:
-        own = with_bar(runner.plan, size)
-        (folder / f"plan-{size}.json").write_text(own.to_json())
-        results += runner.speed(size, repeats)
-    if images:
-        results += runner.quality(images, sizes[-1], seeds, digit_score)
+    with on_interrupt(runner.record.kept):
+        for size in sizes:
+            own = measured(runner.plan, size)
+            _write(folder / f"plan-{size}.json", own.to_json())
+            results += runner.speed(size, repeats)
+        if images:
+            scored = runner.quality(images, sizes[-1], seeds, digit_score)
+            told = following(scored, total=2 * seeds, describe=lambda one: f"{one['arm']}, seed {one['seed']}")
+            results += told
     table = markdown(results)
-    (folder / "table.md").write_text(table)
+    _write(folder / "table.md", table)
     print(json.dumps(results, indent=2) if as_json else table, end="")
+
+
+def _write(path: Path, text: str) -> None:
+    with replacing(path) as partial:
+        partial.write_text(text)
 
 
 def read_data(path: Path | None) -> tuple[Tensor | None, Tensor | None]:
@@ -134,10 +164,9 @@ def read_data(path: Path | None) -> tuple[Tensor | None, Tensor | None]:
         raise ValueError(f"--data = {str(path)!r} is no safetensors file with images ({error})") from None
 
 
-def with_bar(measure: Callable[..., Plan], *arguments: Any, **options: Any) -> Plan:
-    """What `measure` finds, with a bar of the blocks measured."""
-    with tqdm(desc="blocks measured") as bar:
-        return measure(*arguments, on_block=lambda index: bar.update(), **options)
+def measured(measure: Callable[..., Plan], *given: Any, **options: Any) -> Plan:
+    """What `measure` finds, telling which block was measured."""
+    return counting(lambda tell: measure(*given, on_block=lambda index: tell(f"block {index} measured"), **options))
 
 
 def show_plan(chosen: Plan, path: Path) -> None:
@@ -175,6 +204,16 @@ def show_plan(chosen: Plan, path: Path) -> None:
     console.print(f"residual {found['residual']:.1e}, {faster:.2f} times faster: {path}")
 
 
-def folder_of(model: str | None) -> Path:
-    """Where the model lies, to keep its plan beside it."""
-    return model_path() if model is None else Path(model)
+def folder_of_plan(model: str | None, out: Path | None) -> Path:
+    """Where a plan goes: `out`, else beside the model. ValueError for one without a folder that is the user's."""
+    if out is not None:
+        return out
+    if model is None:
+        raise ValueError("--out is missing: the bundled model's plan comes with the package; give a folder for yours")
+    if not Path(model).is_dir():
+        raise ValueError(f"--out: {model!r} is no folder to keep the plan in; give one")
+    return Path(model)
+
+
+def _classes(known: int) -> str:
+    return f"the model has classes 0 to {known - 1}" if known else "the model has no classes, leave them out"

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from fastsample.cache import naming
+from fastsample.cli.engines.progress import counting
 from fastsample.pipelines.parallel.distributed import process_state
 from fastsample.tables.preset import Compared, Preset
 from fastsample.tuning import tune
@@ -24,17 +26,15 @@ def tuned(
 ) -> Preset | None:
     """The preset, written to `out`; None in processes other than the first."""
     first = process_state() is None or process_state().is_main_process
-    console = Console(stderr=True, quiet=not first)
-    with console.status("tuning") as status:
 
-        def say(text: str) -> None:
-            status.update(text)
-            console.log(text)
+    def run(tell: Callable[[str], None]) -> Preset:
+        return tune(pipe, prompts, **asked, check_prompts=check_prompts, folder=folder, report=tell)
 
-        preset = tune(pipe, prompts, **asked, check_prompts=check_prompts, folder=folder, report=say)
+    preset = counting(run) if first else run(lambda text: None)
     if not first:
         return None
-    preset.save(out)
+    with naming(out):
+        preset.save(out)
     return preset
 
 

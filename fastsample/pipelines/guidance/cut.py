@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from fastsample.pipelines.counting import count_dropped
 from fastsample.pipelines.denoisers import Denoiser, denoisers, timestep_reader
 from fastsample.pipelines.guidance.caller import Branches, Caller
 from fastsample.pipelines.guidance.perturbed import unperturbed
@@ -221,3 +222,4 @@ class _CutDenoiser:
     def _count(self, evaluated: int, rows: int) -> None:
         if not self._denoiser.is_controlnet:
             self._handle.count(evaluations=evaluated, dropped=rows - evaluated)
+            count_dropped(rows - evaluated)

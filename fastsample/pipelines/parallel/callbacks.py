@@ -6,12 +6,14 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastsample.pipelines.apart import INTERRUPT
 from fastsample.pipelines.denoisers import Denoiser
 from fastsample.pipelines.parallel.driver import Loop
 from fastsample.pipelines.parallel.layout import NotParallelError
+
+PLAIN = frozenset({bool, int, float, str})
 
 
 def once_a_step(
@@ -60,12 +62,7 @@ def _held(pipe: Any, denoisers: list[Denoiser]) -> dict[str, Any]:
     """What pipeline, scheduler and networks hold, by name, in values that are equal as long as nobody changes it."""
     held = {f"pipe.{name}": _value(value) for name, value in vars(pipe).items() if name != INTERRUPT}
     held |= {f"pipe.scheduler.{name}": _value(value) for name, value in vars(pipe.scheduler).items()}
-    for denoiser in denoisers:
-        parts = dict(denoiser.module.named_modules())
-        weights = [_value(weight) for weight in denoiser.module.parameters()]
-        knobs = [_knobs(owner) for part in parts.values() for owner in (part, getattr(part, "processor", None))]
-        held[f"pipe.{denoiser.name}"] = list(parts), weights, knobs
-    return held
+    return held | {f"pipe.{denoiser.name}": _network(denoiser.module) for denoiser in denoisers}
 
 
 def _value(value: Any) -> Any:
@@ -78,8 +75,19 @@ def _value(value: Any) -> Any:
     return value if isinstance(value, (int, float, str)) else id(value)
 
 
-def _knobs(owner: Any) -> dict[str, Any]:
-    """The numbers and words of a module or an attention processor: scales of adapters, of FreeU, .."""
-    plain = (int, float, str, list, dict)
-    knobs = {name: own for name, own in getattr(owner, "__dict__", {}).items() if isinstance(own, plain)}
-    return {"": id(owner), **{name: _value(own) for name, own in knobs.items() if not name.startswith("_")}}
+def _network(module: nn.Module) -> tuple[list[Any], ...]:
+    """Which modules and weights it has, and all numbers and words on modules and attention processors.
+
+    These are scales of adapters, of FreeU, ..; not layers, which other threads put on it.
+    """
+    parts = list(module.modules())
+    weights = [weight for part in parts for weight in part._parameters.values() if weight is not None]
+    owners = [vars(part) for part in parts]
+    owners += [vars(own) for own in (held.get("processor") for held in owners) if hasattr(own, "__dict__")]
+    knobs = [
+        value if type(value) in PLAIN else _value(value)
+        for held in owners
+        for name, value in held.items()
+        if type(value) in PLAIN or (type(value) in (list, dict) and not name.startswith("_"))
+    ]
+    return [id(part) for part in parts], [(id(weight), weight._version) for weight in weights], knobs

@@ -24,12 +24,13 @@ FORMULAS: dict[str, Formula] = {
 
 @dataclass
 class TimestepConversion:
-    """The conversions that agree with all that was seen; `seen` narrows them, `apply` uses the first left.
+    """The conversions that are left; the first one, which `apply` uses, agrees with all that was `seen`.
 
     A pipeline may cast before it computes, which rounds differently, so that every order is a candidate.
     """
 
     train_steps: float
+    _pairs: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # timesteps, and what they became
     _left: list[tuple[str, torch.dtype | None]] = field(default_factory=list)
     _fresh: bool = True
 
@@ -39,13 +40,19 @@ class TimestepConversion:
             casts = dict.fromkeys([None, argument.dtype, torch.float32, torch.float64, torch.float16, torch.bfloat16])
             self._left = [(name, cast) for name in FORMULAS for cast in casts]
             self._fresh = False
-        value = argument.flatten()[0]
-        self._left = [key for key in self._left if bool(self._convert(key, timestep, argument.dtype) == value)]
-        return bool(self._left) and bool((argument == value).all())
+        self._pairs.append((timestep, argument))
+        while self._left:
+            if self._explains(self._left[0], timestep, argument):
+                return True
+            self._left = [key for key in self._left[1:] if all(self._explains(key, *pair) for pair in self._pairs)]
+        return False
 
     def apply(self, timesteps: Tensor, dtype: torch.dtype) -> Tensor:
         """What the pipeline would give its denoiser for each of `timesteps`, in `dtype`."""
         return self._convert(self._left[0], timesteps, dtype)
+
+    def _explains(self, key: tuple[str, torch.dtype | None], timestep: Tensor, argument: Tensor) -> bool:
+        return bool((argument == self._convert(key, timestep, argument.dtype)).all())
 
     def _convert(self, key: tuple[str, torch.dtype | None], timesteps: Tensor, dtype: torch.dtype) -> Tensor:
         name, cast = key

@@ -79,6 +79,11 @@ class Loop:
         return self.phase is Phase.SWEEPING
 
     @property
+    def share(self) -> float:
+        """The consistency model's share in this step."""
+        return self._segment.share if self._segment and self.sweeping else 0.0
+
+    @property
     def draws_from_all(self) -> bool:
         """Whether steps have drawn from streams that are of all threads."""
         return self._stepper is not None and self._stepper.draws_from_all
@@ -126,7 +131,8 @@ class Loop:
 
     def step(self, output: Tensor, timestep: Any, sample: Tensor, arguments: dict[str, Any]) -> Any:
         """What the pipeline gets for what it hands to `scheduler.step`."""
-        if not self.stepping or bool(timestep != self.timesteps[self.committed]):
+        given = self.timesteps[self.committed] if self.stepping else None
+        if given is None or (timestep is not given and bool(timestep != given)):
             raise NotParallelError("the pipeline's loop does not step once for each timestep")
         if self._stepper is None:
             self._stepper = Stepper(self.scheduler, self.timesteps, arguments, sample)
@@ -137,16 +143,16 @@ class Loop:
         if not same_arguments(self._stepper.arguments, arguments):
             raise NotParallelError("the arguments of the scheduler's step change from step to step")
         calls, self._calls = self._calls, []
-        before = self.committed
+        before, held = self.committed, self.share > 0
         if self._segment is None:
             result = self._plain_step(calls, output, sample)
         else:
             result = self._sweep(self._segment, calls, output)
         self._sample = next_sample(result)
         self._stepper.go_to(self.committed)
-        known = [int(self._segment.known.steps.min())] if self._segment else []
+        known = [int(self._segment.known.steps.min())] if self._segment and self._segment.known else []
         self._stepper.forget(min([self.committed, *known]))
-        assert before < self.committed
+        assert before < self.committed or held
         self._enter(Phase.ENDED if self.committed == len(self.timesteps) else Phase.STEPPED)
         return result
 
@@ -164,7 +170,8 @@ class Loop:
             self.unreported[step] = next_sample(result)
         end = next(end for end in [*self.settings.cuts(self.timesteps), len(self.timesteps)] if end > step)
         if end > step + 1:
-            known = Rows(torch.full((1, len(sample)), step), sample[None], output[None])
+            # a copy: pipelines write the next sample where this one is
+            known = Rows(torch.full((1, len(sample)), step), sample[None].clone(), output[None])
             on_commit = self._collect if self.settings.reporting else None
             self._segment = Segment(self._stepper, self.settings, known, end, result, calls, on_commit)
             self.reports.append(self._segment.fixed.report)
@@ -174,10 +181,11 @@ class Loop:
         """Move a segment's windows by the outputs of all their rows."""
         if len(calls) != len(segment.layouts):
             raise NotParallelError("the denoisers called change from step to step")
-        segment.sweep(output)
+        rounds = self.plain_steps + sum(report.sweeps for report in self.reports) + 1
+        segment.sweep(output, last=rounds == self.settings.rounds)
         before, self.committed = self.committed, segment.start + int(segment.fixed.begin.numpy().min())
         sample = segment.fixed.leading  # where nobody asks for each step's, an image that has come further is further
-        if self.settings.reporting:
+        if self.settings.reporting and before < self.committed:
             self.unreported |= {step: self._final.pop(step) for step in range(before, self.committed)}
             sample = self.unreported[self.committed - 1]
         if segment.fixed.done:

@@ -6,7 +6,9 @@ the output, copy by copy, it then does to every row.
 
 from __future__ import annotations
 
+import functools
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +28,7 @@ class NotParallelError(Exception):
 
 def bind(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
     """The arguments of a call of `module` by name."""
-    bound = inspect.signature(module.forward).bind(*args, **kwargs)
+    bound = _signature(module).bind(*args, **kwargs)
     call = dict(bound.arguments)
     for parameter in bound.signature.parameters.values():
         if parameter.kind is parameter.VAR_POSITIONAL and call.get(parameter.name):
@@ -34,6 +36,18 @@ def bind(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Ca
         if parameter.kind is parameter.VAR_KEYWORD:
             call.update(call.pop(parameter.name, {}))
     return call
+
+
+def _signature(module: nn.Module) -> inspect.Signature:
+    """That of `module.forward`, without `self`; that of a class is read once."""
+    forward = module.forward
+    return _method_signature(forward.__func__) if inspect.ismethod(forward) else inspect.signature(forward)
+
+
+@functools.lru_cache(maxsize=64)
+def _method_signature(function: Callable[..., Any]) -> inspect.Signature:
+    signature = inspect.signature(function)
+    return signature.replace(parameters=list(signature.parameters.values())[1:])
 
 
 @dataclass(frozen=True)
@@ -81,9 +95,12 @@ class Place:
 
     def holds(self, value: Tensor, latents: Tensor) -> bool:
         """Whether `latents` are there in `value`, in every copy."""
+        if not value.ndim or len(value) % self.copies:
+            return False
         part = self.of(value)
-        tiled = latents.repeat(self.copies, *[1] * (latents.ndim - 1))
-        return part.shape == tiled.shape and torch.equal(part, tiled.to(part))
+        part = part.reshape(self.copies, -1, *part.shape[1:])
+        copies = latents.expand(self.copies, *latents.shape)
+        return part.shape == copies.shape and torch.equal(part, copies.to(part))
 
 
 @dataclass(frozen=True)
@@ -143,9 +160,13 @@ class CallLayout:
     def expand(self, call: Call, states: Tensor, timesteps: Tensor) -> Call:
         """The call for `states` [R, B, ..], as scaled for the network, at `timesteps` [R, B] of the scheduler."""
         copies, rows = self.place.copies, len(states)
-        expanded = {name: self._repeat(name, value, rows) for name, value in call.items()}
-        latents = expanded[self.argument] = expanded[self.argument].clone()
-        self.place.of(latents).copy_(states.flatten(0, 1).repeat(copies, *[1] * (states.ndim - 2)))
+        rest = {name: value for name, value in call.items() if name not in (self.argument, self.timestep)}
+        expanded = {name: self._repeat(name, value, rows) for name, value in rest.items()}
+        latents = states.flatten(0, 1).repeat(copies, *[1] * (states.ndim - 2)).to(call[self.argument].dtype)
+        if self.place.dim is not None:
+            before, after = (self._repeat("", part, rows) for part in self.place.around(call[self.argument]))
+            latents = torch.cat([before, latents, after], self.place.dim)
+        expanded[self.argument] = latents
         given = torch.as_tensor(call[self.timestep])
         device = given.device if isinstance(call[self.timestep], Tensor) else latents.device
         times = self.conversion.apply(timesteps.to(device), given.dtype)

@@ -8,10 +8,9 @@ import inspect
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from diffusers.guiders.guider_utils import BaseGuidance
 from torch import Tensor
 
 from fastsample.fixed_point.coarse import Strides
@@ -20,8 +19,10 @@ from fastsample.pipelines.apart import apart
 from fastsample.pipelines.denoisers import Denoiser, check_caches, denoisers
 from fastsample.pipelines.layers import GATE, layers_on
 from fastsample.pipelines.overlay import class_beneath, overlaid
+from fastsample.pipelines.parallel.consistency import Consistency
 from fastsample.pipelines.parallel.distributed import RowShares
 from fastsample.pipelines.parallel.driver import Loop
+from fastsample.pipelines.parallel.guiders import check_guider
 from fastsample.pipelines.parallel.layout import NotParallelError
 from fastsample.pipelines.parallel.loop import step_decision
 from fastsample.pipelines.parallel.segment import Settings
@@ -59,6 +60,11 @@ class ParallelRun:
         """Evaluations one after the other."""
         return self.plain_steps + self.sweeps
 
+    @property
+    def stopped(self) -> bool:
+        """Whether a bound of rounds ended a call before all had settled: its image is the last guess."""
+        return any(report.stopped for report in self.reports)
+
 
 class ParallelSampler:
     """`ParallelSampler(pipe)(..)` samples as `pipe(..)`, many steps at a time: more arithmetic, fewer rounds.
@@ -71,6 +77,14 @@ class ParallelSampler:
     torchrun or accelerate launch started, each evaluates its share of the rows, and all return the same. `on_sweep`
     is called after each sweep with the iteration, whose `trajectory` holds the samples after the first step.
 
+    `rounds` end a call, plain step and sweeps, with the samples as they are guessed by then (`run.stopped`): an image
+    in 2 to 4 rounds that is near the sequential one. `consistency` makes them nearer: a Picard consistency model (So
+    et al. 2025, arXiv:2503.19731) of the pipeline's denoiser, trained by `scripts/train_picard.py`, as its folder,
+    its tensors by name, or a whole model. Its share in the weights falls from 1 to 0 over the first
+    `consistency_sweeps` (None: as it was trained), which evaluate all rows and in which no sample is final; so the
+    result at a tolerance is the denoiser's own, the sequential one at 0. It is for the guidance scale that it was
+    trained with. The window "auto" is 16, and all steps with `rounds` or `consistency`.
+
     Raises ValueError for wrong arguments, and where a feature cache (T-GATE too), a guider that acts on some steps
     only, or a missing scheduler or denoiser forbids it, before any evaluation.
     """
@@ -80,11 +94,14 @@ class ParallelSampler:
         pipe: Any,
         *,
         iteration: str = "secant",
-        window: int | None = 16,
+        window: int | Literal["auto"] | None = "auto",
         tolerance: float = 1e-2,
         strides: Strides = "auto",
         distributed: bool = False,
         on_sweep: Callable[[FixedPoint], None] | None = None,
+        consistency: Any = None,
+        consistency_sweeps: int | None = None,
+        rounds: int | None = None,
     ) -> None:
         self.pipe = pipe
         self.options: dict[str, Any] = {
@@ -94,6 +111,9 @@ class ParallelSampler:
             "strides": strides,
             "distributed": distributed,
             "on_sweep": on_sweep,
+            "consistency": consistency,
+            "consistency_sweeps": consistency_sweeps,
+            "rounds": rounds,
         }
         self.run = ParallelRun()
         _settings(pipe, **self.options)  # wrong arguments are refused here
@@ -109,11 +129,14 @@ def parallelise(
     pipe: Any,
     *,
     iteration: str = "secant",
-    window: int | None = 16,
+    window: int | Literal["auto"] | None = "auto",
     tolerance: float = 1e-2,
     strides: Strides = "auto",
     distributed: bool = False,
     on_sweep: Callable[[FixedPoint], None] | None = None,
+    consistency: Any = None,
+    consistency_sweeps: int | None = None,
+    rounds: int | None = None,
 ) -> Iterator[ParallelRun]:
     """Calls of `pipe` in the block, and in its thread, sample many steps at a time.
 
@@ -133,6 +156,9 @@ def parallelise(
         strides=strides,
         distributed=distributed,
         on_sweep=on_sweep,
+        consistency=consistency,
+        consistency_sweeps=consistency_sweeps,
+        rounds=rounds,
     )
     run = ParallelRun()
 
@@ -148,14 +174,26 @@ def _settings(
     pipe: Any,
     *,
     iteration: str,
-    window: int | None,
+    window: int | Literal["auto"] | None,
     tolerance: float,
     strides: Strides,
     distributed: bool,
     on_sweep: Callable[[FixedPoint], None] | None,
+    consistency: Any,
+    consistency_sweeps: int | None,
+    rounds: int | None,
 ) -> Settings:
     """Those of calls of `pipe`; ValueError for wrong ones, and for a pipeline that cannot be sampled in parallel."""
     modules = stepped_denoisers(pipe)
+    if rounds is not None and getattr(pipe.config, "boundary_ratio", None) is not None:
+        raise ValueError(f"rounds = {rounds}: {type(pipe).__name__} has two denoisers, each with sweeps of its own")
+    if consistency is None and consistency_sweeps is not None:
+        raise ValueError(f"consistency_sweeps = {consistency_sweeps} without consistency: give the model too")
+    near = consistency is not None or rounds is not None
+    if window == "auto":
+        window = None if near else 16
+    if strides == "auto" and near:
+        strides = "none"
     return Settings(
         iteration,
         window,
@@ -166,7 +204,16 @@ def _settings(
         shares=RowShares() if distributed else None,
         on_sweep=on_sweep,
         strides=strides,
+        consistency=None if consistency is None else _consistency(modules, consistency, consistency_sweeps),
+        rounds=rounds,
     )
+
+
+def _consistency(modules: list[Denoiser], source: Any, sweeps: int | None) -> Consistency:
+    """The consistency model of a pipeline's denoiser; ValueError where it is not for it."""
+    if len(modules) > 1:
+        raise ValueError(f"consistency is of one denoiser, and the pipeline has {len(modules)}")
+    return Consistency.of(source, modules[0].module, sweeps)
 
 
 def stepped_denoisers(pipe: Any) -> list[Denoiser]:
@@ -183,9 +230,7 @@ def stepped_denoisers(pipe: Any) -> list[Denoiser]:
                 f"pipe.{denoiser.name} has T-GATE, which counts the steps of a sequential run: remove() it first"
             )
         check_caches(denoiser)
-    guider = components.get("guider")
-    if isinstance(guider, BaseGuidance) and (guider._start, guider._stop) != (0.0, 1.0):
-        raise ValueError(f"pipe.guider = {type(guider).__name__} acts on some steps only: use start=0.0, stop=1.0")
+    check_guider(components.get("guider"))
     return found
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fastsample.fixed_point.coarse import Strides
 from fastsample.fixed_point.iterations import FixedPoint, check_settings
 from fastsample.fixed_point.updates import make_update
+from fastsample.pipelines.parallel.consistency import Consistency, FromGuess
 from fastsample.pipelines.parallel.conversion import TimestepConversion
 from fastsample.pipelines.parallel.distributed import RowShares
 from fastsample.pipelines.parallel.layout import Call, CallLayout, NotParallelError
@@ -35,7 +36,8 @@ class Settings:
     """How a loop is sampled; `cuts(timesteps)` are the steps that a window does not cross, `constant_rows` pads.
 
     `on_sweep` is called after every sweep of a segment. With `reporting` every step's samples are kept until a
-    callback has had them. Raises ValueError as :func:`check_settings` does.
+    callback has had them. `consistency` has its share in the first sweeps, and `rounds` end a loop. Raises ValueError
+    as :func:`check_settings` does, and for fewer rounds than 2.
     """
 
     iteration: str
@@ -48,9 +50,21 @@ class Settings:
     on_sweep: Callable[[FixedPoint], None] | None = None
     strides: Strides = "auto"
     reporting: bool = False
+    consistency: Consistency | None = None
+    rounds: int | None = None
 
     def __post_init__(self) -> None:
         check_settings(self.iteration, self.window, self.tolerance, self.strides)
+        if self.rounds is not None and (not isinstance(self.rounds, int) or self.rounds < 2):
+            raise ValueError(
+                f"rounds = {self.rounds!r}: give 2 (a plain step and a sweep) or more, or None for no bound"
+            )
+        if self.consistency is not None and self.strides != "none":
+            raise ValueError(f"strides = {self.strides!r}: consistency's sweeps evaluate all rows, leave strides out")
+
+    def share(self, sweep: int) -> float:
+        """The consistency model's in sweep 0, 1, .. of a segment."""
+        return 0.0 if self.consistency is None else self.consistency.share(sweep)
 
 
 @dataclass
@@ -78,7 +92,8 @@ class Segment:
         calls: list[tuple[nn.Module, Call]],
         on_commit: Callable[[NDArray[np.int64], Tensor, NDArray[np.int64]], None] | None = None,
     ) -> None:
-        self._stepper, self.known = stepper, known
+        self._stepper = stepper
+        self.known: Rows | None = known  # whose outputs are known
         plain = int(known.steps[0, 0])
         self.start = plain + 1
         self.layouts = [
@@ -99,6 +114,10 @@ class Segment:
                 f"tolerance = {settings.tolerance:g} is relative to a noise schedule, and that of "
                 f"{type(stepper.scheduler).__name__} is not understood: use tolerance = 0"
             )
+        self._settings = settings
+        self.share = settings.share(0)  # the consistency model's in this sweep
+        self._lams = [node.lam for node in nodes[self.start : end]] if nodes else None
+        self._held = 0  # the sweeps with a share
         sample, output = next_sample(made), known.outputs[0]
         self._trajectory: RemainingTrajectory | SchedulerTrajectory
         remaining = stepper.remaining(self.start, sample) if nodes else None
@@ -107,20 +126,18 @@ class Segment:
         else:
             own = nodes[self.start : end + 1]
             self._trajectory = RemainingTrajectory(stepper, remaining, self.start, sample, output, own, made)
-        update = make_update(settings.iteration)
         self.fixed = FixedPoint(
             self._trajectory,
-            update,
+            FromGuess() if settings.consistency else make_update(settings.iteration),
             window=settings.window,
             tolerance=settings.tolerance,
             strides=settings.strides,
             keep=settings.on_sweep is not None,
             on_commit=on_commit,
         )
-        self._on_sweep = settings.on_sweep
         self._constant = self.fixed.window + 1 if settings.constant_rows else 1
-        self._inputs: tuple[Tensor, Tensor] | None = None
-        self._rows = self._asked()
+        self._timesteps = torch.stack(list(stepper.timesteps))
+        self._steps = self._asked_steps()
 
     def result(self, sample: Tensor) -> Any:
         """What the scheduler's step returns that makes the last state final for all, `sample`."""
@@ -129,7 +146,7 @@ class Segment:
     @property
     def places(self) -> list[int]:
         """The numbers of this sweep's rows, one row of images after the other."""
-        places: list[int] = self._rows.steps.flatten().tolist()
+        places: list[int] = self._steps.flatten().tolist()
         return places
 
     def layout(self, number: int, module: nn.Module) -> CallLayout:
@@ -140,57 +157,69 @@ class Segment:
 
     def inputs(self) -> tuple[Tensor, Tensor]:
         """The samples [R, B, ..] of this sweep's rows as scaled for the network, and their timesteps [R, B]."""
-        if self._inputs is None:
-            steps, samples = self._rows.steps, self._rows.samples
-            timesteps = torch.stack(list(self._stepper.timesteps))[steps.to(self._stepper.timesteps[0].device)]
-            self._inputs = self._stepper.scaled_rows(steps, samples), timesteps
-        return self._inputs
+        samples, known = self.fixed.states, self._checked
+        if known is not None:
+            samples = torch.cat([known.samples, samples])
+        missing = len(self._steps) - len(samples)
+        if missing:
+            samples = torch.cat([samples, samples[-1:].expand(missing, *samples.shape[1:])])
+        timesteps = self._timesteps[self._steps.to(self._timesteps.device)]
+        return self._stepper.scaled_rows(self._steps, samples), timesteps
 
-    def sweep(self, output: Tensor) -> None:
-        """Take the guided outputs of all rows, flattened."""
-        rows = self._rows
-        count, items = rows.steps.shape
+    def sweep(self, output: Tensor, *, last: bool = False) -> None:
+        """Take the guided outputs of all rows, flattened; after the `last` sweep all is as it is guessed."""
+        count, items = self._steps.shape
         if len(output) != count * items:
             raise NotParallelError(
                 f"{count} rows of {items} images were evaluated, and {len(output)} outputs given to the scheduler"
             )
         outputs = output.reshape(count, items, *output.shape[1:])
-        window = len(self.fixed.rows)
-        if self._checked:
-            self._check(outputs[0])
-            rows = Rows(rows.steps[1:], rows.samples[1:], outputs[1:])
-        outputs = outputs[int(self._checked) :][:window]
-        last = window - 1
-        self.known = Rows(rows.steps[last:window], rows.samples[last:window], outputs[last:])
+        known = self._checked
+        if known is not None:
+            self._check(outputs[0], known.outputs[0])
+            outputs = outputs[1:]
+        rows = self.fixed.rows
+        outputs = outputs[: len(rows)]
         if self.fixed.report.sweeps == 0 and isinstance(self._trajectory, SchedulerTrajectory):
-            self._check_repeats(rows.samples[0], outputs[0])
-        self.fixed.sweep(outputs)
-        if self._on_sweep is not None:
-            self._on_sweep(self.fixed)
-        self._inputs = None
+            self._check_repeats(self.fixed.states[0], outputs[0])
+        if not self.share:
+            self.known = None
+            if self.fixed.report.sweeps + 1 < self._held + CHECKED_SWEEPS:
+                self.known = Rows(*(part[-1:].clone() for part in (rows + self.start, self.fixed.states, outputs)))
+        self.fixed.sweep(outputs, hold=self.share > 0, last=last)
+        if self._settings.on_sweep is not None:
+            self._settings.on_sweep(self.fixed)
+        if self.share:
+            self._fade()
         if not self.fixed.done:
-            self._rows = self._asked()
+            self._steps = self._asked_steps()
+
+    def _fade(self) -> None:
+        """Go on to the next sweep's share; the denoiser's own sweeps are an iteration of their own."""
+        self._held = self.fixed.report.sweeps
+        self.share = self._settings.share(self._held)
+        consistency = self._settings.consistency
+        if not self.share and consistency is not None:
+            self.fixed.update = consistency.own_update(self._settings.iteration, self._lams)
 
     @property
-    def _checked(self) -> bool:
-        return self.fixed.report.sweeps < CHECKED_SWEEPS
+    def _checked(self) -> Rows | None:
+        """What this sweep evaluates again."""
+        return None if self.share else self.known
 
-    def _asked(self) -> Rows:
+    def _asked_steps(self) -> Tensor:
         """What this sweep evaluates: perhaps a known row, the windows' rows, and copies of the last as padding."""
-        steps, samples = self.fixed.rows + self.start, self.fixed.states
-        if self._checked:
-            steps = torch.cat([self.known.steps, steps])
-            samples = torch.cat([self.known.samples, samples])
+        steps = torch.from_numpy(self.fixed.rows.numpy() + self.start)
+        if self._checked is not None:
+            steps = torch.cat([self._checked.steps, steps])
         # few shapes for what is compiled: all rows of a window, or for coarse sweeps a quarter, a half, ..
         shape = -(-self._constant // 4) if self.fixed.coarse else self._constant
         missing = -len(steps) % shape
-        steps = torch.cat([steps, steps[-1:].expand(missing, -1)])
-        samples = torch.cat([samples, samples[-1:].expand(missing, *samples.shape[1:])])
-        return Rows(steps, samples, samples)
+        return torch.cat([steps, steps[-1:].expand(missing, -1)]) if missing else steps
 
-    def _check(self, again: Tensor) -> None:
+    def _check(self, again: Tensor, before: Tensor) -> None:
         """NotParallelError unless the known row has the same output among others as it had before."""
-        known = self.known.outputs[0].to(again)
+        known = before.to(again)
         given = [value for layout in self.layouts for value in layout.call.values() if isinstance(value, Tensor)]
         difference, size = (value.flatten(1).double().square().mean(-1).sqrt() for value in (again - known, known))
         if not bool((difference <= allowed_difference(again, given) * size).all()):

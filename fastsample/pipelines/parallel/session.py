@@ -16,9 +16,10 @@ from torch import Tensor
 
 from fastsample.pipelines.denoisers import Denoiser, latents_of
 from fastsample.pipelines.guidance.steps import evaluating
-from fastsample.pipelines.layers import SHARED, Layer, layered
+from fastsample.pipelines.layers import CHANGED, SHARED, Layer, layered
 from fastsample.pipelines.overlay import Attribute, overlaid
 from fastsample.pipelines.parallel.callbacks import once_a_step
+from fastsample.pipelines.parallel.consistency import Twin
 from fastsample.pipelines.parallel.driver import Loop, Phase
 from fastsample.pipelines.parallel.layout import NotParallelError
 from fastsample.pipelines.parallel.segment import Settings
@@ -54,6 +55,9 @@ class Session:
             for denoiser in self._denoisers:
                 module = denoiser.component
                 undo.enter_context(layered(module, Layer("parallel", functools.partial(self._evaluate, module))))
+                if self._settings.consistency is not None:
+                    changed = functools.partial(self._change, Twin(denoiser.module, self._settings.consistency))
+                    undo.enter_context(layered(module, Layer("consistency", changed, depth=CHANGED)))
                 if self._settings.shares is not None:
                     undo.enter_context(layered(module, Layer("shares", self._share, depth=SHARED)))
             self._undo = undo.pop_all()
@@ -115,7 +119,7 @@ class Session:
     ) -> Any:
         if self._loop is None:
             raise NotParallelError(f"{type(self._pipe).__name__} does not iterate over its scheduler's timesteps")
-        names = list(inspect.signature(beneath).parameters)[3:]
+        names = list(inspect.signature(beneath).parameters)[3:] if args else []
         arguments = {**dict(zip(names, args, strict=False)), **kwargs}
         before = self._loop.committed
         result = self._loop.step(model_output, timestep, sample, arguments)
@@ -144,6 +148,14 @@ class Session:
                 return beneath(*args, **kwargs)
             self.swept = True
             return beneath(**expanded)
+
+    @torch.compiler.disable(recursive=False)  # type: ignore[untyped-decorator, no-untyped-call]
+    def _change(self, twin: Twin, beneath: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """In place of a sweep's call in which the consistency model has a share, that of the changed network."""
+        loop = self._loop
+        if threading.current_thread() is not self._thread or loop is None or not loop.share:
+            return beneath(*args, **kwargs)
+        return twin.at(loop.share)(*args, **kwargs)
 
     @torch.compiler.disable(recursive=False)  # type: ignore[untyped-decorator, no-untyped-call]
     def _share(self, beneath: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

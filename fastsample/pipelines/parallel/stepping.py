@@ -101,7 +101,7 @@ class Stepper:
 
     def gain(self, index: int) -> tuple[float, float]:
         """By how much the next sample moves with the sample and with the output in step `index`."""
-        self._reach(index)
+        self.walk(index)
         sample, output = self._like
         after = {number: state for number, state in self._states.items() if number > index}
         results = [
@@ -119,13 +119,13 @@ class Stepper:
     def scaled(self, index: int, sample: Tensor) -> Tensor:
         """The network's input for `sample` before step `index`."""
         if not self._finds:
-            self._reach(index)
+            self.walk(index)
             self._run.restore(self._states[index])
         scaled = self._run.scale_model_input(sample, self.timesteps[index])
         self._scales = scaled is not sample
         return scaled
 
-    def _reach(self, index: int) -> None:
+    def walk(self, index: int) -> None:
         """Make the steps before step `index`, where they have not been; what a scheduler counts needs no values."""
         for ahead in range(max(self._states), index):
             self.step(ahead, *self._like)
@@ -208,6 +208,7 @@ class SchedulerTrajectory(SteppedTrajectory):
 
     def result(self, begin: int, sample: Tensor) -> Any:
         """What the scheduler's step returns that reaches state `begin`, `sample`."""
+        self._stepper.walk(self._start + begin)  # a bound of rounds goes past what was stepped through
         return with_sample(self._latest, sample)
 
     def gain(self, index: int) -> tuple[float, float]:

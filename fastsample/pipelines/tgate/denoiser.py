@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from fastsample.pipelines.counting import count_dropped
 from fastsample.pipelines.denoisers import MADE_EVERY_STEP, Denoiser, latents_of, timestep_reader
 from fastsample.pipelines.guidance.caller import Branches, Caller
 from fastsample.pipelines.guidance.perturbed import put_back
@@ -91,6 +92,8 @@ class GatedDenoiser:
         shape = shape_of(self._denoiser.name, (*batch.args, *batch.kwargs.values()))
         kinds = [attention.cross for attention in self._attention]
         dropped = batch.rows - evaluated
+        if not self._denoiser.is_controlnet:
+            count_dropped(dropped)
         with gated.lock:
             if shape not in gated.samples:
                 gated.samples[shape] = Sample.of(batch.args, batch.kwargs, batch.rows)

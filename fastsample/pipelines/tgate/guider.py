@@ -79,7 +79,7 @@ class TGateGuider(ClassifierFreeGuidance):  # type: ignore[misc]
 
     def _check_thread(self) -> None:
         """ValueError in a thread whose call was overtaken: a guider knows one step, as all of diffusers' do."""
-        if self._thread != threading.get_ident():
+        if self._thread not in (None, threading.get_ident()):
             raise ValueError(
                 "guider: another thread has begun a call with this one meanwhile; give each thread a pipeline with a "
                 "guider of its own (guider.new())"

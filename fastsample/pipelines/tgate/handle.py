@@ -18,7 +18,7 @@ from fastsample.pipelines.tgate.counts import Counts, Macs, Meter, Shape
 from fastsample.pipelines.tgate.denoiser import GatedDenoiser
 from fastsample.pipelines.tgate.gated import Gated, GatedRun
 from fastsample.pipelines.tgate.policy import TGatePolicy
-from fastsample.pipelines.tgate.registration import register
+from fastsample.pipelines.tgate.registration import register, unhooked
 from fastsample.pipelines.tgate.summary import TGateSummary
 from fastsample.pipelines.tgate.targets import attention_modules, gated_denoisers
 from fastsample.sampling.replay import GraphedForward
@@ -127,7 +127,9 @@ class TGateHandle:
             undo.enter_context(self._attending())
             for denoiser in found:
                 around = GatedDenoiser(self._gated, denoiser, self._attention[denoiser.name])
-                undo.enter_context(layered(denoiser.component, Layer(GATE, around, self._gated.forget)))
+                undo.enter_context(
+                    layered(denoiser.component, Layer(GATE, around, self._gated.forget, unhooked=unhooked))
+                )
             self._undo = undo.pop_all()
 
     def remove(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -40,3 +41,25 @@ def _remove(module: nn.Module, *, keep_registry: bool) -> None:
     if not registry.hooks and not keep_registry:
         del module._diffusers_hook
         vars(module).pop("forward", None)
+
+
+def unhooked(state: dict[str, Any]) -> dict[str, Any]:
+    """A module's state with our hooks off the modules inside, of the same weights: what copies and pickles hold.
+
+    diffusers' hooks cannot be pickled, and what a copied one calls is the module that it was copied from.
+    """
+    twins: dict[int, nn.Module] = {}
+
+    def twin(module: nn.Module) -> nn.Module:
+        if id(module) not in twins:
+            twins[id(module)] = made = copy.copy(module)
+            held = vars(made)
+            held["_modules"] = children(held["_modules"])
+            if hooks_of(module).keys() == {HOOK}:
+                del held["_diffusers_hook"], held["forward"]
+        return twins[id(module)]
+
+    def children(of: dict[str, nn.Module | None]) -> dict[str, nn.Module | None]:
+        return {name: None if child is None else twin(child) for name, child in of.items()}
+
+    return {**state, "_modules": children(state["_modules"])}
