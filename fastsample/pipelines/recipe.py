@@ -14,6 +14,7 @@ from fastsample.fixed_point.iterations import check_settings
 from fastsample.pipelines.composition import check_composition
 from fastsample.pipelines.guidance import GuidanceCut
 from fastsample.pipelines.parallel import parallelise
+from fastsample.pipelines.parallel.pipeline import resolved
 from fastsample.pipelines.recipe_run import RecipeRun
 from fastsample.pipelines.swap import scheduled
 from fastsample.pipelines.tgate import TGate
@@ -192,8 +193,10 @@ def _check_parallel(options: Mapping[str, Any]) -> None:
             f"parallel = {dict(options)!r:.60}: {unknown[0]!r} is none of its options, {', '.join(known)}"
         )
     chosen = known | dict(options)
+    few_rounds = chosen["consistency"] is not None or chosen["rounds"] is not None
+    window, strides = resolved(chosen["window"], chosen["strides"], few_rounds)
     try:
-        check_settings(*(chosen[name] for name in ("iteration", "window", "tolerance", "strides")))
+        check_settings(chosen["iteration"], window, chosen["tolerance"], strides)
     except TypeError as error:
         raise ValueError(f"parallel = {dict(options)!r:.60}: {error}") from None
 

@@ -189,11 +189,7 @@ def _settings(
         raise ValueError(f"rounds = {rounds}: {type(pipe).__name__} has two denoisers, each with sweeps of its own")
     if consistency is None and consistency_sweeps is not None:
         raise ValueError(f"consistency_sweeps = {consistency_sweeps} without consistency: give the model too")
-    near = consistency is not None or rounds is not None
-    if window == "auto":
-        window = None if near else 16
-    if strides == "auto" and near:
-        strides = "none"
+    window, strides = resolved(window, strides, consistency is not None or rounds is not None)
     return Settings(
         iteration,
         window,
@@ -207,6 +203,13 @@ def _settings(
         consistency=None if consistency is None else _consistency(modules, consistency, consistency_sweeps),
         rounds=rounds,
     )
+
+
+def resolved(window: int | Literal["auto"] | None, strides: Strides, few_rounds: bool) -> tuple[int | None, Strides]:
+    """Window and strides where they are "auto"; with few rounds, all steps and every row of them."""
+    if window == "auto":
+        window = None if few_rounds else 16
+    return window, "none" if few_rounds and strides == "auto" else strides
 
 
 def _consistency(modules: list[Denoiser], source: Any, sweeps: int | None) -> Consistency:
