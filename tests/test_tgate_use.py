@@ -180,7 +180,7 @@ def test_a_changed_scale_is_the_loops_own_affair() -> None:
         assert torch.equal(sample(pipe, callback_on_step_end=raised), sample(pipe, callback_on_step_end=raised))
     sampler = fs.ParallelSampler(pipe, window=4, tolerance=0.0)
     plain = sample(pipe, callback_on_step_end=raised)
-    with pytest.warns(UserWarning, match="changes the guidance"):
+    with pytest.warns(UserWarning, match="the callback changes pipe._guidance_scale"):
         assert torch.equal(sample(sampler, callback_on_step_end=raised), plain)
 
 

@@ -472,6 +472,8 @@ def test_a_rehearsal_is_its_own_threads_alone() -> None:
     plain = sample(pipe)
     before, shown = trace(pipe), Shown()
     logger = logging.getLogger("diffusers")
+    found = logger.level
+    logger.setLevel(logging.WARNING)  # the command line, run in this process, leaves it at errors
     logger.addHandler(shown)
     level, handlers = logger.level, list(logger.handlers)
 
@@ -492,6 +494,7 @@ def test_a_rehearsal_is_its_own_threads_alone() -> None:
         assert (logger.level, logger.handlers) == (level, handlers)
     finally:
         logger.removeHandler(shown)
+        logger.setLevel(found)
     assert trace(pipe) == before
 
 
