@@ -22,6 +22,9 @@ from fastsample.tuning.stages import Stages
 from fastsample.tuning.target import Target, target_of
 from fastsample.version import __version__
 
+STAGES = 2
+"""The form of the stages on disk: those of another number are not gone on with."""
+
 
 def tune(
     pipe: Any,
@@ -105,7 +108,8 @@ def _key(asked: Arguments, target: Target) -> str:
     config = sorted((name, repr(value)) for name, value in target.pipe.scheduler.config.items())
     given = [_written(prompt) for prompt in (*asked.prompts, *(asked.check_prompts or ()))]
     quality = getattr(asked.quality, "__qualname__", type(asked.quality).__name__)
-    known = (target.model, target.dtype, config, call, given, asked, quality, torch.__version__, __version__)
+    versions = (STAGES, __version__, torch.__version__)
+    known = (target.model, target.dtype, config, call, given, asked, quality, versions)
     return hashlib.sha256(repr(known).encode()).hexdigest()[:20]
 
 
