@@ -185,10 +185,12 @@ def errors(found: Sequence[Result], path: Path) -> None:
         style.decimals(axis)
         style.name_lines(axis, ends)
     axes[-1].set_xlabel("evaluations (a guided one counts once)")
+    held_back = any(one["stage"] != "untuned" and not tuned(one) for one in found)
     style.note(
         figure,
-        "Error bars: the least and the largest of three sets of held-out prompts. Hollow points do not ship. "
-        "Guidance scales with a single number of evaluations are in the table.",
+        "Error bars: the least and the largest of three sets of held-out prompts. "
+        + "Hollow points do not ship. " * held_back
+        + "Guidance scales with a single number of evaluations are in the table.",
     )
     style.save(figure, path)
 
