@@ -466,6 +466,26 @@ def test_a_copy_made_behind_a_gate_is_plain(make: Callable[[Any], Any]) -> None:
     assert torch.equal(sample(pipe), plain)
 
 
+def test_what_the_class_makes_in_the_midst_of_a_call_is_plain() -> None:
+    """As `type(pipe)(**pipe.components)` and `type(pipe).from_pipe(pipe, ..)` do in a callback."""
+    pipe, made = pipeline(), []
+    plain = sample(pipe)
+
+    def make(own: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        if index == 1:
+            parts = own.components | {"scheduler": copy.deepcopy(own.scheduler)}  # which the constructor changes
+            made.extend([type(own)(**parts), type(own).from_pipe(own, torch_dtype=own.dtype, **parts)])
+        return tensors
+
+    image, fallback = parallel(pipe, callback_on_step_end=make)
+    assert not fallback
+    close(image, plain)
+    for other in made:
+        assert type(other) is type(pipe)
+        other.scheduler = copy.deepcopy(pipe.scheduler)
+        assert torch.equal(sample(other), plain)
+
+
 def test_a_rehearsal_is_its_own_threads_alone() -> None:
     """It ends no call of another thread, and hears none of its warnings, which are shown as ever."""
     pipe = pipeline("euler")

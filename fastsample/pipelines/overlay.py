@@ -2,8 +2,8 @@
 
 While blocks are open the object has a class made for it: its own under one layer for each block. A layer does what
 its block says where its thread asks, and what is beneath it for everyone else. So blocks may be nested, and left in
-any order and by any thread. Copies and pickles of the object are of its own class, and to `type(object) == Class`,
-which some pipelines ask, it is of its own class still.
+any order and by any thread. Copies and pickles of the object, and objects that `type(object)` makes, are of its own
+class, and to `type(object) == Class`, which some pipelines ask, it is of its own class still.
 """
 
 from __future__ import annotations
@@ -111,6 +111,10 @@ class _Covers(type):
     """The type of classes with layers, which are equal to the class beneath them."""
 
     _fastsample_layers: tuple[type, tuple[_Layer, ...]]
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        """A new object, which has no layers."""
+        return cls._fastsample_layers[0](*args, **kwargs)
 
     def __eq__(cls, other: object) -> bool:
         return other is cls or other is cls._fastsample_layers[0]
