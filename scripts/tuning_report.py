@@ -32,7 +32,6 @@ Result = dict[str, Any]
 def main(
     results: Annotated[Path, typer.Argument(help="What tune_bundled.py wrote.")],
     out: Annotated[Path, typer.Option(help="The folder of the table and the plots.")] = Path("benchmarks/tuning"),
-    device: Annotated[str, typer.Option(help="What it ran on, for the table's heading.")] = "H100",
 ) -> None:
     """Write results.md, errors.png, grids.png and results.json."""
     found: list[Result] = sorted(
@@ -40,17 +39,17 @@ def main(
     )
     out.mkdir(parents=True, exist_ok=True)
     (out / "results.json").write_text(json.dumps(found, indent=1) + "\n")
-    (out / "results.md").write_text(written(found, device))
+    (out / "results.md").write_text(written(found))
     errors(found, out / "errors.png")
     grids(found, out / "grids.png")
 
 
-def written(found: Sequence[Result], device: str) -> str:
+def written(found: Sequence[Result]) -> str:
     """The tables as Markdown."""
     cells = max(one["cells"] for one in found)
     parts = [
         "# Tuned tables of the bundled models",
-        f"Made by `scripts/tuning_report.py` of what `scripts/tune_bundled.py` measured ({device}, float32 "
+        f"Made by `scripts/tuning_report.py` of what `scripts/tune_bundled.py` measured (float32 "
         "without TF32). Error: root mean square distance to 200 steps from the same noise, relative to "
         "their spread. A, B and C are three sets of held-out prompts with two seeds each that nothing was "
         f"chosen on; the ratio is to the best of up to {cells} untuned cells (every deterministic solver of "
@@ -119,6 +118,7 @@ def details(own: Sequence[Result]) -> str:
                 f"{before:.0%} {after:.0%}",
                 str(one["calls"]),
                 str(one["draw"]),
+                one["machine"],
                 "yes" if tuned(one) else "no",
             ]
         )
@@ -131,6 +131,7 @@ def details(own: Sequence[Result]) -> str:
         "right: untuned, tuned",
         "calls",
         "draw",
+        "machine",
         "ships",
     ]
     return markdown_table(head, rows)

@@ -17,7 +17,7 @@ from fastsample.tuning.choose import simplest
 from fastsample.tuning.grid import Base, grid_family
 from fastsample.tuning.joint import RIDGES, changes, joint_family
 from fastsample.tuning.linear import Linear
-from fastsample.tuning.newton import DAMPING, Best, Descent, Family
+from fastsample.tuning.newton import Best, Descent, Family
 from fastsample.tuning.pairs import Pairs, loss
 from fastsample.tuning.problem import Problem
 from fastsample.tuning.rollout import cost
@@ -27,9 +27,9 @@ from fastsample.tuning.stages import Stages
 from fastsample.tuning.teacher import Teacher
 
 Array = NDArray[np.float64]
-GRID_ITERATIONS, JOINT_ITERATIONS = 3, 6
-"""Of the grid, and of grid and weights together at each ridge, at most: few are needed at most of these."""
-PLANNED = GRID_ITERATIONS + 3 * len(RIDGES)
+GRID_STEPS, JOINT_STEPS = 6, 12
+"""Of the grid, and of grid and weights together at each ridge, at most: most descents end sooner."""
+PLANNED = GRID_STEPS + JOINT_STEPS
 """Those that a budget is made to hold, where weights are tuned."""
 
 
@@ -157,20 +157,20 @@ class CellTuner:
         return max(0, self.most - sum(self._looks) - third - opened)
 
     @property
-    def _iterations(self) -> int:
-        return PLANNED if self.weights else GRID_ITERATIONS
+    def _steps(self) -> int:
+        return PLANNED if self.weights else GRID_STEPS
 
     @property
     def _per_pair(self) -> int:
-        """Evaluations of a pair in all stages of a base: derivatives, damped steps."""
-        grid, step = range(1, self.count), self.count - 1
+        """Evaluations of a pair in all stages of a base: derivatives, steps."""
+        grid = range(1, self.count)
         joint = [0, *grid, *(row + 1 for row, _ in free_weights(self.count))] if self.weights else []
         derivatives = cost(self.count, [0, *grid]) + (cost(self.count, joint) if joint else 0)
-        return derivatives + self._iterations * step * len(DAMPING)
+        return derivatives + self._steps * (self.count - 1)
 
     @property
     def _validating(self) -> int:
-        return self._iterations * self.validation.cost(self.count, [0])
+        return self._steps * self.validation.cost(self.count, [0])
 
     # --- the stages: what each returns is kept as JSON ---------------------------------------------------
 
@@ -235,9 +235,8 @@ class CellTuner:
 
     def _grid(self, begun: Candidate) -> Candidate:
         family = grid_family(begun.cell.base, self.count - 1, self.difference)
-        best = self._descent(family).improve(
-            Best(begun.lams, begun.linear, begun.tune, begun.validation), GRID_ITERATIONS
-        )
+        start = Best(begun.lams, begun.linear, begun.tune, begun.validation)
+        best = self._descent(family).improve(start, GRID_STEPS)
         return Candidate("grid", begun.cell, best.table, best.tune, best.validation)
 
     def _rows(self, grid: Candidate) -> Candidate:
@@ -255,7 +254,7 @@ class CellTuner:
         descent = self._descent(family)
         tried = [Best(values, begun.linear, begun.tune, begun.validation)]
         for ridge in RIDGES:
-            tried.append(descent.improve(tried[-1], JOINT_ITERATIONS, ridge))
+            tried.append(descent.improve(tried[-1], JOINT_STEPS, ridge))
         best = tried[simplest([one.validation for one in tried])]
         return Candidate("joint", begun.cell, best.table, best.tune, best.validation)
 

@@ -13,7 +13,7 @@ from fastsample.tuning.rows import free_weights
 Array = NDArray[np.float64]
 MOVED = 0.03
 """By how much a weight is moved to see its effect; the samples are linear in those of the last row."""
-RIDGES = (3e-2, 3e-3, 3e-4)
+RIDGES = (1e-2, 1e-3, 1e-4)
 """How strongly weights are held to the solver's own, relative to the mean curvature. Each goes on from the one
 before; the first that is within a standard error of the best on the validation pairs is kept."""
 

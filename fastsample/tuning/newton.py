@@ -1,14 +1,15 @@
 """Damped least squares over the parameters of a table, by forward calls alone (Gauss, Newton, Levenberg, Marquardt).
 
 Derivatives are differences. A parameter that first matters at evaluation i needs evaluations from there on only, and
-all parameters are moved in one batch. They are measured once, then corrected by what each step did (Broyden's
-rank-one update), and measured again only where they no longer lead down: most of an iteration's cost is theirs.
+all parameters are moved in one batch. They are measured once, then corrected by what each step did, a step that is
+not taken too (Broyden's rank-one update), and measured again only where they no longer lead down: they cost as much
+as five to ten steps.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,12 +19,14 @@ from fastsample.tuning.linear import Linear
 from fastsample.tuning.pairs import Pairs, loss, weights
 
 Array = NDArray[np.float64]
-DAMPING = (1e-3, 3e-2, 1.0)
-"""Relative to the curvature along each parameter; all are tried, in one batch."""
-PATIENCE = 2
-"""Iterations without a gain on the validation pairs that end it."""
+DAMPING = 1e-2
+"""Of the first step, relative to the curvature along each parameter."""
+EASED, RAISED = 3.0, 10.0
+"""What it is divided by after a step that lowered the loss, and multiplied by after one that did not."""
 WORTH = 5e-3
-"""The relative gain on the pairs tuned on below which derivatives are measured anew, and fresh ones end it."""
+"""The relative gain on the pairs tuned on below which a step is none."""
+PATIENCE = 3
+"""Such steps in a row, after which derivatives are measured anew; where that gains nothing either, it ends."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,38 +82,38 @@ class Descent:
         self._slopes: Slopes | None = None
 
     def improve(self, start: Best, iterations: int, ridge: float = 0.0) -> Best:
-        """The best on the validation pairs of all tables passed from `start` on.
+        """The best on the validation pairs of the tables passed from `start` on, in so many steps at most.
 
-        Ends when that stops falling, or when the purse does not hold another iteration.
+        Ends when the loss stops falling, or when the purse does not hold another step.
         """
-        best, values, waited = start, start.values, 0
-        now, least = self._loss(start.tune), self._loss(start.validation)
+        best, values, now, damping = start, start.values, self._loss(start.tune), DAMPING
+        idle, measured_at = 0, now  # steps without a gain; the loss where derivatives were measured last
         for iteration in range(iterations):
             slopes = self._at(values, start.table.count)
             if slopes is None or not self._affords(start.table.count, measured=False):
                 break
-            moved = [self.family.limit(values, values + step) for step in self._steps(slopes, ridge)]
-            tables = [self.family.build(candidate) for candidate in moved]
-            final = self.tune.roll_out(tables).final
-            errors = self.tune.distances(final)
-            losses = loss(errors, self.objective)
-            chosen = int(np.argmin(losses))
-            gain = 1 - float(losses[chosen]) / now
-            if not gain >= WORTH and not slopes.fresh:
-                self._slopes = None
-                continue
-            if not gain > 0:
-                break
-            now, values = float(losses[chosen]), moved[chosen]
-            self._slopes = slopes.moved(values, final[chosen] - self.tune.reference)
-            held_out = self.validation.errors([tables[chosen]])[0]
-            validated = self._loss(held_out)
-            self.report(f"iteration {iteration + 1}: {now:.4f}, validation {validated:.4f}")
-            waited += 1
-            if validated < least:
-                best, least, waited = Best(values, tables[chosen], errors[chosen], held_out), validated, 0
-            if waited == PATIENCE or gain < WORTH:
-                break
+            if slopes.fresh:
+                measured_at = now
+            moved = self.family.limit(values, values + self._step(slopes, ridge, damping))
+            table = self.family.build(moved)
+            final = self.tune.roll_out([table]).final
+            errors = self.tune.distances(final)[0]
+            lowered = self._loss(errors)
+            corrected = slopes.moved(moved, final[0] - self.tune.reference) if np.isfinite(lowered) else slopes
+            idle = 0 if lowered < (1 - WORTH) * now else idle + 1
+            if lowered < now:
+                self._slopes, damping = corrected, damping / EASED
+                now, values = lowered, moved
+                held_out = self.validation.errors([table])[0]
+                self.report(f"step {iteration + 1}: {now:.4f}, validation {self._loss(held_out):.4f}")
+                if self._loss(held_out) < self._loss(best.validation):
+                    best = Best(values, table, errors, held_out)
+            else:
+                self._slopes, damping = replace(slopes, columns=corrected.columns, fresh=False), damping * RAISED
+            if idle == PATIENCE:
+                if now > (1 - WORTH) * measured_at:
+                    break
+                self._slopes, idle, damping = None, 0, DAMPING
         return best
 
     def _loss(self, errors: Array) -> float:
@@ -125,8 +128,8 @@ class Descent:
         return self._slopes
 
     def _affords(self, count: int, *, measured: bool) -> bool:
-        """Whether the purse holds another iteration: the damped steps, their validation, and derivatives if asked."""
-        tried = self.tune.cost(count, [0] * len(DAMPING)) + self.validation.cost(count, [0])
+        """Whether the purse holds another step: the roll-out, its validation, and derivatives if asked."""
+        tried = self.tune.cost(count, [0]) + self.validation.cost(count, [0])
         return tried + measured * self.tune.cost(count, [0, *self.family.begins]) <= self.tune.purse.left
 
     def _measured(self, values: Array) -> Slopes:
@@ -137,8 +140,8 @@ class Descent:
         columns = columns / columns.new_tensor(family.difference).reshape(-1, *[1] * (columns.ndim - 1))
         return Slopes(values, final[0] - self.tune.reference, columns, fresh=True)
 
-    def _steps(self, slopes: Slopes, ridge: float) -> list[Array]:
-        """The steps of least squares at each damping."""
+    def _step(self, slopes: Slopes, ridge: float, damping: float) -> Array:
+        """The damped step of least squares."""
         size, unit = len(slopes.values), self.tune.spread * np.sqrt(slopes.residual[0].numel())
         errors = self.tune.distances((slopes.residual + self.tune.reference)[None])[0]
         scale = slopes.residual.new_tensor(weights(errors, self.objective) / unit)
@@ -148,7 +151,4 @@ class Descent:
         slope = (columns @ residual).cpu().double().numpy()
         held = ridge * self.family.held * np.trace(curvature) / size
         along = np.diag(np.diag(curvature) + 1e-9 * np.trace(curvature) / size)
-        return [
-            -np.linalg.solve(curvature + np.diag(held) + damping * along, slope + held * slopes.values)
-            for damping in DAMPING
-        ]
+        return np.asarray(-np.linalg.solve(curvature + np.diag(held) + damping * along, slope + held * slopes.values))
