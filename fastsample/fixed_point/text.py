@@ -140,7 +140,7 @@ def jacobi_decode(
     if pad_token_id is None:
         pad_token_id = getattr(settings, "pad_token_id", None)
     mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-    if attention_mask is None and pad_token_id not in (None, *stops):
+    if attention_mask is None and pad_token_id is not None and pad_token_id not in stops:
         mask = input_ids.ne(pad_token_id).to(mask)
     if mask.shape != input_ids.shape or not bool(mask[:, -1].all()):
         raise ValueError("attention_mask is not of input_ids' shape or ends with 0: pad prompts on the left")
