@@ -23,7 +23,7 @@ from fastsample.tuning.arguments import Arguments
 from fastsample.tuning.budget import Sizes
 from fastsample.tuning.cell import CellTuner
 from fastsample.tuning.check import final_check
-from fastsample.tuning.choose import simplest, upper_ratio
+from fastsample.tuning.choose import upper_ratio
 from fastsample.tuning.geometry import GEOMETRIC
 from fastsample.tuning.grid import Base, grid_family
 from fastsample.tuning.joint import joint_family
@@ -199,16 +199,6 @@ def test_a_move_never_puts_nodes_out_of_order() -> None:
         limited = family.limit(values, np.array(moved))
         assert np.all(np.diff(np.append(VP.node(VP.noise_time).lam, limited)) > 0)
     assert np.array_equal(family.limit(values, values + 0.1), values + 0.1)
-
-
-def test_the_simplest_within_a_standard_error_is_kept() -> None:
-    rng = np.random.default_rng(0)
-    errors = np.abs(1 + 0.2 * rng.normal(size=40))
-    assert simplest([errors, errors * (1 + 0.3 * rng.normal(size=40))]) == 0
-    assert simplest([errors, 0.5 * errors, 0.499 * errors]) == 2  # pair by pair, each is better
-    noisy = 0.5 * errors * (1 + 0.3 * rng.normal(size=40))
-    assert simplest([errors, 0.5 * errors, noisy]) == 1
-    assert simplest([np.full(4, np.inf), np.ones(4)]) == 1
 
 
 def test_the_bootstrap_covers_the_ratio() -> None:

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from fastsample.tables.table import Table
 from fastsample.tuning.budget import ENOUGH, FIRST_LOOK, KEPT, LAST_LOOK, LOOKS, OPENED, RIVALS, SECOND_LOOK
-from fastsample.tuning.choose import simplest
 from fastsample.tuning.grid import Base, grid_family
 from fastsample.tuning.joint import RIDGES, changes, joint_family
 from fastsample.tuning.linear import Linear
@@ -128,8 +127,8 @@ class CellTuner:
         return [self.screened.untuned[0], *(min(own, key=self._validated) for own in made.values())]
 
     def chosen(self, found: list[Candidate]) -> Candidate:
-        """The simplest within a standard error of the best on the validation pairs."""
-        return found[simplest([candidate.validation for candidate in found])]
+        """The best on the validation pairs, of those alike the simplest."""
+        return min(found, key=self._validated)
 
     @cached_property
     def tuned(self) -> int:
@@ -248,14 +247,13 @@ class CellTuner:
         return Candidate("rows", grid.cell, linear, tune, validation)
 
     def _joint(self, begun: Candidate) -> Candidate:
-        """From `begun` at the strongest ridge, then on from where each came; the simplest of these."""
+        """From `begun` at the strongest ridge, then on from where each came."""
         family = joint_family(begun.cell.base, self.count, self.difference)
         values = np.append(begun.lams, changes(begun.linear, begun.cell.base.at(begun.lams)))
         descent = self._descent(family)
-        tried = [Best(values, begun.linear, begun.tune, begun.validation)]
+        best = Best(values, begun.linear, begun.tune, begun.validation)
         for ridge in RIDGES:
-            tried.append(descent.improve(tried[-1], JOINT_STEPS, ridge))
-        best = tried[simplest([one.validation for one in tried])]
+            best = descent.improve(best, JOINT_STEPS, ridge)
         return Candidate("joint", begun.cell, best.table, best.tune, best.validation)
 
     def _descent(self, family: Family) -> Descent:

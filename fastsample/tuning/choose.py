@@ -1,8 +1,6 @@
-"""Which candidate is kept: the simplest within a standard error of the best, and none that may be worse."""
+"""How much worse than the untuned a tuned table may be."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,22 +11,6 @@ LARGE = 1e9
 DRAWS = 10_000
 LEVEL = 0.975
 """Of the bootstrap: one ratio in forty may lie above its upper end."""
-
-
-def simplest(errors: Sequence[Array]) -> int:
-    """The candidate to keep, of errors [P] each on the same pairs, the simplest first.
-
-    The one-standard-error rule: the first whose mean square error is above that of the best by no more than the
-    standard error of their difference, pair by pair.
-    """
-    squares = np.stack([np.minimum(own, LARGE) ** 2 for own in errors])
-    best = int(np.argmin(squares.mean(1)))
-    for index, own in enumerate(squares):
-        differences = own - squares[best]
-        error = differences.std(ddof=1) / np.sqrt(len(differences)) if len(differences) > 1 else 0.0
-        if differences.mean() <= error:
-            return index
-    return best
 
 
 def upper_ratio(tuned: Array, untuned: Array, seed: int = 0) -> float:

@@ -14,8 +14,8 @@ Array = NDArray[np.float64]
 MOVED = 0.03
 """By how much a weight is moved to see its effect; the samples are linear in those of the last row."""
 RIDGES = (1e-2, 1e-3, 1e-4)
-"""How strongly weights are held to the solver's own, relative to the mean curvature. Each goes on from the one
-before; the first that is within a standard error of the best on the validation pairs is kept."""
+"""How strongly weights are held to the solver's own, relative to the mean curvature. Each goes on from the best
+of the one before."""
 
 
 def joint_family(base: Base, count: int, difference: float) -> Family:
