@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fastsample.cache import replacing
 from fastsample.fixed_point.iterations import check_extent
 from fastsample.tarflow.system import STARTS
 
@@ -73,7 +74,8 @@ class Plan:
     def save(self, folder: str | Path) -> Path:
         """Write it beside a model's files."""
         path = Path(folder) / PLAN_FILE
-        path.write_text(self.to_json())
+        with replacing(path) as partial:
+            partial.write_text(self.to_json())
         return path
 
     @classmethod
