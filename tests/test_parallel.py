@@ -126,6 +126,14 @@ def test_coarse_sweeps_are_exact_in_the_end(update: Any, window: int | None, str
         assert found.report.evaluations / found.report.sweeps < full.evaluations / full.sweeps
 
 
+def test_coarse_sweeps_commit_as_far_as_states_are_calm() -> None:
+    """What is about to settle is evaluated row by row, however coarse the rest is."""
+    schedule, prediction = SCHEDULES["vp"]
+    table = build_table("ddim", schedule, time_grid("trailing", schedule, 50), prediction_type=prediction)
+    _, report = integrate_parallel(table, lambda x, t: 0 * x, torch.ones(1, 2), tolerance=1e-3, strides=(6,) * 50)
+    assert report.sweeps <= 4
+
+
 @pytest.mark.parametrize("kind", ["vp", "flow"])
 @pytest.mark.parametrize("solver", ["ddim", "dpmpp-2m"])
 @pytest.mark.parametrize("steps", [25, 50])
