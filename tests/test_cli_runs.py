@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 
 from fastsample.bench.record import Record
-from fastsample.cache import cache_folder, naming, replacing
+from fastsample.cache import LOCK, cache_folder, naming, replacing
 from fastsample.cli import main
 from fastsample.cli.bench import DECODING
 from fastsample.cli.engines.progress import counting, following
-from fastsample.cli.files import LOCK, output_folder, place
+from fastsample.cli.files import output_folder, place
 from fastsample.version import __version__
 
 PACKAGE = Path(main.__file__).parents[1]
@@ -172,7 +172,7 @@ def test_records_of_others_are_left_alone(tmp_path: Path) -> None:
 def test_help_is_whole() -> None:
     """No word of it is taken for markup."""
     for name, command in commands().items():
-        ctx = command.make_context(f"fastsample {name}", [], resilient_parsing=True)
+        ctx = command.make_context(f"fastsample {name}", [], resilient_parsing=True, **main.HELP)
         help_text = " ".join(command.get_help(ctx).split()).replace("- ", "-")
         for param in command.params:
             told = " ".join(param.help.split()).replace("- ", "-")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fastsample.cache import replacing
+from fastsample.cache import alone, replacing
 from fastsample.pipelines.parallel.distributed import process_state
 from fastsample.tuning.pairs import Purse
 
@@ -27,6 +28,10 @@ class Stages:
         self._main = process_state() is None or bool(process_state().is_main_process)
         if self._main:
             folder.mkdir(parents=True, exist_ok=True)
+
+    def alone(self) -> contextlib.AbstractContextManager[None]:
+        """In the block no other run has the folder; ValueError where one has it."""
+        return alone(self.folder, "folder") if self._main else contextlib.nullcontext()
 
     def value(self, name: str, make: Callable[[], Any]) -> Any:
         """What `make` returns, as JSON gives it back; from disk where it was made before."""
