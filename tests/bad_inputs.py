@@ -190,7 +190,7 @@ CASES: list[tuple[str, str]] = [
     ("sample --solver EulerDiscreteSheduler", "'EulerDiscreteSheduler' .*did you mean EulerDiscreteScheduler"),
     ("sample --grid karas", "'karas' is unknown: did you mean karras"),
     ('sample --grid "Karras(rho=7)"', "is unknown: did you mean karras"),
-    ("sample --grid quadratic --solver DPMSolverMultistep", "--grid = 'quadratic' with --solver = 'DPMSolverMultistep'"),
+    ("sample --grid quadratic --solver DPMSolverMultistep", "--grid = 'quadratic' with --solver = 'DPM"),
     ("sample --grid quadratic --solver ghvb:grid=karras", "--grid = 'quadratic' with --solver = 'ghvb:grid=karras'"),
     ("bench --grid quadratic --solver DPMSolverMultistep", "--grid = 'quadratic': it does nothing for these solvers"),
     ("sample --solver DPMSolverMultistep:grid=karras", "option grid = karras of DPMSolverMultistep: it takes none"),
