@@ -10,9 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.measure import Measurement
-
 from fastsample.bench import report
 from fastsample.bench.accelerations import Gate, Parallel
 from fastsample.bench.album import PROMPTS, Album
@@ -23,7 +20,7 @@ from fastsample.bench.record import Record, Result
 from fastsample.bench.runner import Bench
 from fastsample.cli import arguments
 from fastsample.cli.command import on_interrupt
-from fastsample.cli.engines import common
+from fastsample.cli.engines import common, tables
 from fastsample.cli.engines.progress import following
 from fastsample.cli.engines.report import put_page
 from fastsample.cli.files import place, place_texts
@@ -214,9 +211,7 @@ def write(results: list[Result], folder: Path, *, best: str, as_json: bool, csv:
     title = "error: RMS of the latents to the converged solution, relative to their spread"
     if best in {row.arm for row in rows}:
         title += f"; recommended: {best}"
-    table, unbounded = report.rich_table(rows, title), Console(width=1000)
-    natural = Measurement.get(unbounded, unbounded.options, table).maximum
-    Console(width=max(Console().width, natural)).print(table)
+    tables.show(report.rich_table(rows, title))
     texts = {
         "results.csv": report.csv_text(rows) if csv else None,
         "results.md": report.markdown(rows) if markdown else None,
