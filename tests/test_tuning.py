@@ -343,6 +343,13 @@ def test_tune_counts_resumes_and_leaves_the_pipeline(pipe: Any, counted: list[in
     counted[0] = 0
     assert fs.tune(pipe, PROMPTS, **settings, folder=tmp_path / "cut") == whole
     assert counted[0] == 0  # all of it was on disk
+    (stage,) = (tmp_path / "cut").glob("*/timesteps.json")
+    stage.write_text(stage.read_text()[:5])  # a crash has cut it: this one is made again
+    assert fs.tune(pipe, PROMPTS, **settings, folder=tmp_path / "cut") == whole
+    (tensors, *_) = (tmp_path / "cut").glob("*/*.safetensors")
+    tensors.write_bytes(tensors.read_bytes()[:9])
+    with pytest.raises(ValueError, match="remove its folder"):
+        fs.tune(pipe, PROMPTS, **settings, folder=tmp_path / "cut")
 
 
 @pytest.mark.usefixtures("coarse")

@@ -58,13 +58,13 @@ def place(folder: Path, name: str, write: Callable[[Path], object], *, again: bo
         partial = Path(own) / name
         write(partial)
         for path in numbered(folder, name):
-            if not again and path.exists() and path.read_bytes() == partial.read_bytes():
+            if not again and path.is_file() and path.read_bytes() == partial.read_bytes():
                 return path
             try:
-                path.hardlink_to(partial)  # never onto another file, whoever writes at the same time
+                path.touch(exist_ok=False)  # ours now, whoever writes at the same time; not every disk has links
             except FileExistsError:
                 continue
-            return path
+            return partial.replace(path)
     raise AssertionError("there is always a next number")
 
 

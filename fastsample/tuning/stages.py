@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -56,12 +57,21 @@ class Stages:
                     save_file(made, partial)
             return True
 
+        def load() -> dict[str, Tensor]:
+            try:
+                return load_file(path)
+            except SafetensorError as error:
+                raise ValueError(f"{path} cannot be read ({error}): remove its folder, and begin anew") from None
+
         self.value(name, save)
-        return made or _from_first(lambda: load_file(path))
+        return made or _from_first(load)
 
     def _read(self, name: str) -> Any:
         path = self.folder / f"{name}.json"
-        return json.loads(path.read_text()) if path.is_file() else None
+        try:
+            return json.loads(path.read_text()) if path.is_file() else None
+        except ValueError:  # a crash of the machine has cut it: it is made again
+            return None
 
     def _write(self, name: str, known: Any) -> None:
         if self._main:
