@@ -8,7 +8,6 @@ from typing import Any
 
 from rich.table import Table
 
-from fastsample.cache import naming
 from fastsample.cli.engines import tables
 from fastsample.cli.engines.progress import counting
 from fastsample.pipelines.parallel.distributed import process_state
@@ -33,8 +32,7 @@ def tuned(
     preset = counting(run) if first else run(lambda text: None)
     if not first:
         return None
-    with naming(out):
-        preset.save(out)
+    preset.save(out)
     return preset
 
 
