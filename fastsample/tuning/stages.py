@@ -57,7 +57,7 @@ class Stages:
                     save_file(made, partial)
             return True
 
-        def load() -> dict[str, Tensor]:
+        def load() -> Any:
             try:
                 return load_file(path)
             except SafetensorError as error:
