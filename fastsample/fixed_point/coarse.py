@@ -65,7 +65,7 @@ def calm(change: NDArray[np.float64], final: NDArray[np.int64], tolerance: float
     Their states moved by at most 30 tolerances, by the `change` [R, B] in a sweep that committed the first `final`.
     """
     near = (change <= 30 * tolerance) | (np.arange(len(change))[:, None] < final)
-    return 1 + near.cumprod(0).sum(0) - final
+    return np.asarray(1 + near.cumprod(0).sum(0) - final)
 
 
 def dense(stride: int, calm: NDArray[np.int64]) -> NDArray[np.int64]:
