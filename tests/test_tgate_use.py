@@ -341,6 +341,16 @@ def two_calls(pipe: Any, named: bool) -> None:
             x = pipe.scheduler.step(b + 4.0 * (a - b), t, x).prev_sample
 
 
+def corrected(pipe: Any) -> None:
+    """A loop that evaluates both branches twice a step."""
+    x, text = torch.ones(1, 4, 8, 8), torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(1))
+    for t, after in itertools.pairwise(pipe.scheduler.timesteps):
+        uncond, cond = pipe.unet(torch.cat([x, x]), t, encoder_hidden_states=text).sample.chunk(2)
+        ahead = x - 0.1 * (uncond + 4.0 * (cond - uncond))
+        uncond, cond = pipe.unet(torch.cat([ahead, ahead]), after, encoder_hidden_states=text).sample.chunk(2)
+        x = x - 0.1 * (uncond + 4.0 * (cond - uncond))
+
+
 @pytest.mark.parametrize("name", GATES)
 @torch.no_grad()
 def test_loops_of_ones_own_may_call_twice_a_step(name: str) -> None:
@@ -349,6 +359,7 @@ def test_loops_of_ones_own_may_call_twice_a_step(name: str) -> None:
     pipe.scheduler.set_timesteps(4)
     with GATES[name].apply(pipe) as handle, count(pipe, 1) as ledger:
         check_refused(lambda: two_calls(pipe, named=False), "name them")
+        check_refused(lambda: corrected(pipe), "2 times in a step")
         assert ledger.rows == 0
         for _ in range(2):
             two_calls(pipe, named=True)

@@ -14,10 +14,12 @@ import functools
 import inspect
 import threading
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
 _CHANGING = threading.Lock()  # held while an object changes its class
+_UNCOVERED: ContextVar[bool] = ContextVar("uncovered", default=False)
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,16 @@ def overlaid(target: Any, *, everywhere: bool = False, **members: Callable[..., 
             _put_on(target, base, tuple(other for other in layers if other is not layer))
 
 
+@contextlib.contextmanager
+def uncovered() -> Iterator[None]:
+    """In the block and its thread objects do as without any layer."""
+    token = _UNCOVERED.set(True)
+    try:
+        yield
+    finally:
+        _UNCOVERED.reset(token)
+
+
 def class_beneath(target: Any) -> type:
     """The class of `target` without any layer."""
     return _layers(target)[0]
@@ -75,7 +87,7 @@ class _Layer:
     @property
     def asked(self) -> bool:
         """Whether the thread that asks is the layer's."""
-        return self.thread is None or threading.current_thread() is self.thread
+        return not _UNCOVERED.get() and self.thread in (None, threading.current_thread())
 
     def _method(self, own: Callable[..., Any], beneath: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(beneath)
