@@ -39,7 +39,7 @@ def overlaid(
 ) -> Iterator[None]:
     """In the block and its thread `target.name(..)` is `members[name](beneath, ..)`, with the method beneath it.
 
-    With `everywhere` in every thread. Of two blocks' layers the one of greater `depth` is beneath, else the earlier. An
+    With `everywhere` in every thread. Of two layers the one of greater `depth` is beneath, else the earlier one. An
     :class:`Attribute` replaces an attribute. Raises ValueError where a method was replaced on `target` itself, which
     would hide ours.
     """
