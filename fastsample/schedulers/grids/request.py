@@ -38,7 +38,7 @@ class GridRequest:
             if given is None:
                 continue
             if len(given) == 0 or not np.all(np.isfinite(np.asarray(given, dtype=np.float64))):
-                raise ValueError(f"{name} = {given!r}: give at least one finite value")
+                raise ValueError(f"{name} = {list(given)}: give at least one finite value")
             if self.steps is not None and len(given) != self.steps:
                 raise ValueError(
                     f"num_inference_steps = {self.steps}, but {name} has {len(given)} values: give one of them"
