@@ -68,17 +68,17 @@ def flagged_grid(config: Mapping[str, Any]) -> str | None:
 
 def grid_name(config: Mapping[str, Any], default: str) -> str:
     """`timestep_grid` of the config, or the grid that diffusers' flags or `timestep_spacing` mean."""
-    flagged = flagged_grid(config)
-    name = config.get("timestep_grid") or flagged or default
+    named, flagged = config.get("timestep_grid"), flagged_grid(config)
+    name = named or flagged or default
     if name not in grid_names():
-        known = ", ".join(grid_names())
-        raise ValueError(f"timestep_grid (or timestep_spacing) = {name!r} is unknown: use one of {known}")
+        key, known = "timestep_grid" if named else "timestep_spacing", ", ".join(grid_names())
+        raise ValueError(f"{key} = {name!r} is unknown: use one of {known}")
     return str(name)
 
 
 def check_grid(config: Mapping[str, Any], kind: str) -> None:
     """Raise ValueError unless the grid that a config names exists, and what it says of the grid has an effect."""
-    spacing = str(config.get("timestep_spacing") or "linspace")
+    spacing = str(config.get("timestep_spacing", "linspace"))
     grid_name({"timestep_spacing": spacing}, spacing)
     name = grid_name(config, spacing)
     if name in FIXED_GRIDS:
