@@ -174,7 +174,7 @@ CASES: list[tuple[Callable[[], object], str]] = [
     (lambda: ready().step(X[:, :3], 999, X), "model_output has shape"),
     (
         lambda: ready(algorithm_type="sde-dpmsolver++").step(X, 999, X, generator=[torch.Generator()]),
-        "generator has 1 entries for a batch of 2",
+        "generator has 1 entry for a batch of 2",
     ),
 ]
 

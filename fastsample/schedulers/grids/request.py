@@ -11,6 +11,7 @@ import numpy as np
 
 from fastsample.schedules.base import Array, Node, NoiseSchedule
 from fastsample.schedules.grids import FIXED_GRIDS, LEVEL_GRIDS, check_steps, grid_names, grid_options, min_time
+from fastsample.wording import counted
 
 FLAGS = {
     "use_karras_sigmas": "karras",
@@ -40,11 +41,10 @@ class GridRequest:
             if len(given) == 0 or not np.all(np.isfinite(np.asarray(given, dtype=np.float64))):
                 raise ValueError(f"{name} = {given!r}: give at least one finite value")
             if self.steps is not None and len(given) != self.steps:
-                raise ValueError(
-                    f"num_inference_steps = {self.steps}, but {name} has {len(given)} values: give one of them"
-                )
+                values = counted(len(given), "value")
+                raise ValueError(f"num_inference_steps = {self.steps}, but {name} has {values}: give one of them")
         if self.timesteps is not None and self.sigmas is not None and len(self.timesteps) != len(self.sigmas):
-            raise ValueError(f"timesteps has {len(self.timesteps)} values, but sigmas {len(self.sigmas)}")
+            raise ValueError(f"timesteps has {counted(len(self.timesteps), 'value')}, but sigmas {len(self.sigmas)}")
         if self.steps is None and self.timesteps is None and self.sigmas is None:
             raise ValueError("num_inference_steps = None: give it, or timesteps, or sigmas")
 
