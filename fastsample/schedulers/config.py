@@ -75,7 +75,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "noise": NOISES,
 }
 POSITIVE = (
-    *("flow_shift", "shift", "rho", "snr_shift_scale", "sigma_min", "sigma_max", "sigma_data"),
+    *("flow_shift", "shift", "rho", "sigma_min", "sigma_max", "sigma_data"),
     *("sample_max_value", "clip_sample_range", "timestep_scaling"),
 )
 OF_FLOW_MODELS = ("use_dynamic_shifting", "shift_terminal", "invert_sigmas", "flow_shift")

@@ -146,7 +146,8 @@ def _trained(betas: Any) -> Array:
 
 
 def _number(key: str, value: Any, most: float) -> float:
-    if not isinstance(value, Real) or isinstance(value, bool) or not (0 < value <= most and math.isfinite(value)):
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    if not (number and 0 < value <= most and math.isfinite(value)):
         ends = "a positive number (1 means none)" if most == math.inf else "a number in (0, 1)"
         raise ValueError(f"{key} = {value!r}: give {ends}")
     return float(value)

@@ -172,11 +172,8 @@ def execute(runner: Bench, cases: list[Case]) -> list[Result]:
     ):
         clock = Clock(runner.expected(todo))
         if todo:
-            print(
-                f"{len(todo)} of {counted(len(cases), 'case')} to run, about {clock.left}",
-                file=sys.stderr,
-                flush=True,
-            )
+            every = counted(len(cases), "case")
+            print(f"{len(todo)} of {every} to run, about {clock.left}", file=sys.stderr, flush=True)
 
         def name(result: Result) -> str:
             clock.tick()
