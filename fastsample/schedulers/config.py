@@ -79,10 +79,7 @@ POSITIVE = (
     *("sample_max_value", "clip_sample_range", "timestep_scaling"),
 )
 OF_FLOW_MODELS = ("use_dynamic_shifting", "shift_terminal", "invert_sigmas", "flow_shift")
-NOT_OF_FLOW_MODELS = (
-    *("timestep_spacing", "steps_offset", "lambda_min_clipped", "rescale_betas_zero_snr", "snr_shift_scale"),
-    *("beta_schedule", "beta_start", "beta_end", "trained_betas"),
-)
+NOT_OF_FLOW_MODELS = ("timestep_spacing", "steps_offset", "lambda_min_clipped", "rescale_betas_zero_snr")
 """Keys that diffusers' configs of flow-matching models may have, and that mean nothing there."""
 SHIFTS = ("shift", "base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len")
 """Keys of flow-matching configs that are read, by the grids or by pipelines, though no class here has them."""
