@@ -11,6 +11,7 @@ import numpy as np
 
 from fastsample.schedules.base import Array, Node, NoiseSchedule
 from fastsample.schedules.grids import FIXED_GRIDS, LEVEL_GRIDS, check_steps, grid_names, grid_options, min_time
+from fastsample.solvers.registry import nearest
 from fastsample.wording import counted
 
 FLAGS = {
@@ -39,7 +40,7 @@ class GridRequest:
             if given is None:
                 continue
             if len(given) == 0 or not np.all(np.isfinite(np.asarray(given, dtype=np.float64))):
-                raise ValueError(f"{name} = {given!r}: give at least one finite value")
+                raise ValueError(f"{name} = {list(given)}: give at least one finite value")
             if self.steps is not None and len(given) != self.steps:
                 values = counted(len(given), "value")
                 raise ValueError(f"num_inference_steps = {self.steps}, but {name} has {values}: give one of them")
@@ -71,8 +72,12 @@ def grid_name(config: Mapping[str, Any], default: str) -> str:
     named, flagged = config.get("timestep_grid"), flagged_grid(config)
     name = named or flagged or default
     if name not in grid_names():
-        key, known = "timestep_grid" if named else "timestep_spacing", ", ".join(grid_names())
-        raise ValueError(f"{key} = {name!r} is unknown: use one of {known}")
+        key, near = (
+            "timestep_grid" if named else "timestep_spacing",
+            nearest(str(name).partition("(")[0], grid_names()),
+        )
+        asked = f"did you mean {', '.join(near)}?" if near else f"use one of {', '.join(grid_names())}"
+        raise ValueError(f"{key} = {name!r} is unknown: {asked}")
     return str(name)
 
 
