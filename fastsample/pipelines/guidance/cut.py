@@ -18,6 +18,7 @@ from fastsample.pipelines.guidance.reading import Branch
 from fastsample.pipelines.guidance.rows import Batch, gathered
 from fastsample.pipelines.guidance.steps import Run, Runs
 from fastsample.pipelines.layers import Layer, layered, layers_on
+from fastsample.wording import counted
 
 CUT = "guidance cut"
 
@@ -51,7 +52,9 @@ class GuidanceCut:
         if isinstance(self.stop, float):
             return int(self.start * steps), int(self.stop * steps)
         if self.stop > steps:
-            raise ValueError(f"stop = {self.stop} with {steps} steps: guidance would never be cut; lower it")
+            raise ValueError(
+                f"stop = {self.stop} with {counted(steps, 'step')}: guidance would never be cut; lower it"
+            )
         return int(self.start), self.stop
 
     def apply(self, pipe: Any) -> GuidanceCutHandle:
@@ -85,8 +88,8 @@ class CutSummary:
     def __str__(self) -> str:
         total = self.evaluations + self.dropped
         return (
-            f"{self.calls} calls of the pipeline: {self.evaluations} of {total} evaluations were made, and "
-            f"{self.dropped} dropped with guidance ({self.saved:.1%})."
+            f"{counted(self.calls, 'call')} of the pipeline: {self.evaluations} of {total} evaluations were made, "
+            f"and {self.dropped} dropped with guidance ({self.saved:.1%})."
         )
 
 
