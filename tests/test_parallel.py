@@ -359,7 +359,7 @@ def observed(steps: int, iteration: str, window: int | None, sweeps: int, solver
     return live
 
 
-@pytest.mark.parametrize(("iteration", "latents"), [("picard", 7.5), ("secant", 7.5), ("anderson", 22)])
+@pytest.mark.parametrize(("iteration", "latents"), [("picard", 4.5), ("secant", 5.5), ("anderson", 9.5)])
 def test_memory_is_by_the_window(iteration: str, latents: float) -> None:
     """The peak in samples a state of the window, the model's own output among them, whatever the steps."""
     peaks = [observed(steps, iteration, 16, 20).peak / (4 * 4 * 32 * 32 * 16) for steps in (50, 400)]

@@ -19,10 +19,10 @@ Strides = Literal["auto", "none"] | Sequence[int]
 def near_enough(tolerance: float) -> float:
     """The largest change in a sweep below which "auto" evaluates all rows, in the unit of the tolerance.
 
-    Where no state moves by more than the noise of its step, what is interpolated would be the error; at tolerances of
-    a tenth and more, a sweep of all rows commits many states before that.
+    Where no state moves by more than a few times the noise of its step, what is interpolated would be the error, and
+    cost more rounds than it spares; at tolerances above a tenth, a sweep of all rows commits many states before that.
     """
-    return max(1.0, 30 * tolerance)
+    return max(3.0, 30 * tolerance)
 
 
 def strides_of(strides: Strides, window: int, length: int, tolerance: float = 0.0) -> tuple[int, ...]:
