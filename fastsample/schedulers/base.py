@@ -82,7 +82,8 @@ class TableScheduler(Readings, EDMInterface, Noising, SchedulerMixin, ConfigMixi
                 f"original_inference_steps = {original_inference_steps}: the grid that a consistency model was "
                 "distilled on; use LCMScheduler or TCDScheduler on a VP model, or leave it out"
             )
-        request = Request(num_inference_steps, _floats(timesteps), _floats(sigmas), None if mu is None else float(mu))
+        times, levels = _floats("timesteps", timesteps), _floats("sigmas", sigmas)
+        request = Request(num_inference_steps, times, levels, None if mu is None else float(mu))
         setup = self._setup
         layout = lay_out(setup, request, request.kinds)
         if setup.preset is not None and not layout.tuned:
@@ -266,11 +267,14 @@ def _say_untuned(setup: Setup, evaluations: int) -> None:
     )
 
 
-def _floats(values: Any) -> tuple[float, ...] | None:
-    """A list, array or tensor as a tuple of floats."""
+def _floats(name: str, values: Any) -> tuple[float, ...] | None:
+    """A list, array or tensor of any dtype as a tuple of floats. Raises ValueError where it is no list of numbers."""
     if values is None:
         return None
-    return tuple(np.asarray(values.cpu() if isinstance(values, Tensor) else values, dtype=np.float64).tolist())
+    array = np.asarray(values.tolist() if isinstance(values, Tensor) else values, dtype=np.float64)
+    if array.ndim != 1:
+        raise ValueError(f"{name} has shape {array.shape}: give a list of numbers")
+    return tuple(array.tolist())
 
 
 def _without_variance(model_output: Tensor, sample: Tensor) -> Tensor:
