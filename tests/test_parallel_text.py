@@ -23,6 +23,8 @@ from transformers import (
     Gemma2ForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
+    GPTJConfig,
+    GPTJForCausalLM,
     JambaConfig,
     JambaForCausalLM,
     LlamaConfig,
@@ -35,6 +37,8 @@ from transformers import (
     OpenAIGPTLMHeadModel,
     OPTConfig,
     OPTForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
     PreTrainedTokenizerFast,
     RecurrentGemmaConfig,
     RecurrentGemmaForCausalLM,
@@ -122,14 +126,20 @@ LLAMA_LIKE = {
 }  # fmt: skip
 GPT_LIKE = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "initializer_range": 0.4}
 
+
+def opt(positions: int) -> Any:
+    """Its table of positions has two more, before them."""
+    return tiny(
+        OPTForCausalLM, OPTConfig, hidden_size=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=positions, word_embed_proj_dim=32, init_std=0.4,
+    )  # fmt: skip
+
+
 SERVED: dict[str, Any] = {
     "sliding windows": lambda: tiny(MistralForCausalLM, MistralConfig, **LLAMA_LIKE, sliding_window=6),
     "windows in turn": lambda: tiny(Gemma2ForCausalLM, Gemma2Config, **LLAMA_LIKE, sliding_window=6),
     "learned positions": lambda: tiny(GPT2LMHeadModel, GPT2Config, **GPT_LIKE),
-    "positions by the mask": lambda: tiny(
-        OPTForCausalLM, OPTConfig, hidden_size=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4,
-        max_position_embeddings=64, word_embed_proj_dim=32, init_std=0.4,
-    ),
+    "positions by the mask": lambda: opt(38),  # one less than there are tokens: the last one is not read
     "biases of distance": lambda: tiny(
         BloomForCausalLM, BloomConfig, hidden_size=32, n_layer=2, n_head=4, initializer_range=0.4
     ),
@@ -142,15 +152,22 @@ SERVED: dict[str, Any] = {
 
 @pytest.mark.parametrize("name", SERVED)
 def test_greedy_is_that_of_every_served_kind(name: str) -> None:
-    """Past the window, with left padding, in blocks that are longer than the window and shorter."""
+    """Past the window, with left padding (a mask or pad tokens), in blocks longer than the window and shorter."""
     model = SERVED[name]()
     tokens = torch.randint(2, 50, (2, 9), generator=torch.Generator().manual_seed(1))
-    mask = torch.ones_like(tokens)
-    mask[0, :3] = 0
+    tokens[0, :3] = 0
+    mask = (tokens != 0).long()
     expected = model.generate(tokens, attention_mask=mask, max_new_tokens=30, do_sample=False)
-    for block in (5, 16):
-        found, _ = jacobi_decode(model, tokens, max_new_tokens=30, block_length=block, attention_mask=mask)
+    for block, given in ((5, mask), (16, None)):
+        found, _ = jacobi_decode(model, tokens, max_new_tokens=30, block_length=block, attention_mask=given)
         assert torch.equal(found, expected), block
+
+
+def configured(**settings: Any) -> Any:
+    """A Llama with these in its generation config."""
+    model = tiny(LlamaForCausalLM, LlamaConfig, **LLAMA_LIKE)
+    vars(model.generation_config).update(settings)
+    return model
 
 
 REFUSED: dict[str, tuple[Any, str]] = {
@@ -189,6 +206,28 @@ REFUSED: dict[str, tuple[Any, str]] = {
             BartConfig(vocab_size=50, d_model=16, decoder_layers=1, decoder_attention_heads=2, decoder_ffn_dim=16)
         ).eval(),
         "forced_eos_token_id = 2",
+    ),
+    "angles that grow": (
+        lambda: tiny(LlamaForCausalLM, LlamaConfig, **{**LLAMA_LIKE, "max_position_embeddings": 64},
+                     rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}),
+        "dynamic angles, other ones after 64 positions",
+    ),
+    "angles of two kinds": (
+        lambda: tiny(
+            Phi3ForCausalLM, Phi3Config, **LLAMA_LIKE, original_max_position_embeddings=32, rope_parameters={
+                "rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [2.0] * 4,
+                "original_max_position_embeddings": 32,
+            },
+        ),
+        "longrope angles, other ones after 32 positions",
+    ),
+    "beams": (lambda: configured(num_beams=3), "generation_config.num_beams = 3"),
+    "a penalty of prompts": (lambda: configured(encoder_repetition_penalty=1.2), "encoder_repetition_penalty = 1.2"),
+    "stops of its own": (lambda: configured(stop_strings=["a"]), "needs the tokenizer"),
+    "another kind of module": (lambda: torch.nn.Linear(2, 2), "Linear is not of transformers"),
+    "positions after two others": (lambda: opt(73), "knows 73 positions, for a text of 75"),
+    "another table of positions": (
+        lambda: tiny(GPTJForCausalLM, GPTJConfig, **GPT_LIKE, rotary_dim=8), "knows 64 positions",
     ),
     "too few positions": (lambda: tiny(GPT2LMHeadModel, GPT2Config, **GPT_LIKE), "knows 64 positions, for a text of"),
     "dropout": (lambda: tiny(GPT2LMHeadModel, GPT2Config, **GPT_LIKE).train(), "training mode"),

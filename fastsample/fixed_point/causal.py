@@ -12,8 +12,14 @@ _BY_POSITION = {"DynamicLayer", "DynamicSlidingWindowLayer", "DummyLayer"}
 """The cache layers of transformers that hold keys and values by position, so that the last ones can be dropped."""
 
 _NEUTRAL = {
+    "num_beams": 1,
+    "penalty_alpha": None,
+    "dola_layers": None,
+    "token_healing": False,
     "repetition_penalty": 1.0,
+    "encoder_repetition_penalty": 1.0,
     "no_repeat_ngram_size": 0,
+    "encoder_no_repeat_ngram_size": 0,
     "bad_words_ids": None,
     "min_length": 0,
     "min_new_tokens": 0,
@@ -71,8 +77,12 @@ class CausalModel:
 
 def check_causal(model: Any, length: int) -> None:
     """ValueError, in one line, for a `model` whose greedy text of `length` tokens Jacobi decoding would not write."""
+    from transformers import PreTrainedModel  # light: only texts need transformers
+
     name = type(model).__name__
-    reason = _no_rollback(model) or _other_greedy(model) or _too_long(model, length)
+    if not isinstance(model, PreTrainedModel):
+        raise ValueError(f"model = {name} is not of transformers: give a causal model such as LlamaForCausalLM")
+    reason = _no_rollback(model) or _other_greedy(model) or _too_long(model, length) or _moving_angles(model, length)
     if reason:
         raise ValueError(f"model = {name} {reason}")
 
@@ -107,16 +117,42 @@ def _other_greedy(model: Any) -> str:
     config = getattr(model, "generation_config", None)
     for key, neutral in _NEUTRAL.items():
         value = getattr(config, key, None)
-        if value is not None and value != neutral:
+        if value not in (None, [], neutral):
             return f"has generation_config.{key} = {value}, which is not applied here: set it to {neutral}"
     return ""
 
 
 def _too_long(model: Any, length: int) -> str:
-    """Whether a learned table of positions ends before `length`."""
-    for path, module in model.named_modules():
-        last = path.rsplit(".", 1)[-1]
-        table = isinstance(module, torch.nn.Embedding) and ("position" in last or last == "wpe")
-        if table and module.num_embeddings < length:
-            return f"knows {module.num_embeddings} positions, for a text of {length}: lower max_new_tokens"
+    """Whether a table of positions ends before the last but one token of `length`: nothing is read after the last."""
+    known = [
+        module.num_embeddings - getattr(module, "offset", 0)  # OPT and Bart do not use their first two
+        for path, module in model.named_modules()
+        if isinstance(module, torch.nn.Embedding) and ("position" in (last := _last(path)) or last == "wpe")
+    ]
+    known += [
+        len(table) for path, table in model.named_buffers() if _last(path) in ("embed_positions", "pos_encoding")
+    ]
+    if known and min(known) < length - 1:
+        return f"knows {min(known)} positions, for a text of {length}: lower max_new_tokens"
     return ""
+
+
+def _moving_angles(model: Any, length: int) -> str:
+    """Whether rotary angles change within `length` tokens: guesses would change them for the tokens before."""
+    config = model.config.get_text_config()
+    ropes = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    for rope in (ropes, *(each for each in ropes.values() if isinstance(each, dict))):  # or one a kind of layer
+        kind, known = rope.get("rope_type") or "", length
+        if "dynamic" in kind:
+            known = config.max_position_embeddings
+        if kind == "longrope":
+            known = rope.get("original_max_position_embeddings") or config.original_max_position_embeddings
+        if known < length - 1:
+            return (
+                f"has {kind} angles, other ones after {known} positions: lower max_new_tokens or use model.generate"
+            )
+    return ""
+
+
+def _last(path: str) -> str:
+    return path.rsplit(".", 1)[-1]

@@ -113,34 +113,41 @@ def jacobi_decode(
     stay (Song et al. 2021, arXiv:2002.03629; Santilli et al. 2023, arXiv:2305.10427): the first wrong one is right
     after each pass. At `temperature` 0 the result is that of `model.generate(do_sample=False)`, else that of sampling
     from the most likely tokens of joint probability `top_p`, with a Gumbel noise for each position, drawn in order
-    from `generator` (a list: one a row). Prompts of a batch are padded on the left, with `attention_mask` [B, L].
+    from `generator` (a list: one a row). Prompts of a batch are padded on the left, with `attention_mask` [B, L];
+    without one, pad tokens that end no text are padding, as for `generate`. In half precision a pass over a block
+    rounds otherwise than one over a token: where two tokens are all but tied, the other one may be written.
 
     A row ends at `eos_token_id` (None: those of the model's generation config; an empty list: none) or where one of
-    `stop_strings` is complete (with the `tokenizer` that spells it), and goes on as `pad_token_id` (None: the
-    config's, else the first end token, else 0).
+    `stop_strings` (None: the config's; needs the `tokenizer` that spells them) is complete, and goes on as
+    `pad_token_id` (None: the config's, else the first end token, else 0).
 
     Returns [B, L + new tokens] and the report, whose `sweeps` are the forward passes.
     Raises ValueError for lengths below 1, a negative temperature, a `top_p` outside (0, 1] or without a temperature,
     right padding, stop strings without a tokenizer, a model in training mode, one that greedy decoding of
-    transformers would decode otherwise (penalties in its generation config), or one from whose cache tokens cannot be
-    taken back (recurrent and hybrid ones), before any pass.
+    transformers would decode otherwise (penalties or beams in its generation config), one from whose cache tokens
+    cannot be taken back (recurrent and hybrid ones), or whose positions end or change their angles within the text
+    (dynamic and longrope), before any pass.
     """
     for name, value in (("max_new_tokens", max_new_tokens), ("block_length", block_length)):
         if value < 1:
             raise ValueError(f"{name} = {value}: give 1 or more")
     if input_ids.ndim != 2 or not input_ids.numel():
         raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}: give [batch, tokens], with a token at least")
-    mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-    if mask.shape != input_ids.shape or not bool(mask[:, -1].all()):
-        raise ValueError("attention_mask is not of input_ids' shape or ends with 0: pad prompts on the left")
     choose = _chooser(temperature, top_p, generator)
     check_causal(model, input_ids.shape[1] + max_new_tokens)
     settings = getattr(model, "generation_config", None)
     stops = _tokens(getattr(settings, "eos_token_id", None) if eos_token_id is None else eos_token_id)
     if pad_token_id is None:
         pad_token_id = getattr(settings, "pad_token_id", None)
+    mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+    if attention_mask is None and pad_token_id is not None and pad_token_id not in stops:
+        mask = input_ids.ne(pad_token_id).to(mask)
+    if mask.shape != input_ids.shape or not bool(mask[:, -1].all()):
+        raise ValueError("attention_mask is not of input_ids' shape or ends with 0: pad prompts on the left")
     if pad_token_id is None:
         pad_token_id = stops[0] if stops else 0
+    if stop_strings is None:
+        stop_strings = getattr(settings, "stop_strings", None)
     ends = _endings(torch.tensor(stops).to(input_ids), stop_strings, tokenizer)
     system = TextSystem(CausalModel(model, mask), input_ids, max_new_tokens, choose, ends, pad_token_id)
     blocks = [*range(block_length, max_new_tokens, block_length), max_new_tokens]

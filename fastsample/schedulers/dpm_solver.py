@@ -41,7 +41,7 @@ class DPMSolverScheduler(TableScheduler):
 
     def solver(self) -> tuple[str, dict[str, Any]]:
         config = self.config
-        algorithm = OF_OTHERS.get(config.algorithm_type, config.algorithm_type)
+        algorithm = str(OF_OTHERS.get(config.algorithm_type, config.algorithm_type))
         check_choice("algorithm_type", algorithm, ALGORITHMS)
         stochastic, order = algorithm.startswith("sde-"), config.solver_order
         check_choice("variant", config.variant, VARIANTS)
