@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,7 +21,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Raises OSError that names `path` where it cannot be written; then it is as it was.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
     try:
         with naming(path):
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -38,6 +38,7 @@ BELOW = {  # what each part may import of fastsample, in functions too
     },
 }
 ALSO = {  # single files that reach further than their part
+    ("tables", "preset.py"): {"cache"},  # it writes files
     ("pipelines", "swap.py"): {"schedulers", "decoding"},  # the modules that saved pipelines name
     ("pipelines", "recommend.py"): {"names", "tables"},
     ("pipelines", "recipe.py"): {"schedulers", "tables"},  # where a scheduler is part of what is put on a pipeline

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from fastsample.bench import record as module
 from fastsample.bench.context import context_of, environment, weights_digest
 from fastsample.bench.record import Record
 from fastsample.bench.report import summarise
+from fastsample.cache import replacing
 
 OLD = [{"key": f"old {index}", "text": "é" * index, "value": index / 3} for index in range(3)]
 NEW = [{"key": f"new {index}", "value": 1 / 3 + index} for index in range(2)]
@@ -100,6 +102,28 @@ def test_a_run_killed_beside_another_costs_it_nothing(tmp_path: Path) -> None:
     record.append(NEW[0])
     record.append(NEW[1])
     assert list(Record(path).results.values()) == [*OLD, *NEW]
+
+
+def test_threads_that_write_one_file_leave_one_whole(tmp_path: Path) -> None:
+    met, failed = threading.Barrier(2), []
+
+    def write(letter: str) -> None:
+        try:
+            with replacing(tmp_path / "file") as partial, partial.open("w") as file:
+                file.write(letter)
+                met.wait(10)
+                file.write(letter)
+        except Exception as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=write, args=(letter,)) for letter in "ab"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed
+    assert (tmp_path / "file").read_text() in ("aa", "bb")
+    assert len([*tmp_path.iterdir()]) == 1
 
 
 def test_two_runs_at_once_keep_each_others_results(tmp_path: Path) -> None:

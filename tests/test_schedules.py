@@ -22,6 +22,7 @@ SCHEDULES = {
     "flow-config": NoiseSchedule.from_config({"shift": 3.0, "use_dynamic_shifting": False}),
     "flow-inverted": NoiseSchedule.from_config({"shift": 1.0, "invert_sigmas": True}),
     "edm": EDMSchedule(0.002, 80.0, 0.5),
+    "edm-quiet": EDMSchedule(0.002, 0.9, 0.5),  # its times are all negative
     "edm-atan": EDMSchedule(0.3, 500.0, 1.0, "atan"),
 }
 

@@ -95,7 +95,7 @@ class Table:
 
     def to_json(self) -> str:
         """This table as JSON text; :meth:`from_json` gives an equal table back, to the last digit."""
-        return json.dumps(self, default=_fields)
+        return json.dumps(self, default=fields_of)
 
     @classmethod
     def from_json(cls, text: str) -> Table:
@@ -124,7 +124,7 @@ class Table:
         return max(1.0, *map(abs, weights))
 
 
-def _fields(value: Any) -> dict[str, Any]:
+def fields_of(value: Any) -> dict[str, Any]:
     """A dataclass as JSON holds it; what it has cached is no part of it."""
     return {field.name: getattr(value, field.name) for field in fields(value)}
 
@@ -133,7 +133,7 @@ def output_of(node: Node, prediction_type: str, data: Any, noise: Any) -> Any:
     """What an exact model of `prediction_type` outputs at `node` for known data and noise."""
     if prediction_type in ("epsilon", "sample"):
         return noise if prediction_type == "epsilon" else data
-    p, q = output_axes(node, prediction_type)
+    p, q = output_axes(node.alpha, node.sigma, prediction_type)
     return p * noise - q * data
 
 

@@ -9,7 +9,6 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from fastsample.cache import naming
 from fastsample.cli.engines.progress import counting
 from fastsample.pipelines.parallel.distributed import process_state
 from fastsample.tables.preset import Compared, Preset
@@ -33,8 +32,7 @@ def tuned(
     preset = counting(run) if first else run(lambda text: None)
     if not first:
         return None
-    with naming(out):
-        preset.save(out)
+    preset.save(out)
     return preset
 
 
