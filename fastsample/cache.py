@@ -9,10 +9,35 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
+LOCK = ".lock"
+
 
 def cache_folder() -> Path:
     """$FASTSAMPLE_CACHE, or ~/.cache/fastsample."""
     return Path(os.environ.get("FASTSAMPLE_CACHE") or Path.home() / ".cache" / "fastsample")
+
+
+@contextlib.contextmanager
+def alone(folder: Path, argument: str) -> Iterator[None]:
+    """In the block no other run that asks for the same has `folder`, which must be there.
+
+    The system lets the lock go with its process, however that ends. Raises ValueError, which names the argument,
+    where another run has the folder.
+    """
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise ValueError(
+            f"{argument} = {str(folder)!r}: another run writes there now; wait for it, or choose another folder"
+        ) from None
+    try:
+        yield
+    finally:
+        (folder / LOCK).unlink(missing_ok=True)  # while it is held: who waits finds that out, and makes a new one
+        lock.release()
 
 
 @contextlib.contextmanager

@@ -41,7 +41,7 @@ ALSO = {  # single files that reach further than their part
     ("tables", "preset.py"): {"cache"},  # it writes files
     ("pipelines", "swap.py"): {"schedulers", "decoding"},  # the modules that saved pipelines name
     ("pipelines", "recommend.py"): {"names", "tables"},
-    ("pipelines", "recipe.py"): {"schedulers", "tables"},  # where a scheduler is part of what is put on a pipeline
+    ("pipelines", "recipe.py"): {"cache", "schedulers", "tables"},  # it writes files; a scheduler is part of it
     ("pipelines", "recipe_run.py"): {"tables"},
     ("pipelines", "inversion.py"): {"schedulers"},  # it makes the one that goes the other way
 }

@@ -299,6 +299,26 @@ def test_every_thread_samples_by_it(pipe: Any) -> None:
     assert torch.equal(found[0], expected)
 
 
+def test_rounds_are_of_the_call_of_their_thread(pipe: Any) -> None:
+    begun, swept = threading.Event(), threading.Event()
+
+    def wait(pipe: Any, step: int, time: Any, kept: dict[str, Any]) -> dict[str, Any]:
+        begun.set()
+        assert swept.wait(60)
+        return kept
+
+    with Recipe("ghvb", "trailing", steps=4, parallel={}).apply(pipe) as run:
+        latents(pipe)
+        rounds = run.summary().rounds
+        thread = threading.Thread(target=lambda: latents(pipe, num_inference_steps=9, callback_on_step_end=wait))
+        thread.start()
+        assert begun.wait(60)
+        latents(pipe)
+        swept.set()
+        thread.join()
+        assert run.summary().rounds == 2 * rounds + 9
+
+
 def test_the_summary_compares_with_a_plain_call(pipe: Any) -> None:
     with Recipe("ghvb", "trailing", steps=3, guidance_cut=fs.GuidanceCut(0, 1)).apply(pipe) as run:
         latents(pipe)

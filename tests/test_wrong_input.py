@@ -100,6 +100,7 @@ CASES: list[tuple[Callable[[], object], str]] = [
     (lay_out(timesteps=[1, 500]), "the noise must fall"),
     (lay_out(timesteps=[500, 500, 10]), "the noise must fall"),
     (lay_out(timesteps=[]), "timesteps = []"),
+    (lay_out(timesteps=[[999, 500]]), "timesteps has shape (1, 2)"),
     (lay_out(sigmas=[0.5, 1.0]), "the noise must fall"),
     (lay_out(num_inference_steps=3, sigmas=[1.0, 0.5]), "sigmas has 2 values"),
     (lay_out(sigmas=[1.0, float("nan")]), "sigmas ="),

@@ -84,7 +84,7 @@ class RecipeRun:
     def __init__(self, recipe: Parts, pipe: Any) -> None:
         check_pipeline(pipe, recipe.steps)
         self.recipe, self.pipe = recipe, pipe
-        self._lock = threading.Lock()
+        self._lock, self._thread = threading.Lock(), threading.current_thread()
         self._costs, self._rounds = Ledger(), 0
         self._calls, self._plain = 0, Plain()
         self._scheduler = recipe.scheduler(pipe)
@@ -129,7 +129,7 @@ class RecipeRun:
         steps = self.recipe.steps
         if steps is not None and not any(given.get(name) is not None for name in PLACED):
             kwargs[STEPS] = steps
-        run = self._setup.run
+        run = self._setup.run if threading.current_thread() is self._thread else None
         rounds = run.rounds if run is not None else 0
         # the call's scheduler stays, whoever removes the recipe meanwhile
         with configured(self.pipe, self._scheduler_for(signature, given)), count(self.pipe, 1) as ledger:

@@ -53,7 +53,7 @@ class TrainingTable:
             return kept[self._name][1]
         if not isinstance(setup.schedule, DiscreteSchedule):
             raise AttributeError(f"{self._name}: only models trained on betas have them")
-        with torch.inference_mode(False):  # whoever asks first: training may need it next
+        with torch.inference_mode(False):  # kept, for training too
             value = self._of(setup.schedule)
         scheduler._training_tables = {**kept, self._name: (setup, value)}
         return value
@@ -133,7 +133,7 @@ class Readings(Stateful):
 
         Raises ValueError on other models, and where the shift is dynamic (there `set_timesteps` takes `mu`).
         """
-        if self._schedule.kind != "flow":
+        if self.schedule.kind != "flow":
             raise ValueError(f"shift = {shift}: only flow-matching models have one")
         if self.config["use_dynamic_shifting"]:
             raise ValueError(f"shift = {shift}: use_dynamic_shifting is set; give set_timesteps mu, or unset it")

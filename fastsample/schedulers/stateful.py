@@ -125,10 +125,6 @@ class Stateful:
         return known[1]
 
     @property
-    def _schedule(self) -> NoiseSchedule:
-        return self._setup.schedule
-
-    @property
     def _run(self) -> Run:
         """This thread's run, brought up to what has been assigned since."""
         run = self._held.run

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fastsample.schedules.base import Array, NoiseSchedule
+from fastsample.schedules.base import CAPPED, Array, NoiseSchedule
 
 
 class DiscreteSchedule(NoiseSchedule):
@@ -24,8 +24,8 @@ class DiscreteSchedule(NoiseSchedule):
 
     def __init__(self, alphas_cumprod: ArrayLike) -> None:
         cumprod = np.asarray(alphas_cumprod, dtype=np.float64)
-        if cumprod.ndim != 1 or cumprod.size < 2:
-            raise ValueError(f"alphas_cumprod has shape {cumprod.shape}: give at least 2 values")
+        if cumprod.ndim != 1 or np.count_nonzero(cumprod) < 2:
+            raise ValueError(f"alphas_cumprod has shape {cumprod.shape}: give at least 2 values above 0")
         if not (np.all(np.diff(cumprod) < 0) and cumprod[0] < 1 and cumprod[-1] >= 0):
             raise ValueError("alphas_cumprod must fall strictly within [0, 1): check the betas (each in (0, 1))")
         self.train_steps = cumprod.size
@@ -87,6 +87,14 @@ class DiscreteSchedule(NoiseSchedule):
             tail = self.noise_time - np.exp(np.minimum(log_alpha - self._log_alpha[last], 0.0))
             t = np.where(log_alpha < self._log_alpha[last], tail, t)
         return np.asarray(np.where(np.isposinf(lam), self.clean_time, t), dtype=np.float64)
+
+
+def ratio_range(config: Mapping[str, Any]) -> tuple[float, float]:
+    """The smallest and largest sigma / alpha: given, or those of the config's betas."""
+    betas = DiscreteSchedule.from_config(config)
+    low, high = config.get("sigma_min"), config.get("sigma_max")
+    ends = betas.nodes_at([betas.first_time, betas.noise_time])
+    return float(ends[0].sbar if low is None else low), float(min(ends[1].sbar, CAPPED) if high is None else high)
 
 
 def betas_from_config(config: Mapping[str, Any]) -> Array:

@@ -55,6 +55,8 @@ def check(
     if arm.recipe and (options or grid):
         given = f"--option = {options[0]!r}" if options else f"--grid = {grid!r}"
         raise ValueError(f"{given} with --solver = {solver!r}: a recipe says that itself; change its file")
+    if grid and arm.grid != grid:  # a class of diffusers, or one with its own
+        raise ValueError(f"--grid = {grid!r} with --solver = {solver!r}: it does nothing there; leave it out")
     make_cases([Arm("")], [] if steps is None else [steps], [1.0 if guidance is None else guidance], seeds)
     return arm if solver is not None else None
 

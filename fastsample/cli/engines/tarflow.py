@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -20,7 +19,7 @@ from fastsample.bench.tarflow import FlowBench, digit_score, markdown
 from fastsample.cache import replacing
 from fastsample.cli import arguments
 from fastsample.cli.command import on_interrupt
-from fastsample.cli.engines import common
+from fastsample.cli.engines import common, tables
 from fastsample.cli.engines.progress import counting, following
 from fastsample.cli.engines.sample import contact_sheet
 from fastsample.cli.files import place
@@ -198,10 +197,9 @@ def show_plan(chosen: Plan, path: Path) -> None:
             str(found["sweeps"][index]),
             *(f"{1e3 * found[name][index]:.1f}" for name in ("seconds", "sequential_seconds")),
         )
-    console = Console()
-    console.print(table)
+    tables.show(table)
     faster = sum(found["sequential_seconds"]) / sum(found["seconds"])
-    console.print(f"residual {found['residual']:.1e}, {faster:.2f} times faster: {path}")
+    print(f"residual {found['residual']:.1e}, {faster:.2f} times faster: {path}")
 
 
 def folder_of_plan(model: str | None, out: Path | None) -> Path:

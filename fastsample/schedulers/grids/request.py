@@ -11,6 +11,7 @@ import numpy as np
 
 from fastsample.schedules.base import Array, Node, NoiseSchedule
 from fastsample.schedules.grids import FIXED_GRIDS, LEVEL_GRIDS, check_steps, grid_names, grid_options, min_time
+from fastsample.solvers.registry import nearest
 
 FLAGS = {
     "use_karras_sigmas": "karras",
@@ -38,7 +39,7 @@ class GridRequest:
             if given is None:
                 continue
             if len(given) == 0 or not np.all(np.isfinite(np.asarray(given, dtype=np.float64))):
-                raise ValueError(f"{name} = {given!r}: give at least one finite value")
+                raise ValueError(f"{name} = {list(given)}: give at least one finite value")
             if self.steps is not None and len(given) != self.steps:
                 raise ValueError(
                     f"num_inference_steps = {self.steps}, but {name} has {len(given)} values: give one of them"
@@ -71,8 +72,9 @@ def grid_name(config: Mapping[str, Any], default: str) -> str:
     flagged = flagged_grid(config)
     name = config.get("timestep_grid") or flagged or default
     if name not in grid_names():
-        known = ", ".join(grid_names())
-        raise ValueError(f"timestep_grid (or timestep_spacing) = {name!r} is unknown: use one of {known}")
+        near = nearest(str(name).partition("(")[0], grid_names())
+        asked = f"did you mean {', '.join(near)}?" if near else f"use one of {', '.join(grid_names())}"
+        raise ValueError(f"timestep_grid (or timestep_spacing) = {name!r} is unknown: {asked}")
     return str(name)
 
 
