@@ -63,8 +63,9 @@ def test_an_interrupt_keeps_what_is_done_and_a_second_run_is_refused_meanwhile(r
     assert bench.returncode == 130
     assert "Traceback" not in told
     lines = [json.loads(line) for line in record.read_bytes().splitlines()]
+    kept = "1 result" if len(lines) == 1 else f"{len(lines)} results"
     assert told.splitlines()[-1] == (
-        f"interrupted: {len(lines)} results are kept in bench/results.jsonl; the same command goes on from there"
+        f"interrupted: {kept} kept in bench/results.jsonl; the same command goes on from there"
     )
     assert not (tmp_path / "bench" / LOCK).exists()
     first = "threshold:confidence=0.5"

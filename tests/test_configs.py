@@ -38,7 +38,7 @@ def run(scheduler: Any, steps: int, dtype: torch.dtype = torch.float32) -> torch
 
 
 WRONG: list[tuple[dict[str, Any], dict[str, Any], str]] = [
-    (SD, {"timestep_grid": "karas"}, "timestep_grid (or timestep_spacing) = 'karas'"),
+    (SD, {"timestep_grid": "karas"}, "timestep_grid = 'karas'"),
     (SD, {"timestep_spacing": "even"}, "= 'even'"),
     (SD, {"timestep_spacing": "even", "timestep_grid": "karras"}, "= 'even'"),
     (SD, {"use_karras_sigmas": True, "use_beta_sigmas": True}, "are all set"),

@@ -78,7 +78,7 @@ CASES: list[tuple[Callable[[], object], str]] = [
     (decode(top_p=1.1), "top_p = 1.1"),
     (decode(top_k=0), "top_k = 0"),
     (decode(guidance_scale=-1.0), "guidance_scale = -1.0"),
-    (decode(temperature=1.0, generator=[torch.Generator()]), "generator has 1 entries for a batch of 2"),
+    (decode(temperature=1.0, generator=[torch.Generator()]), "generator has 1 entry for a batch of 2"),
     # rules
     (decode(rule="low_confidence"), "rule = 'low_confidence'"),
     (decode(schedule="cosine"), "schedule = 'cosine'"),

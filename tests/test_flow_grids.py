@@ -317,7 +317,7 @@ def test_before_set_timesteps_on_other_models() -> None:
         ({"sigmas": [1.2, 0.5]}, "sigmas = [1.2, 0.5]"),
         ({"sigmas": [1.0, 0.0, 0.5]}, "above 0"),
         ({"sigmas": [0.5, 1.0]}, "the noise must fall"),
-        ({"sigmas": [1.0, 0.5], "timesteps": [1000]}, "timesteps has 1 values"),
+        ({"sigmas": [1.0, 0.5], "timesteps": [1000]}, "timesteps has 1 value"),
         ({"num_inference_steps": 1500}, "timestep_grid"),
     ],
 )

@@ -84,7 +84,7 @@ def test_a_list_of_generators_makes_images_independent_of_their_batch() -> None:
         return fs.integrate(table, MIXTURE.model(VP), x[rows], generator=generators)
 
     torch.testing.assert_close(run([0, 1, 2])[1:2], run([1]))
-    with pytest.raises(ValueError, match="generator has 1 entries for a batch of 3"):
+    with pytest.raises(ValueError, match="generator has 1 entry for a batch of 3"):
         fs.integrate(table, MIXTURE.model(VP), x, generator=[torch.Generator()])
 
 

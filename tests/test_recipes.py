@@ -52,7 +52,8 @@ def preset(pipe: Any) -> Any:
 
 def latents(pipe: Any, **changed: Any) -> Tensor:
     arguments = {**CALL, "generator": torch.Generator().manual_seed(0), **changed}
-    prompt: dict[str, Any] = {"prompt": "a red circle"} if pipe.tokenizer else pixart_inputs()
+    own = getattr(pipe, "pipe", pipe)
+    prompt: dict[str, Any] = {"prompt": "a red circle"} if own.tokenizer else pixart_inputs()
     images: Tensor = pipe(**{**prompt, **arguments}).images
     return images
 
@@ -186,7 +187,11 @@ def test_a_pipeline_is_left_as_it_was(pipe: Any, preset: Any) -> None:
     latents(pipe)
     run.remove()
     run.remove()
-    assert pipe.scheduler is before
+    for parallel in (None, {"tolerance": 0.0}):  # in a call under way, which goes on with its scheduler
+        run = replace(recipe, parallel=parallel).apply(pipe)
+        found = [latents(pipe), latents(pipe, callback_on_step_end=lambda *_: run.remove() or {})]  # noqa: B023
+        assert torch.isfinite(found[1]).all()
+        assert pipe.scheduler is before
     assert type(pipe).__name__ == "StableDiffusionPipeline"
     assert torch.equal(latents(pipe, num_inference_steps=4), plain)
     check_refused(lambda: Recipe(guidance_cut=fs.GuidanceCut(0, 2)).apply(object()), "no pipeline")
@@ -286,6 +291,10 @@ def test_a_call_may_say_its_own_steps(pipe: Any) -> None:
         assert run.summary().rounds == 8
         latents(pipe, num_inference_steps=None, timesteps=[900, 500])
         assert run.summary().rounds == 10
+        with Recipe(parallel={"tolerance": 0.0}).apply(pipe) as over:  # the steps and counts of both
+            latents(pipe)
+        latents(fs.ParallelSampler(pipe, tolerance=0.0))
+        assert (run.summary().calls, over.summary().calls, over.summary().rounds) == (5, 1, 3)
 
 
 def test_every_thread_samples_by_it(pipe: Any) -> None:

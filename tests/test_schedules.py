@@ -115,7 +115,7 @@ def test_comfyui_grids(steps: int) -> None:
         (lambda s: EDMSchedule(0.1, 80.0, -1.0), "sigma_data = -1.0"),
         (lambda s: EDMSchedule(0.1, 80.0, 1.0, "cos"), "edm_time = 'cos'"),
         (lambda s: NoiseSchedule.from_config({"snr_shift_scale": -1.0}), "snr_shift_scale = -1.0"),
-        (lambda s: NoiseSchedule.from_config({"trained_betas": [2.0, 0.1]}), "alphas_cumprod"),
+        (lambda s: NoiseSchedule.from_config({"trained_betas": [2.0, 0.1]}), "trained_betas[0] = 2"),
         (lambda s: NoiseSchedule.from_config({"num_train_timesteps": 0}), "num_train_timesteps = 0"),
     ],
 )

@@ -20,6 +20,7 @@ from fastsample.pipelines.swap import scheduled, swapped
 from fastsample.pipelines.tgate import TGate
 from fastsample.sampling.ledger import Ledger
 from fastsample.tables.preset import Preset
+from fastsample.wording import counted
 
 STEPS = "num_inference_steps"
 PLACED = (STEPS, "timesteps", "sigmas")
@@ -61,15 +62,15 @@ class RecipeSummary:
 
     def __str__(self) -> str:
         text = (
-            f"{self.calls} calls: {self.evaluations} evaluations in {self.rounds} rounds, {self.dropped} dropped "
-            f"with guidance; {self.seconds:.2f} s"
+            f"{counted(self.calls, 'call')}: {counted(self.evaluations, 'evaluation')} in "
+            f"{counted(self.rounds, 'round')}, {self.dropped} dropped with guidance; {self.seconds:.2f} s"
         )
         if self.plain_seconds is None or not self.calls:
             return text
         each = self.seconds / self.calls
         return (
             f"{text}, {each:.2f} s a call where a plain one took {self.plain_seconds:.2f} s and "
-            f"{self.plain_evaluations} evaluations"
+            f"{counted(self.plain_evaluations or 0, 'evaluation')}"
         )
 
 

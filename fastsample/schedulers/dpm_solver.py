@@ -11,7 +11,7 @@ from fastsample.schedulers.config import configured
 from fastsample.solvers.dpm_multistep import VARIANTS
 from fastsample.solvers.dpm_sde import NOISE_TYPES
 from fastsample.solvers.exponential import SOLVER_TYPES
-from fastsample.solvers.registry import check_choice
+from fastsample.solvers.registry import check_choice, check_eta
 
 ALGORITHMS = ("dpmsolver++", "dpmsolver", "sde-dpmsolver++", "sde-dpmsolver")
 OF_OTHERS = {"deis": "dpmsolver++", "data_prediction": "dpmsolver++", "noise_prediction": "dpmsolver"}
@@ -45,6 +45,7 @@ class DPMSolverScheduler(TableScheduler):
         check_choice("algorithm_type", algorithm, ALGORITHMS)
         stochastic, order = algorithm.startswith("sde-"), config.solver_order
         check_choice("variant", config.variant, VARIANTS)
+        check_eta(config.eta)
         check_choice("solver_order", order, (1, 2) if algorithm == "sde-dpmsolver" else (1, 2, 3))
         family = "dpmpp" if algorithm.endswith("++") else "dpm"
         # UniPC's and DEIS' types, which diffusers also reads as midpoint.

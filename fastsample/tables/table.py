@@ -17,6 +17,7 @@ from fastsample.tables.prediction import Space, check_prediction_type, output_ax
 from fastsample.tables.reading import read_json
 from fastsample.tables.row import Row, Weights
 from fastsample.tables.step import Combination, Step
+from fastsample.wording import counted
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ class Table:
         return read_json(cls, text)
 
     def __str__(self) -> str:
-        lines = [f"{self.solver}, {self.prediction_type}, {self.nfe} evaluations"]
+        lines = [f"{self.solver}, {self.prediction_type}, {counted(self.nfe, 'evaluation')}"]
         for step in self.steps:
             c = step.next
             terms = [f"{c.sample:+.5f} sample", f"{c.output:+.5f} output"]

@@ -9,6 +9,7 @@ from typing import Any
 
 from fastsample.fixed_point.iterations import check_extent
 from fastsample.tarflow.system import STARTS
+from fastsample.wording import counted
 
 PLAN_FILE = "gs_jacobi_plan.json"
 
@@ -38,7 +39,9 @@ class BlockPlan:
     def ends(self, tokens: int) -> list[int]:
         """The last token of each chunk, as even as possible; a chunk of the first token alone needs no solving."""
         if self.chunks > tokens:
-            raise ValueError(f"chunks = {self.chunks}: a block has {tokens} tokens, give at most as many chunks")
+            raise ValueError(
+                f"chunks = {self.chunks}: a block has {counted(tokens, 'token')}, give at most as many chunks"
+            )
         ends = (tokens * (chunk + 1) // self.chunks - 1 for chunk in range(self.chunks))
         return [end for end in ends if end > 0]
 
@@ -53,7 +56,9 @@ class Plan:
     def check(self, blocks: int, tokens: int) -> None:
         """Raise ValueError unless the plan is for that many blocks, with at most as many chunks as `tokens`."""
         if len(self.blocks) != blocks:
-            raise ValueError(f"plan has {len(self.blocks)} blocks and the model {blocks}: plan for this model")
+            raise ValueError(
+                f"plan has {counted(len(self.blocks), 'block')} and the model {blocks}: plan for this model"
+            )
         for block in self.blocks:
             block.ends(tokens)
 

@@ -29,6 +29,7 @@ from fastsample.demo.scenes import Scene, sample_scenes
 from fastsample.names.peers import peer_names
 from fastsample.pipelines.request import default_guidance
 from fastsample.pipelines.tgate import TGate
+from fastsample.wording import counted
 
 __all__ = ["Arms", "draw", "execute", "make_cases", "make_runner", "read_gates", "read_iterations", "read_prompts"]
 
@@ -185,13 +186,15 @@ def execute(runner: Bench, cases: list[Case]) -> list[Result]:
     ):
         clock = Clock(runner.expected(todo))
         if todo:
-            print(f"{len(todo)} of {len(cases)} cases to run, about {clock.left}", file=sys.stderr, flush=True)
+            every = counted(len(cases), "case")
+            print(f"{len(todo)} of {every} to run, about {clock.left}", file=sys.stderr, flush=True)
 
         def name(result: Result) -> str:
             clock.tick()
             error = result["latent_rms"]
             told = "diverged" if error is None else f"error {error:.3f}"
-            case = f"{result['arm']}, {result['steps']} steps, guidance {result['guidance']:g}, seed {result['seed']}"
+            steps = counted(result["steps"], "step")
+            case = f"{result['arm']}, {steps}, guidance {result['guidance']:g}, seed {result['seed']}"
             return f"{case}: {told}, {result['seconds']:.2f} s; {clock.left} left"
 
         done = len(cases) - len(todo)
@@ -253,7 +256,7 @@ def draw(runner: Bench, results: list[Result], cases: list[Case], folder: Path) 
         if arm.label in chosen:
             name = f"recommended: {names[arm.label]}" if arm.label == best else names[arm.label]
             images.append(grids.Row(name, [*small.images(arm, steps, guidance, 0)], colours[arm.label]))
-    title = f"{steps} steps, guidance {guidance:g}, seed 0"
+    title = f"{counted(steps, 'step')}, guidance {guidance:g}, seed 0"
     drawn = {
         "pareto.png": lambda path: plots.pareto(rows, path, keep=best),
         "images.png": lambda path: grids.image_grid(images, path, shown, title),
@@ -263,6 +266,6 @@ def draw(runner: Bench, results: list[Result], cases: list[Case], folder: Path) 
         most = max(case.steps for case in cases)
         own = [row for row in panel if row.steps == most]
         drawn |= sweeps.trace(small, parallel, most, guidance)
-        drawn["rounds.png"] = lambda path: plots.rounds(own, path, f"{most} steps, guidance {guidance:g}")
+        drawn["rounds.png"] = lambda path: plots.rounds(own, path, f"{counted(most, 'step')}, guidance {guidance:g}")
     files = [place(folder, name, write, again=False) for name, write in drawn.items()]
     print(f"plots: {', '.join(map(str, files))} ({title})")

@@ -24,6 +24,7 @@ from fastsample.decoding.plan import DecodingPlan, Trial, plan_decoding
 from fastsample.demo.language.loading import load_language_model
 from fastsample.demo.language.sums import Sum, problems
 from fastsample.names.rules import parse_method
+from fastsample.wording import counted
 
 EXAMPLE = "123+45+678+901+234"
 RULE = "factor:factor=0.3"
@@ -129,7 +130,7 @@ def show(written: dict[str, Any], colours: bool | None) -> None:
             late = (at - 1) / max(last - 1, 1)
             line.append(piece, Style.parse(f"not dim rgb({round(220 * late)},{round(200 * (1 - late))},60)"))
     console.print(line)
-    cost = f"{written['forwards']} forwards, {written['tokens_per_forward']:g} tokens a forward"
+    cost = f"{counted(written['forwards'], 'forward')}, {counted(written['tokens_per_forward'], 'token')} a forward"
     console.print(f"{cost}, {written['seconds']:.2f} s")
 
 
@@ -155,7 +156,7 @@ def show_plan(found: DecodingPlan, as_json: bool) -> None:
         made["information"] = None if math.isnan(found.information) else found.information  # type: ignore[assignment]
         print(json.dumps(made, indent=2))
         return
-    table = Table(title=f"{found.prompts} prompts; at most {found.budget:.1%} of the texts may differ")
+    table = Table(title=f"{counted(found.prompts, 'prompt')}; at most {found.budget:.1%} of the texts may differ")
     for name in ("rule", "same texts", "95 % interval", "predicted", "risk", "forwards", "evaluated"):
         table.add_column(name, justify="left" if name == "rule" else "right", no_wrap=True)
     for trial in (found.reference, *found.trials):

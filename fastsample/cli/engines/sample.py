@@ -29,6 +29,7 @@ from fastsample.pipelines.rehearsal import rehearse
 from fastsample.pipelines.request import Request, check_draws, default_guidance
 from fastsample.pipelines.tgate import TGate
 from fastsample.schedules import NoiseSchedule
+from fastsample.wording import counted
 
 STEPS = 20
 """Where neither the command nor a recipe says how many."""
@@ -186,8 +187,8 @@ def _kept(made: list[dict[str, Any]], folder: Path) -> str:
         return "no image was written; the same command begins anew"
     last = made[-1]
     return (
-        f"{len(made)} images are kept in {folder}, the last of prompt {last['prompt']!r} and seed {last['seed']}; go "
-        "on with the prompts and seeds after it"
+        f"{counted(len(made), 'image')} kept in {folder}, the last of prompt {last['prompt']!r} and seed "
+        f"{last['seed']}; go on with the prompts and seeds after it"
     )
 
 
@@ -217,7 +218,8 @@ def report(made: list[dict[str, Any]], folder: Path, as_json: bool) -> None:
     if as_json:
         print(json.dumps({"images": made, "contact_sheet": str(sheet)}, indent=2))
         return
-    print("{sampler}, {steps} steps, guidance {guidance:g}".format(**made[0]))
+    one = made[0]
+    print(f"{one['sampler']}, {counted(one['steps'], 'step')}, guidance {one['guidance']:g}")
     for image in made:
         rounds = "".join(f"  {name} {image[name]}" for name in ("rounds", "dropped") if name in image)
         size = f"{image['width']}x{image['height']}"

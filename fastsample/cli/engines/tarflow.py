@@ -27,6 +27,7 @@ from fastsample.demo.digits import load_pipeline
 from fastsample.tarflow import Plan, TarFlowPipeline, load_original, plan
 from fastsample.tarflow.decode import METHODS
 from fastsample.tarflow.system import Guidance
+from fastsample.wording import counted
 
 __all__ = [
     "FlowBench",
@@ -101,7 +102,8 @@ def write_images(
     if as_json:
         print(json.dumps({"images": list(map(str, files)), "contact_sheet": str(sheet), **cost}, indent=2))
         return
-    print(f"{total} images in {cost['seconds']:.2f} s, {cost['sweeps']} passes of a block\ncontact sheet: {sheet}")
+    passes = counted(report.sweeps, "pass", "passes")
+    print(f"{counted(total, 'image')} in {cost['seconds']:.2f} s, {passes} of a block\ncontact sheet: {sheet}")
     for block, tokens in report.substituted.items():
         print(f"block {block}: overflowed, redone one token after the other from token {tokens}")
 

@@ -13,6 +13,7 @@ from fastsample.cli.engines.progress import counting
 from fastsample.pipelines.parallel.distributed import process_state
 from fastsample.tables.preset import Compared, Preset
 from fastsample.tuning import tune
+from fastsample.wording import counted
 
 
 def tuned(
@@ -55,7 +56,7 @@ def report(preset: Preset | None, out: Path, as_json: bool) -> None:
         table.add_row(*cell, entry.untuned, before, base, after, upper, str(entry.calls))
     tables.show(table)
     for entry in preset.entries:
-        print(f"guidance {entry.guidance:g}, {entry.evaluations} evaluations: {entry.verdict}")
+        print(f"guidance {entry.guidance:g}, {counted(entry.evaluations, 'evaluation')}: {entry.verdict}")
     print(f"preset: {out}")
 
 
