@@ -99,7 +99,7 @@ def test_unknown_options_of_a_class_are_refused_and_other_classes_keys_come_back
     assert (kept.config["solver_order"], kept.config["skip_prk_steps"]) == (3, True)
 
 
-@pytest.mark.parametrize("name", ["DEISMultistepScheduler", "SASolverScheduler", "UniPCMultistepScheduler"])
+@pytest.mark.parametrize("name", ["DEISMultistepScheduler", "SASolverScheduler"])
 def test_another_classes_types_mean_the_same_fresh_and_loaded(name: str) -> None:
     """A fresh config hands on no defaults, and a file has them all: the algorithm's and the solver's too."""
     fresh = peer(name).config
