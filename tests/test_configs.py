@@ -99,6 +99,15 @@ def test_unknown_options_of_a_class_are_refused_and_other_classes_keys_come_back
     assert (kept.config["solver_order"], kept.config["skip_prk_steps"]) == (3, True)
 
 
+@pytest.mark.parametrize("name", ["DEISMultistepScheduler", "SASolverScheduler"])
+def test_another_classes_types_mean_the_same_fresh_and_loaded(name: str) -> None:
+    """A fresh config hands on no defaults, and a file has them all: the algorithm's and the solver's too."""
+    fresh = peer(name).config
+    loaded = {key: value for key, value in fresh.items() if not key.startswith("_")}
+    for kind in CLASSES:
+        assert kind.from_config(loaded).solver() == kind.from_config(fresh).solver()
+
+
 @pytest.mark.parametrize("kind", CLASSES)
 def test_a_models_shift_given_as_an_option_is_used(kind: type) -> None:
     """No class here has the key of its own; diffusers would drop it without a word."""
@@ -374,6 +383,8 @@ def test_a_grid_of_more_steps_than_times_is_refused_or_whole(grid: str) -> None:
         (SD, {"sigmas": [5.0, 0.0, 1.0]}, "above 0"),
         (EDM, {"timesteps": [9.0, 0.0]}, "timesteps[0] = 9"),
         (EDM, {"sigmas": [-1.0]}, "above 0"),
+        (SD, {"timesteps": 500}, "timesteps has shape (): give a list"),
+        (FLOW, {"sigmas": torch.ones(1, 4)}, "sigmas has shape (1, 4): give a list"),
     ],
 )
 def test_times_that_were_not_trained_are_one_line(config: dict[str, Any], call: dict[str, Any], words: str) -> None:

@@ -257,6 +257,9 @@ def test_stable_video_parity_with_diffusers(options: dict) -> None:
     for steps in (5, 20):
         assert_same_run(ours, theirs, steps)
         assert ours.init_noise_sigma == pytest.approx(float(theirs.init_noise_sigma), rel=3e-3)
+    for scheduler in (ours, theirs):
+        scheduler.set_timesteps(sigmas=[40.0, 5.0, 0.5, 0.0])
+    assert ours.init_noise_sigma == pytest.approx(float(theirs.init_noise_sigma), rel=3e-3)
 
 
 @pytest.mark.parametrize("config", INVERTED, ids=str)

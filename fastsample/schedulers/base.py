@@ -273,10 +273,10 @@ def _say_untuned(setup: Setup, evaluations: int) -> None:
 
 
 def _floats(name: str, values: Any) -> tuple[float, ...] | None:
-    """The list, array or tensor `values` as a tuple of floats. Raises ValueError where it is no list of numbers."""
+    """A list, array or tensor of any dtype as a tuple of floats. Raises ValueError where it is no list of numbers."""
     if values is None:
         return None
-    array = np.asarray(values.cpu() if isinstance(values, Tensor) else values, dtype=np.float64)
+    array = np.asarray(values.tolist() if isinstance(values, Tensor) else values, dtype=np.float64)
     if array.ndim != 1:
         raise ValueError(f"{name} has shape {array.shape}: give a list of numbers")
     return tuple(array.tolist())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -91,6 +92,20 @@ class Readings(Stateful):
         if not found:
             raise ValueError(f"timestep = {float(timestep):g}: none of the {len(times)} timesteps; give one of them")
         return int(found[min(1, len(found) - 1)])
+
+    @property
+    def _begin_index(self) -> int | None:
+        return self._run.begin_index
+
+    @_begin_index.setter
+    def _begin_index(self, value: int | None) -> None:
+        """Programs that go back to the start of a run set it, and `_step_index`, to None."""
+        self._run = replace(self._run, begin_index=value)
+
+    def _init_step_index(self, timestep: float | Tensor) -> None:
+        """Make the coming step that of the begin index, else of `timestep`; FlowEdit then asks for `step_index`."""
+        begin = self._run.begin_index
+        self._run = self._run.at(self.index_for_timestep(timestep) if begin is None else begin)
 
     def previous_timestep(self, timestep: int | Tensor) -> int | Tensor:
         """The timestep that a step from `timestep` goes to, -1 at the end; before `set_timesteps` one less."""

@@ -73,7 +73,7 @@ class DiscreteSchedule(NoiseSchedule):
 
     def marginals(self, t: ArrayLike) -> tuple[Array, Array]:
         log_alpha = self.log_alpha(t)
-        return np.asarray(np.exp(log_alpha)), np.asarray(np.sqrt(-np.expm1(2.0 * log_alpha)))
+        return np.asarray(np.exp(log_alpha)), np.asarray(np.sqrt(np.abs(np.expm1(2.0 * log_alpha))))
 
     def alpha(self, t: ArrayLike) -> Array:
         return self.marginals(t)[0]
