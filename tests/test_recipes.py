@@ -443,6 +443,8 @@ def test_recommended_and_applied_in_one_line(pipe: Any) -> None:
     vp, flow_pipe = fs.recommend(pipe), quiet(sd3())
     flow = fs.recommend(flow_pipe, guidance=2.0, steps=4)
     assert (vp.solver, vp.grid) == ("hb-dpmpp-2m", "quadratic")
+    by_call = [fs.recommend(pipe, guidance=g, steps=n).solver for g, n in ((1.0, 8), (3.0, 8), (7.5, 8), (7.5, 20))]
+    assert by_call == ["unipc", "hb-dpmpp-2m", "ghvb", "hb-dpmpp-2m"]
     assert (flow.solver, flow.steps) == ("ghvb", 4)
     assert "benchmarks/" in vp.reason
     assert "flow" in flow.reason
@@ -457,7 +459,7 @@ def test_recommended_and_applied_in_one_line(pipe: Any) -> None:
 
 
 FAMILIES = {
-    "stable_diffusion": "hb-dpmpp-2m",
+    "stable_diffusion": "ghvb",  # 7.5 by itself, in few steps
     "stable_diffusion_xl": "hb-dpmpp-2m",
     "stable_diffusion_3": "ghvb",
     "flux": "ghvb",
@@ -465,7 +467,7 @@ FAMILIES = {
     "wan": "ghvb",
     "pixart_alpha": "hb-dpmpp-2m",
     "sana": "ghvb",
-    "cosmos": "hb-dpmpp-2m",
+    "cosmos": "ghvb",
     "bria": None,
     "cosmos_2": None,
     "lcm": None,

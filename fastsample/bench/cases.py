@@ -221,9 +221,9 @@ def _is_peer(name: str) -> bool:
     return False
 
 
-def recommended_arm(kind: str, guidance: float | None = None) -> Arm:
-    """What the documents recommend for models whose noise schedule is of that kind, at that guidance scale."""
-    setting = recommended(kind, guidance)
+def recommended_arm(kind: str, guidance: float | None = None, steps: int | None = None) -> Arm:
+    """What the documents recommend for models whose noise schedule is of that kind; see :func:`recommended`."""
+    setting = recommended(kind, guidance, steps)
     return Arm(setting.solver, tuple(setting.options.items()), setting.grid)
 
 

@@ -130,7 +130,8 @@ class Sampler:
         self._arm = replace(self.arm or self._recommended(), gate=self.gate, parallel=self.parallel)
 
     def _recommended(self) -> Arm:
-        arm = recommended_arm(NoiseSchedule.from_config(self.pipe.scheduler.config).kind, self._guidance)
+        kind = NoiseSchedule.from_config(self.pipe.scheduler.config).kind
+        arm = recommended_arm(kind, self._guidance, self.steps)
         return replace(arm, grid=self.grid or arm.grid)
 
     @property
