@@ -5,8 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+LOCK = ".lock"
 
 
 def cache_folder() -> Path:
@@ -15,12 +20,33 @@ def cache_folder() -> Path:
 
 
 @contextlib.contextmanager
+def alone(folder: Path, argument: str) -> Iterator[None]:
+    """In the block no other run that asks for the same has `folder`, which must be there.
+
+    The system lets the lock go with its process, however that ends. Raises ValueError, which names the argument,
+    where another run has the folder.
+    """
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise ValueError(
+            f"{argument} = {str(folder)!r}: another run writes there now; wait for it, or choose another folder"
+        ) from None
+    try:
+        yield
+    finally:
+        (folder / LOCK).unlink(missing_ok=True)  # while it is held: who waits finds that out, and makes a new one
+        lock.release()
+
+
+@contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A file beside `path` to write, which takes its place when the block ends: whole or not at all.
 
     Raises OSError that names `path` where it cannot be written; then it is as it was.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
     try:
         with naming(path):
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -314,9 +314,10 @@ def train(args: argparse.Namespace) -> None:
     while training.step < args.steps and not (args.seconds and training.seconds > (args.stop or args.seconds)):
         exact = next(source)
         loss = exact.states.new_zeros(())
-        for rolled in rollout(network, network.deltas(training.state), exact, shares):
+        for sweep, rolled in enumerate(rollout(network, network.deltas(training.state), exact, shares)):
             last, every = errors(rolled.states, exact)
-            loss = loss + last.mean().log() + every.mean().log()  # each sweep's errors count by their ratios
+            weight = 1.0 if sweep else args.first
+            loss = loss + weight * (last.mean().log() + every.mean().log())  # a sweep's errors count by their ratios
         spent = training.seconds / args.seconds if args.seconds else 0.0
         training.update(loss, max(training.step / args.steps, min(1.0, spent)))
         training.seconds = time.perf_counter() - began
@@ -359,6 +360,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--rank", type=int, default=32)
     parser.add_argument("--sweeps", type=int, default=3, help="over which the share falls from 1 to 0")
+    parser.add_argument("--first", type=float, default=1.0, help="what the first sweep's errors count over another's")
     parser.add_argument("--every", type=float, default=30, help="seconds between checkpoints")
     parser.add_argument("--stop", type=float, help="end after so many of the seconds; to be gone on with")
     parser.add_argument("--weights", type=Path, help="a folder of train: to evaluate, or to start anew from")

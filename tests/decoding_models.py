@@ -5,7 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers import BertConfig, BertForMaskedLM, ModernBertConfig, ModernBertForMaskedLM
+from transformers import (
+    AlbertConfig,
+    AlbertForMaskedLM,
+    BertConfig,
+    BertForMaskedLM,
+    ModernBertConfig,
+    ModernBertForMaskedLM,
+    RobertaConfig,
+    RobertaForMaskedLM,
+)
 
 from fastsample.demo.language.model import MaskedDiffusionConfig, MaskedDiffusionLM
 
@@ -46,3 +55,21 @@ def modern_bert(seed: int = 0) -> Any:
         max_position_embeddings=64, pad_token_id=0, bos_token_id=1, eos_token_id=2, cls_token_id=1, sep_token_id=2,
     )  # fmt: skip
     return widened(ModernBertForMaskedLM(config), seed)
+
+
+def roberta(seed: int = 0) -> Any:
+    """Positions are numbered from 3, and skip the token 2; 61 of them can be used."""
+    config = RobertaConfig(
+        vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+        max_position_embeddings=64, pad_token_id=2, bos_token_id=1, eos_token_id=1,
+    )  # fmt: skip
+    return widened(RobertaForMaskedLM(config), seed)
+
+
+def albert(seed: int = 0) -> Any:
+    """One layer's weights, used twice."""
+    config = AlbertConfig(
+        vocab_size=VOCABULARY, embedding_size=16, hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+        intermediate_size=64, max_position_embeddings=64,
+    )  # fmt: skip
+    return widened(AlbertForMaskedLM(config), seed + 1)

@@ -67,6 +67,20 @@ def test_a_rejected_step_keeps_the_first_evaluation() -> None:
     assert result.evaluations == 3 * (len(result.times) - 1) + 2 * result.rejected
 
 
+@pytest.mark.parametrize("order", [2, 3])
+def test_no_step_is_tried_again_at_its_length(order: int) -> None:
+    """After steps without error, which let the next be of any length, up to the end."""
+    tried: list[float] = []
+
+    def easy_then_hard(x: torch.Tensor, t: float) -> torch.Tensor:
+        tried.append(t)
+        return 3 * x.sin() if t < 0.7 else 0 * x
+
+    result = integrate_adaptive(VP, easy_then_hard, start(VP, 0.9), order=order)
+    assert result.rejected >= 1
+    assert len(set(tried)) == len(tried)
+
+
 def test_defaults_run_from_zero_snr_to_the_last_trained_noise() -> None:
     x = torch.randn(4, 2, generator=torch.Generator().manual_seed(0))
     for schedule, prediction in ((FLOW, "flow_prediction"), (VP, "epsilon")):

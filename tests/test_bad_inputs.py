@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from bad_inputs import CASES, faults, filled, outcome, prepare
 
+ROOT = Path(__file__).parents[1]
 COMMANDS = ("solvers", "sample", "bench", "tune", "decode", "tarflow sample", "tarflow plan", "tarflow bench")
 
 
@@ -29,10 +30,34 @@ def test_they_are_of_every_command() -> None:
         assert sum(line.startswith(command) for line, _ in CASES) >= 4, command
 
 
-@pytest.mark.parametrize("line", ["sample --prompts {binary}", "bench --out {notes}", "solvers unipcc"])
-def test_so_they_do_from_a_shell(tmp_path: Path, line: str) -> None:
+SEVERAL = """
+import shlex, sys
+from fastsample.cli import main
+
+for line in sys.argv[1:]:
+    sys.argv = ["fastsample", *shlex.split(line)]
+    try:
+        main.run()
+    except SystemExit as stopped:
+        assert stopped.code == 2
+"""
+
+
+@pytest.mark.parametrize(
+    ("program", "lines"),
+    [
+        (["-m", "fastsample", "solvers", "unipcc"], 1),
+        (["-c", SEVERAL, "sample --prompts binary", "bench --out notes"], 2),  # one process: loading takes longer
+    ],
+    ids=["solvers", "sample, bench"],
+)
+def test_so_they_do_from_a_shell(tmp_path: Path, program: list[str], lines: int) -> None:
+    """Nothing else is told, by what is loaded either."""
     prepare(tmp_path)
-    command = [sys.executable, "-m", "fastsample", *shlex.split(filled(line))]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "LC_ALL": "C"})
-    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
-    assert done.stderr.startswith("error: ")
+    paths = os.pathsep.join(str(folder) for folder in (ROOT, ROOT / "kernels"))
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONPATH": paths}
+    done = subprocess.run([sys.executable, *program], cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stdout) == (2 if lines == 1 else 0, ""), done.stderr
+    told = done.stderr.splitlines()
+    assert len(told) == lines, done.stderr
+    assert all(line.startswith("error: ") for line in told)

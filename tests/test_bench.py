@@ -18,10 +18,12 @@ from fastsample.bench import metrics, report
 from fastsample.bench.cases import Arm, make_cases, parse_arm
 from fastsample.bench.mixture import MixtureProblem
 from fastsample.bench.record import Record
+from fastsample.bench.reference import converged
 from fastsample.bench.runner import Bench
 from fastsample.demo.mixture import GaussianMixture
 from fastsample.names.options import parse_value
 from fastsample.names.peers import peer_class
+from fastsample.pipelines.drawing import Drawing
 
 PROMPTS = ["a small red circle", "a red circle"]
 
@@ -100,6 +102,17 @@ def test_a_benchmark_counts_measures_and_resumes(tmp_path: Path, monkeypatch: py
         assert all(other.result(case) is None for case in cases)  # other weights
         weight[0] -= 1
     assert len(make_bench(tmp_path, resume=False).record.results) == 0
+
+
+def test_a_reference_that_a_crash_has_cut_is_made_again(tmp_path: Path) -> None:
+    path = tmp_path / "converged.safetensors"
+    drawn = Drawing(torch.ones(1, 4, 2, 2), torch.zeros(1, 3, 4, 4))
+    converged(path, {}, lambda scheduler, steps: drawn)
+    whole = path.read_bytes()
+    for size in (0, 5, len(whole) - 1):
+        path.write_bytes(whole[:size])
+        assert converged(path, {}, lambda scheduler, steps: drawn) is drawn
+        assert path.read_bytes() == whole
 
 
 def test_a_recipe_is_an_arm(tmp_path: Path) -> None:

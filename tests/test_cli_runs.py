@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.table import Table
 
 from fastsample.bench.record import Record
-from fastsample.cache import cache_folder, naming, replacing
+from fastsample.cache import LOCK, cache_folder, naming, replacing
 from fastsample.cli import main
 from fastsample.cli.bench import DECODING
+from fastsample.cli.engines import tables
 from fastsample.cli.engines.progress import counting, following
-from fastsample.cli.files import LOCK, output_folder, place
+from fastsample.cli.files import output_folder, place
 from fastsample.version import __version__
 
 PACKAGE = Path(main.__file__).parents[1]
@@ -61,8 +63,9 @@ def test_an_interrupt_keeps_what_is_done_and_a_second_run_is_refused_meanwhile(r
     assert bench.returncode == 130
     assert "Traceback" not in told
     lines = [json.loads(line) for line in record.read_bytes().splitlines()]
+    kept = "1 result" if len(lines) == 1 else f"{len(lines)} results"
     assert told.splitlines()[-1] == (
-        f"interrupted: {len(lines)} results are kept in bench/results.jsonl; the same command goes on from there"
+        f"interrupted: {kept} kept in bench/results.jsonl; the same command goes on from there"
     )
     assert not (tmp_path / "bench" / LOCK).exists()
     first = "threshold:confidence=0.5"
@@ -172,7 +175,7 @@ def test_records_of_others_are_left_alone(tmp_path: Path) -> None:
 def test_help_is_whole() -> None:
     """No word of it is taken for markup."""
     for name, command in commands().items():
-        ctx = command.make_context(f"fastsample {name}", [], resilient_parsing=True)
+        ctx = command.make_context(f"fastsample {name}", [], resilient_parsing=True, **main.HELP)
         help_text = " ".join(command.get_help(ctx).split()).replace("- ", "-")
         for param in command.params:
             told = " ".join(param.help.split()).replace("- ", "-")
@@ -208,6 +211,19 @@ def test_every_option_of_bench_that_decode_leaves_without_effect_is_refused_ther
     assert (status, err.count("\n")) == (2, 1)
     assert err.startswith(f"error: {param.opts[0]}")
     assert "with --decode" in err
+
+
+@pytest.mark.parametrize("columns", ["0", "20", "none", "200"])
+def test_tables_are_whole_at_any_width(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], columns: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    table = Table("sampler", title="of [red]")
+    table.add_row("x" * 50 + "[bold]")
+    tables.show(table)
+    out = capsys.readouterr().out
+    assert "x" * 50 + "[bold]" in out
+    assert "of [red]" in out
 
 
 def test_progress_is_a_line_each_with_the_time_left(capsys: pytest.CaptureFixture[str]) -> None:

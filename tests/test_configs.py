@@ -38,7 +38,7 @@ def run(scheduler: Any, steps: int, dtype: torch.dtype = torch.float32) -> torch
 
 
 WRONG: list[tuple[dict[str, Any], dict[str, Any], str]] = [
-    (SD, {"timestep_grid": "karas"}, "timestep_grid (or timestep_spacing) = 'karas'"),
+    (SD, {"timestep_grid": "karas"}, "timestep_grid = 'karas'"),
     (SD, {"timestep_spacing": "even"}, "= 'even'"),
     (SD, {"timestep_spacing": "even", "timestep_grid": "karras"}, "= 'even'"),
     (SD, {"use_karras_sigmas": True, "use_beta_sigmas": True}, "are all set"),
@@ -97,6 +97,15 @@ def test_unknown_options_of_a_class_are_refused_and_other_classes_keys_come_back
     check_refused(lambda: fs.DDIMScheduler.from_config(FLOW, betta=0.5), "option betta = 0.5")
     kept = fs.GHVBScheduler.from_config({**SD, "solver_order": 3, "skip_prk_steps": True})
     assert (kept.config["solver_order"], kept.config["skip_prk_steps"]) == (3, True)
+
+
+@pytest.mark.parametrize("name", ["DEISMultistepScheduler", "SASolverScheduler"])
+def test_another_classes_types_mean_the_same_fresh_and_loaded(name: str) -> None:
+    """A fresh config hands on no defaults, and a file has them all: the algorithm's and the solver's too."""
+    fresh = peer(name).config
+    loaded = {key: value for key, value in fresh.items() if not key.startswith("_")}
+    for kind in CLASSES:
+        assert kind.from_config(loaded).solver() == kind.from_config(fresh).solver()
 
 
 @pytest.mark.parametrize("kind", CLASSES)
@@ -374,6 +383,8 @@ def test_a_grid_of_more_steps_than_times_is_refused_or_whole(grid: str) -> None:
         (SD, {"sigmas": [5.0, 0.0, 1.0]}, "above 0"),
         (EDM, {"timesteps": [9.0, 0.0]}, "timesteps[0] = 9"),
         (EDM, {"sigmas": [-1.0]}, "above 0"),
+        (SD, {"timesteps": 500}, "timesteps has shape (): give a list"),
+        (FLOW, {"sigmas": torch.ones(1, 4)}, "sigmas has shape (1, 4): give a list"),
     ],
 )
 def test_times_that_were_not_trained_are_one_line(config: dict[str, Any], call: dict[str, Any], words: str) -> None:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from fastsample.bench import decoding_report as report
@@ -49,9 +50,12 @@ def test_decode_writes_text_and_says_what_it_took(run) -> None:  # type: ignore[
     assert " forwards, " in cost
 
 
-def test_decode_speaks_json_and_takes_files(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_decode_speaks_json_and_takes_files(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fastsample.cli.engines import decode as engine  # torch and transformers
+
     (tmp_path / "prompts.txt").write_text(f"{PROMPT}\n1+2+3+4+5\n")
-    status, out, _ = run("decode", "--prompts", "prompts.txt", "--rule", "low-confidence", "--steps", "24", "--json")
+    of_file = ("decode", "--prompts", "prompts.txt", "--rule", "low-confidence", "--steps", "24", "--json")
+    status, out, _ = run(*of_file)
     assert status == 0
     first, second = json.loads(out)
     assert second["prompt"] == "001+002+003+004+005="
@@ -61,6 +65,17 @@ def test_decode_speaks_json_and_takes_files(run, tmp_path: Path) -> None:  # typ
         assert one["tokens"] == sum(at > 0 for at in one["committed_at"])
     same = json.loads(run("decode", "--prompt", PROMPT, "--rule", "low-confidence", "--steps", "24", "--json")[1])
     assert same[0]["text"] == first["text"]
+    write = engine.write
+
+    def interrupted(pipe: Any, text: str, *rest: Any) -> Any:
+        if text == second["prompt"]:
+            raise KeyboardInterrupt
+        return write(pipe, text, *rest)
+
+    monkeypatch.setattr(engine, "write", interrupted)
+    status, out, err = run(*of_file)
+    assert (status, err.count("\n")) == (130, 1)
+    assert [one["text"] for one in json.loads(out)] == [first["text"]]  # what was written is not lost
 
 
 def test_colours_change_no_character(run) -> None:  # type: ignore[no-untyped-def]

@@ -11,7 +11,7 @@ import decoding_models
 import pytest
 import slow_decoding as slow
 import torch
-from decoding_models import MASK, bert, bundled_kind, modern_bert
+from decoding_models import MASK, albert, bert, bundled_kind, modern_bert, roberta
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -28,7 +28,7 @@ def decode(model: Any, rule: CommitRule, **options: Any) -> tuple[Tensor, Any]:
     return fs.decode_masked(model, PROMPTS, rule=rule, attention_mask=PADDING, **{**OPTIONS, **options})
 
 
-@pytest.mark.parametrize("kind", [bundled_kind, bert, modern_bert])
+@pytest.mark.parametrize("kind", [bundled_kind, bert, modern_bert, roberta])
 @pytest.mark.parametrize("guidance", [0.0, 0.7])
 def test_padded_rows_are_those_of_a_slow_decoder(kind: Any, guidance: float) -> None:
     model = kind()
@@ -116,13 +116,13 @@ def llama(seed: int = 0) -> Any:
     return decoding_models.widened(LlamaForCausalLM(config), seed)
 
 
-CACHING = [bundled_kind, bert, llama]
-"""Its own cache; transformers' attention interface, with learned and with rotary positions."""
+CACHING = [bundled_kind, bert, llama, albert]
+"""Its own cache; transformers' attention interface, with learned and with rotary positions, with shared layers."""
 
 
 @pytest.mark.parametrize("guidance", [0.0, 0.5])
 @pytest.mark.parametrize("kind", ["prefix", "dual"])
-@pytest.mark.parametrize("make", CACHING)
+@pytest.mark.parametrize("make", [*CACHING, roberta])
 def test_a_cache_renewed_each_forward_changes_nothing(make: Any, kind: Any, guidance: float) -> None:
     model, rule = make(), fs.Threshold(0.5)
     expected, without = decode(model, rule, guidance_scale=guidance)
@@ -132,7 +132,7 @@ def test_a_cache_renewed_each_forward_changes_nothing(make: Any, kind: Any, guid
 
 
 @pytest.mark.parametrize("kind", ["prefix", "dual"])
-@pytest.mark.parametrize("make", CACHING)
+@pytest.mark.parametrize("make", [*CACHING, roberta])
 def test_a_cached_row_does_not_depend_on_its_batch(make: Any, kind: Any) -> None:
     """Rows come to a new block, and renew the cache, at different forwards."""
     model, rule = make(), fs.Threshold(0.5)

@@ -8,14 +8,26 @@ from typing import Any
 import pytest
 import slow_decoding as slow
 import torch
-from decoding_models import MASK, bert, bundled_kind, modern_bert
+from decoding_models import MASK, bert, bundled_kind, modern_bert, roberta
 from refusal import check_refused
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    EsmConfig,
+    EsmForMaskedLM,
+    FNetConfig,
+    FNetForMaskedLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 import fastsample as fs
 from fastsample.decoding import Adapter, Sampling
 
 IDS = torch.tensor([[1, 2, 3], [4, 5, 6]])
+SMALL: dict[str, Any] = dict(
+    vocab_size=24, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, pad_token_id=0
+)
 
 
 def decode(ids: Any = IDS, **options: Any) -> Callable[[], object]:
@@ -66,7 +78,7 @@ CASES: list[tuple[Callable[[], object], str]] = [
     (decode(top_p=1.1), "top_p = 1.1"),
     (decode(top_k=0), "top_k = 0"),
     (decode(guidance_scale=-1.0), "guidance_scale = -1.0"),
-    (decode(temperature=1.0, generator=[torch.Generator()]), "generator has 1 entries for a batch of 2"),
+    (decode(temperature=1.0, generator=[torch.Generator()]), "generator has 1 entry for a batch of 2"),
     # rules
     (decode(rule="low_confidence"), "rule = 'low_confidence'"),
     (decode(schedule="cosine"), "schedule = 'cosine'"),
@@ -102,6 +114,16 @@ CASES: list[tuple[Callable[[], object], str]] = [
     # the context
     (decode(gen_length=62), "gen_length = 62 after a prompt of 3 tokens: the model takes 64"),
     (decode_by(bert(), gen_length=100), "gen_length = 100 after a prompt of 3 tokens: the model takes 64"),
+    (decode_by(roberta(), gen_length=59), "gen_length = 59 after a prompt of 3 tokens: the model takes 61"),
+    # masks of four dimensions
+    (
+        decode_by(EsmForMaskedLM(EsmConfig(**SMALL)), rule=fs.Checked()),
+        "EsmForMaskedLM shifts its logits or takes no 4-D",
+    ),
+    (
+        decode_by(FNetForMaskedLM(FNetConfig(**SMALL)), rule=fs.WINO()),
+        "FNetForMaskedLM shifts its logits or takes no 4-D",
+    ),
     (decode_by(slow.RandomModel(24, 3, 0), refinement=fs.LatentRefinement()), "RandomModel takes no inputs_embeds"),
     (lambda: fs.LatentRefinement(mixing=1.2), "mixing = 1.2"),
     (lambda: fs.LatentRefinement(top_p=0.0), "top_p = 0.0"),

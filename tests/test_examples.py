@@ -139,7 +139,7 @@ def test_an_example_runs(
         assert said.count("answer:1981") == 2
         return
     rounds = 6 if name == "wan" else 4  # guidance by a second call, in half of the steps
-    assert re.search(rf"1 calls: \d+ evaluations in {rounds} rounds", said), said
+    assert re.search(rf"1 call: \d+ evaluations in {rounds} rounds", said), said
     drawn = sorted(path.name for path in tmp_path.iterdir() if path.suffix in (".png", ".gif"))
     assert len(drawn) == (3 if name == "flux" else 2), drawn
     assert Image.open(drawn[0]).size == (16, 16)

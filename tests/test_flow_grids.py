@@ -317,7 +317,7 @@ def test_before_set_timesteps_on_other_models() -> None:
         ({"sigmas": [1.2, 0.5]}, "sigmas = [1.2, 0.5]"),
         ({"sigmas": [1.0, 0.0, 0.5]}, "above 0"),
         ({"sigmas": [0.5, 1.0]}, "the noise must fall"),
-        ({"sigmas": [1.0, 0.5], "timesteps": [1000]}, "timesteps has 1 values"),
+        ({"sigmas": [1.0, 0.5], "timesteps": [1000]}, "timesteps has 1 value"),
         ({"num_inference_steps": 1500}, "timestep_grid"),
     ],
 )
@@ -328,7 +328,8 @@ def test_wrong_grids_are_one_line(call: dict[str, Any], words: str) -> None:
 
 def test_a_trailing_zero_is_the_end_itself() -> None:
     scheduler = fs.DDIMScheduler.from_config(theirs().config)
-    assert sigmas_of(scheduler, sigmas=[1.0, 0.5, 0.0]).tolist() == [1.0, 0.5, 0.0]
+    for given in ([1.0, 0.5, 0.0], torch.tensor([1.0, 0.5, 0.0], dtype=torch.bfloat16, requires_grad=True)):
+        assert sigmas_of(scheduler, sigmas=given).tolist() == [1.0, 0.5, 0.0]
 
 
 @pytest.mark.parametrize("grid", LEVEL_GRIDS)

@@ -42,14 +42,22 @@ def test_smoke_runs_every_part(tmp_path: Path) -> None:
     assert {"us", "us_q1", "us_q3", "floor_us"} <= set(speed)
 
 
-def test_time_is_kept_and_wrong_parts_are_refused(tmp_path: Path) -> None:
-    done = run("--smoke", "--parts", "kernels,graph", "--seconds", "6", "--out", str(tmp_path))
-    assert done.returncode == 0, done.stderr[-3000:]
+def test_time_is_kept_and_wrong_parts_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    from gpu_parts import __main__ as script
+
+    def call(*arguments: str) -> tuple[str, str]:
+        monkeypatch.setattr("sys.argv", ["gpu", *arguments])
+        script.main()
+        return capsys.readouterr()
+
+    call("--smoke", "--parts", "kernels,graph", "--seconds", "6", "--out", str(tmp_path))
     stopped = json.loads((tmp_path / "graph.json").read_text())["stopped"]
     assert stopped is None or "time" in stopped or "were over" in stopped
-    done = run("--parts", "kernel", "--smoke")
-    assert done.returncode == 2
-    assert "--parts kernel: choose among kernels,host," in done.stderr
-    done = run("--list")
-    assert done.returncode == 0
-    assert "SKIPPED: no GPU here" in done.stdout
+    assert "SKIPPED: no GPU here" in call("--list").out
+    with pytest.raises(SystemExit) as refused:
+        call("--parts", "kernel", "--smoke")
+    assert refused.value.code == 2
+    assert "--parts kernel: choose among kernels,host," in capsys.readouterr().err

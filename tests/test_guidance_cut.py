@@ -9,9 +9,26 @@ import diffusers
 import pipelines
 import pytest
 import torch
+from diffusers import guiders
 from refusal import check_refused
 from torch import Tensor
-from zoo import SD_SAFETY, SQUARE, ZOO, assemble, drawn, sd_scheduler, text_inputs, unet, vae
+from zoo import (
+    SD_SAFETY,
+    SQUARE,
+    ZOO,
+    Entry,
+    assemble,
+    caption_transformer,
+    drawn,
+    flux_scheduler,
+    flux_transformer,
+    picture,
+    sd_scheduler,
+    shifted_vae,
+    text_inputs,
+    unet,
+    vae,
+)
 
 import fastsample as fs
 from fastsample.pipelines.counting import count
@@ -23,6 +40,7 @@ TRUE_GUIDANCE = {
 }
 GUIDED: dict[str, dict[str, Any]] = {
     "flux": TRUE_GUIDANCE,
+    "flux_controlnet": TRUE_GUIDANCE,
     "flux_img2img": TRUE_GUIDANCE,
     "flux_kontext": TRUE_GUIDANCE,
     "hunyuan_video": {**TRUE_GUIDANCE, "negative_prompt_attention_mask": torch.ones(1, 5, dtype=torch.int64)},
@@ -39,12 +57,44 @@ UNGUIDED = {
 }  # by what the zoo calls them with
 COMBINED = {"stable_diffusion_xl_refiner"}  # of two pipelines
 LTX_2_SCALES = ("guidance_scale", "audio_guidance_scale", "modality_scale", "audio_modality_scale")
-WITHOUT: dict[str, dict[str, float]] = {"z_image": {"guidance_scale": 0.0}, "ltx_2": dict.fromkeys(LTX_2_SCALES, 1.0)}
+WITHOUT: dict[str, dict[str, float]] = {
+    "z_image": {"guidance_scale": 0.0},
+    "ltx_2": dict.fromkeys(LTX_2_SCALES, 1.0),
+    "pixart_sigma_pag": {"guidance_scale": 1.0, "pag_scale": 0.0},
+}
 """How they are called without guidance, where not by a scale of 1."""
 
 
+def flux_controlnet() -> Any:
+    """One whose ControlNet is called once for the two calls of its network."""
+    torch.manual_seed(0)
+    network = flux_transformer()
+    known = ("attention_head_dim", "num_attention_heads", "joint_attention_dim", "pooled_projection_dim")
+    sizes = {name: network.config[name] for name in (*known, "in_channels", "axes_dims_rope")}
+    control = diffusers.FluxControlNetModel(patch_size=1, num_layers=1, num_single_layers=1, **sizes)
+    parts = {"vae": shifted_vae(), "transformer": network, "controlnet": control}
+    return assemble(diffusers.FluxControlNetPipeline, flux_scheduler(), **parts)
+
+
+def pixart_sigma_pag() -> Any:
+    """One that says in a variable of its call alone that it is guided, beside perturbed attention."""
+    torch.manual_seed(0)
+    network = caption_transformer(diffusers.PixArtTransformer2DModel, use_additional_conditions=False)
+    parts = {"vae": vae(), "transformer": network, "pag_applied_layers": ["transformer_blocks.0"]}
+    return assemble(diffusers.PixArtSigmaPAGPipeline, sd_scheduler("DDIMScheduler"), **parts)
+
+
+ENTRIES = ZOO | {
+    own.name: own
+    for own in (
+        Entry("flux_controlnet", flux_controlnet, lambda: {**pipelines.flux_inputs(), "control_image": picture()}, 4),
+        Entry("pixart_sigma_pag", pixart_sigma_pag, lambda: {**pipelines.pixart_inputs(), "pag_scale": 2.0}, 4),
+    )
+}
+
+
 def run(name: str, pipe: Any, **changed: Any) -> Tensor:
-    entry = ZOO[name]
+    entry = ENTRIES[name]
     inputs = {"output_type": "latent", "num_inference_steps": entry.steps, **entry.inputs(), **GUIDED.get(name, {})}
     return torch.as_tensor(pipe(**{**inputs, **changed}, generator=torch.Generator().manual_seed(0))[0])
 
@@ -62,10 +112,10 @@ def samples_of(name: str, pipe: Any, **changed: Any) -> list[Tensor]:
     return found
 
 
-@pytest.mark.parametrize("name", sorted(set(ZOO) - UNGUIDED - COMBINED - {"stable_video_diffusion", "shap_e"}))
+@pytest.mark.parametrize("name", sorted(ENTRIES.keys() - UNGUIDED - COMBINED - {"stable_video_diffusion", "shap_e"}))
 def test_every_guided_pipeline_is_served(name: str) -> None:
     """Guided in its last step alone it comes to where it comes without guidance; afterwards it is what it was."""
-    pipe = ZOO[name].build()
+    pipe = ENTRIES[name].build()
     guided = run(name, pipe)
     with fs.GuidanceCut(0.9, 1.0).apply(pipe) as cut:
         found = samples_of(name, pipe)
@@ -74,7 +124,7 @@ def test_every_guided_pipeline_is_served(name: str) -> None:
     expected = samples_of(name, pipe, **WITHOUT.get(name, {scale: 1.0}))
     for one, other in zip(found, expected, strict=True):  # Cosmos doubles its latents for a while
         torch.testing.assert_close(one[: len(other)], other, rtol=0, atol=1e-4 * float(other.abs().max()))
-    branches = 3 if "pix2pix" in name or name == "ltx_2" else 2
+    branches = 3 if name.endswith(("pix2pix", "ltx_2", "pag")) else 2
     assert summary.dropped == (branches - 1) * ((summary.evaluations + summary.dropped) // branches - 1) > 0
     assert torch.equal(run(name, pipe), guided)
 
@@ -169,6 +219,48 @@ def test_the_pipelines_own_formula_is_the_identity(name: str, changed: dict[str,
     hook.remove()
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     assert not torch.allclose(found, run(name, pipe, **changed))
+
+
+def modular(guider: Any) -> Any:
+    """A modular pipeline, which a guider calls the network for."""
+    pipe, xl = diffusers.StableDiffusionXLAutoBlocks().init_pipeline(), pipelines.stable_diffusion_xl()
+    parts = {name: getattr(xl, name) for name in ("unet", "vae", "text_encoder_2", "tokenizer_2", "scheduler")}
+    pipe.update_components(**parts, guider=guider, force_zeros_for_empty_prompt=False)
+    return pipelines.quiet(pipe)
+
+
+def smoothed(**own: Any) -> Any:
+    """A guider whose third branch has smoothed attention; not in the first step."""
+    layers = diffusers.hooks.SmoothedEnergyGuidanceConfig([0], fqn="mid_block.attentions.0.transformer_blocks")
+    return guiders.SmoothedEnergyGuidance(3.0, seg_guidance_config=layers, **own)
+
+
+@pytest.mark.parametrize(
+    ("whole", "stopped", "made"),
+    [
+        (guiders.ClassifierFreeGuidance(3.0), guiders.ClassifierFreeGuidance(3.0, stop=0.5), 6 + 3),
+        (guiders.ClassifierFreeGuidance(3.0, start=0.2), guiders.ClassifierFreeGuidance(3.0, start=0.2, stop=0.5), 8),
+        (
+            smoothed(seg_guidance_start=0.0, seg_guidance_stop=1.0),
+            smoothed(seg_guidance_start=0.0, seg_guidance_stop=0.5, stop=0.5),
+            6 + 3 + 2,
+        ),
+        (guiders.AdaptiveProjectedGuidance(3.0, adaptive_projected_guidance_momentum=-0.5), None, 0),
+    ],
+    ids=["whole", "late", "three branches", "momentum"],
+)
+def test_guiders_are_cut_as_by_their_own_stop(whole: Any, stopped: Any, made: int) -> None:
+    """One with a momentum is refused, as it would go on without guidance."""
+    call = {"prompt": "a circle", "num_inference_steps": 6, **SQUARE, "output_type": "latent", "output": "latents"}
+    pipe = modular(whole)
+    with fs.GuidanceCut(0, 3).apply(pipe), count(pipe, 1) as ledger:
+        if stopped is None:
+            check_refused(lambda: pipe(**call), "momentum")
+        else:
+            found = pipe(**call, generator=torch.Generator().manual_seed(0))
+            expected = modular(stopped)(**call, generator=torch.Generator().manual_seed(0))
+            torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert ledger.rows == made
 
 
 # --- in parallel windows --------------------------------------------------------------------------------------

@@ -10,9 +10,12 @@ import torch
 from host_runs import run
 
 import fastsample as fs
-from fastsample.sampling import Runner
+from fastsample.sampling import Runner, run_step
+from fastsample.sampling.executor import BLOCK
 from fastsample.solvers import available
 from fastsample.tables.gaussian import gaussian_spread
+from fastsample.tables.lower import lower
+from fastsample.tables.step import Combination, Step
 from fastsample.testing import measured_order
 
 SOLVERS = available()
@@ -81,7 +84,7 @@ def test_a_list_of_generators_makes_images_independent_of_their_batch() -> None:
         return fs.integrate(table, MIXTURE.model(VP), x[rows], generator=generators)
 
     torch.testing.assert_close(run([0, 1, 2])[1:2], run([1]))
-    with pytest.raises(ValueError, match="generator has 1 entries for a batch of 3"):
+    with pytest.raises(ValueError, match="generator has 1 entry for a batch of 3"):
         fs.integrate(table, MIXTURE.model(VP), x, generator=[torch.Generator()])
 
 
@@ -100,6 +103,30 @@ def test_integration_never_leaves_float64() -> None:
         fs.integrate(table, lambda x, t: -x, x)
     assert seen
     assert set(seen) == {torch.float64}
+
+
+@pytest.mark.parametrize("size", [64, 4 * BLOCK * torch.get_num_threads()])
+def test_a_state_of_nothing_is_zero_in_half_precision(size: int) -> None:
+    """However large: large steps on the CPU are made block by block, into tensors that held anything."""
+    first, last = VP.nodes([0.9, 0.1])
+    data = (1.0, 0.0)
+    steps = [
+        Step(first, last, Combination(1.0, 0.5), data, states={"nothing": Combination()}),
+        Step(first, last, Combination(1.0, states={"nothing": 1.0}), data),
+    ]
+    sample, stored = torch.ones(size, dtype=torch.bfloat16), lower(steps).empty
+    for step in lower(steps).steps:
+        sample, stored = run_step(step, sample, torch.ones_like(sample), stored)
+    assert torch.equal(sample, torch.full_like(sample, 1.5))
+
+
+def test_a_term_alone_has_a_gradient_in_half_precision() -> None:
+    first, last = VP.nodes([0.9, 0.1])
+    lowered = lower([Step(first, last, Combination(2.0), (1.0, 0.0))])
+    x = torch.ones(4, dtype=torch.bfloat16, requires_grad=True)
+    run_step(lowered.steps[0], x, x.detach(), lowered.empty)[0].sum().backward()
+    assert x.grad is not None
+    assert torch.equal(x.grad, torch.full_like(x, 2.0))
 
 
 def test_integrate_checks_shapes() -> None:

@@ -136,6 +136,7 @@ def test_gradients_flow() -> None:
         ({"a": torch.zeros(3, device="meta")}, "a on meta"),
         ({"out": torch.zeros(4, 3).T}, "out must be contiguous"),
         ({"out": torch.zeros(3, 4), "dtype": torch.float32}, "without dtype"),
+        ({"out": torch.zeros(3, 4, device="meta")}, "on cpu as M"),
     ],
 )
 def test_what_does_not_fit_is_refused(change: dict, message: str) -> None:

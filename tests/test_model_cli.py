@@ -224,6 +224,8 @@ def test_places_are_taken_once(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="full"):
         place(tmp_path, "a.png", _failing)
     assert len(list(tmp_path.iterdir())) == 8
+    (tmp_path / "b.png").mkdir()
+    assert place(tmp_path, "b.png", lambda path: path.write_text("0"), again=False).name == "b-2.png"
 
 
 def _failing(path: Path) -> None:

@@ -101,8 +101,8 @@ def test_fresh_and_loaded_edm_configs_mean_the_same(name: str, tmp_path) -> None
     fresh.save_pretrained(tmp_path)
     for config in (fresh.config, type(fresh).from_pretrained(tmp_path).config):
         ours = fs.UniPCScheduler.from_config(config)
-        assert isinstance(ours._schedule, EDMSchedule)
-        assert (ours.config.sigma_max, ours._schedule.time_of) == (80.0, "log")
+        assert isinstance(ours.schedule, EDMSchedule)
+        assert (ours.config.sigma_max, ours.schedule.time_of) == (80.0, "log")
 
 
 @pytest.mark.parametrize("name", ["EDMEulerScheduler", "CosineDPMSolverMultistepScheduler"])
@@ -257,6 +257,9 @@ def test_stable_video_parity_with_diffusers(options: dict) -> None:
     for steps in (5, 20):
         assert_same_run(ours, theirs, steps)
         assert ours.init_noise_sigma == pytest.approx(float(theirs.init_noise_sigma), rel=3e-3)
+    for scheduler in (ours, theirs):
+        scheduler.set_timesteps(sigmas=[40.0, 5.0, 0.5, 0.0])
+    assert ours.init_noise_sigma == pytest.approx(float(theirs.init_noise_sigma), rel=3e-3)
 
 
 @pytest.mark.parametrize("config", INVERTED, ids=str)

@@ -121,6 +121,8 @@ def test_vp_is_diffusers(name: str, dtype: torch.dtype) -> None:
         got = getattr(ours, method)(data, noise, times)
         assert got.dtype == want.dtype
         torch.testing.assert_close(got, want, rtol=tolerance, atol=tolerance)
+        of_one = getattr(ours, method)(data[:1], noise, times)
+        assert torch.equal(of_one, getattr(ours, method)(data[:1].expand(64, 4, 3), noise, times))
 
 
 def test_flow_velocity_is_noise_minus_data_and_edm_is_scaled() -> None:
@@ -235,6 +237,8 @@ def test_tables_of_betas_are_diffusers() -> None:
     ):
         theirs = peer("DDIMScheduler", **config)
         ours = fs.DPMSolverScheduler.from_config(theirs.config)
+        with torch.inference_mode():
+            assert not ours.alphas_cumprod.is_inference()  # it is kept, for training too
         for name in ("betas", "alphas", "alphas_cumprod", "final_alpha_cumprod"):
             torch.testing.assert_close(getattr(ours, name), getattr(theirs, name), rtol=1e-3, atol=2e-5)
         assert float(ours.one) == 1.0
@@ -276,6 +280,16 @@ def test_the_index_of_each_timestep(name: str, family: str) -> None:
     for index in range(0, len(times), scheduler.order):
         assert scheduler.index_for_timestep(times[index]) == index
         assert scheduler.index_for_timestep(times[index], times[: index + 1]) == index
+        scheduler._init_step_index(times[index])  # as FlowEdit
+        assert scheduler.step_index == index
+    scheduler.set_begin_index(2)
+    scheduler._init_step_index(times[0])
+    assert scheduler.step_index == scheduler.begin_index == 2
+    scheduler._step_index = scheduler._begin_index = None  # as programs that begin a run anew
+    assert scheduler.step_index is scheduler.begin_index is None
+    x = torch.ones(1, 4)
+    scheduler.step(x, times[0], x)
+    assert scheduler.step_index == 1
     with pytest.raises(ValueError, match=r"none of the"):
         scheduler.index_for_timestep(-1e5)
 
@@ -300,6 +314,8 @@ def test_vp_grids_before_any_run_go_with_each_other() -> None:
         for index in (1, 400, 999):
             square = cumprod[scheduler.timesteps[index]]
             assert float(scheduler.sigmas[index]) == pytest.approx(float(((1 - square) / square).sqrt()), rel=1e-3)
+        scheduler.set_timesteps(4)
+        assert not torch.signbit(scheduler.sigmas).any()  # 0 at the end, not -0
 
 
 def test_set_shift_is_that_of_diffusers() -> None:

@@ -21,8 +21,8 @@ FOLDER = ROOT / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 LAST = "## Now with your own model"
 SMALL = {
-    "choosing_a_solver": "POINTS, COUNTS, IMAGES, STEPS, CONVERGED = 64, (5, 10), 4, (5, 8), 30",
-    "drop_in_in_five_minutes": "IMAGES, COUNTS, CONVERGED = 4, (5, 8), 30",
+    "choosing_a_solver": "POINTS, COUNTS, IMAGES, STEPS, CONVERGED = 16, (5, 8), 2, (3, 5), 12",
+    "drop_in_in_five_minutes": "IMAGES, COUNTS, CONVERGED = 2, (3, 5), 12",
     "early_commit_decoding": "PROBLEMS, METHODS = 4, ['threshold:confidence=0.9', 'checked', 'prophet', 'lrd']",
     "parallel_sampling": "STEPS, WINDOWS = 8, (4, None)",
     "t_gate": "IMAGES, STEPS, GATES = 4, 6, (3, 5)",

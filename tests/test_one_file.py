@@ -114,36 +114,37 @@ assert command("solvers", "--json") == 0
 '''
 TESTED = ("test_solvers.py", "test_graphs.py", "test_fused.py")
 """Some of the tests that go through the registry."""
+TESTS = f"""
+import pytest
+tests = [f"tests/{{name}}" for name in {TESTED!r}]
+assert pytest.main(["-q", "-rA", "-k", "scratch-2m", *tests]) == 0
+"""
 
 
 @pytest.fixture(scope="module")
-def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the packages and tests, without weights, with one file more."""
+def printed(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """By the uses and then by the tests, in one process in a copy of packages and tests with one file more.
+
+    The copy is without weights.
+    """
     folder = tmp_path_factory.mktemp("scratch")
     for name in ("fastsample", "kernels", "tests"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("*.safetensors", "__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", folder)
     (folder / "fastsample" / "solvers" / "scratch.py").write_text(RULE)
-    return folder
-
-
-def python(folder: Path, *arguments: str) -> str:
-    """What Python prints there; its errors fail the test."""
     paths = os.pathsep.join(str(folder / name) for name in ("", "kernels", "tests"))
     environment = {**os.environ, "PYTHONPATH": paths, "TRITON_INTERPRET": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", *arguments], cwd=folder, env=environment, capture_output=True, text=True
-    )
+    command = [sys.executable, "-W", "ignore", "-c", USES + TESTS]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     return done.stdout
 
 
-def test_one_file_is_all_it_takes(scratch: Path) -> None:
-    assert '"name": "scratch-2m"' in python(scratch, "-c", USES)
+def test_one_file_is_all_it_takes(printed: str) -> None:
+    assert '"name": "scratch-2m"' in printed
 
 
-def test_its_tests_come_by_themselves(scratch: Path) -> None:
-    out = python(scratch, "-m", "pytest", "-q", "-rA", "-k", "scratch-2m", *(f"tests/{name}" for name in TESTED))
-    passed = [line.split("::") for line in out.splitlines() if line.startswith("PASSED")]
+def test_its_tests_come_by_themselves(printed: str) -> None:
+    passed = [line.split("::") for line in printed.splitlines() if line.startswith("PASSED")]
     assert {Path(file.split()[1]).name for file, _ in passed} == set(TESTED)
     assert len(passed) >= 6

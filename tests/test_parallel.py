@@ -126,6 +126,14 @@ def test_coarse_sweeps_are_exact_in_the_end(update: Any, window: int | None, str
         assert found.report.evaluations / found.report.sweeps < full.evaluations / full.sweeps
 
 
+def test_coarse_sweeps_commit_as_far_as_states_are_calm() -> None:
+    """What is about to settle is evaluated row by row, however coarse the rest is."""
+    schedule, prediction = SCHEDULES["vp"]
+    table = build_table("ddim", schedule, time_grid("trailing", schedule, 50), prediction_type=prediction)
+    _, report = integrate_parallel(table, lambda x, t: 0 * x, torch.ones(1, 2), tolerance=1e-3, strides=(6,) * 50)
+    assert report.sweeps <= 4
+
+
 @pytest.mark.parametrize("kind", ["vp", "flow"])
 @pytest.mark.parametrize("solver", ["ddim", "dpmpp-2m"])
 @pytest.mark.parametrize("steps", [25, 50])
@@ -359,7 +367,7 @@ def observed(steps: int, iteration: str, window: int | None, sweeps: int, solver
     return live
 
 
-@pytest.mark.parametrize(("iteration", "latents"), [("picard", 7.5), ("secant", 7.5), ("anderson", 22)])
+@pytest.mark.parametrize(("iteration", "latents"), [("picard", 4.5), ("secant", 5.5), ("anderson", 9.5)])
 def test_memory_is_by_the_window(iteration: str, latents: float) -> None:
     """The peak in samples a state of the window, the model's own output among them, whatever the steps."""
     peaks = [observed(steps, iteration, 16, 20).peak / (4 * 4 * 32 * 32 * 16) for steps in (50, 400)]

@@ -6,7 +6,7 @@ import copy
 import functools
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import diffusers
 import pytest
@@ -642,7 +642,15 @@ def test_a_loop_that_goes_its_own_way(way: str, reason: str, tolerance: float) -
     assert torch.equal(run(pipe), expected)
 
 
-def test_products_of_ten_bits_are_not_taken_for_mixed_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+CUDNN, MATMUL = torch.backends.cudnn, torch.backends.cuda.matmul
+
+
+@pytest.mark.parametrize(  # torch's older way to say it, and its newer
+    ("convolutions", "key", "off", "on"),
+    [(CUDNN, "allow_tf32", False, True), (CUDNN.conv, "fp32_precision", "ieee", "tf32")],
+    ids=["older", "newer"],
+)
+def test_products_of_ten_bits_are_not_taken_for_mixed_rows(convolutions: Any, key: str, off: Any, on: Any) -> None:
     """float32 on CUDA with TF32, torch's default for convolutions, differs by 4e-4 with the size of the batch."""
 
     class OnCuda:
@@ -651,8 +659,15 @@ def test_products_of_ten_bits_are_not_taken_for_mixed_rows(monkeypatch: pytest.M
         def is_floating_point(self) -> bool:
             return True
 
-    cpu = torch.zeros(1)
-    assert allowed_difference(cpu) < 4e-4 < allowed_difference(OnCuda()) < 0.05  # type: ignore[arg-type]
+    cpu, cuda = torch.zeros(1), cast(Tensor, OnCuda())
+    assert allowed_difference(cpu) < 4e-4 < allowed_difference(cuda) < 0.05
     assert allowed_difference(cpu, [cpu.half(), torch.zeros(1, dtype=torch.long)]) == allowed_difference(cpu.half())
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    assert allowed_difference(OnCuda()) == allowed_difference(cpu)  # type: ignore[arg-type]
+    before = getattr(convolutions, key), getattr(MATMUL, key)
+    try:
+        setattr(convolutions, key, off)
+        assert allowed_difference(cuda) == allowed_difference(cpu)
+        setattr(MATMUL, key, on)
+        assert allowed_difference(cuda) > 4e-4
+    finally:
+        for backend, value in zip((convolutions, MATMUL), before, strict=True):
+            setattr(backend, key, value)

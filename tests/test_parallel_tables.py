@@ -160,15 +160,15 @@ def observed(steps: int, *, kind: str = "dpm", rounds: int = 10**6, iteration: s
     return live
 
 
-@pytest.mark.parametrize(("iteration", "latents"), [("picard", 7), ("secant", 7), ("anderson", 11)])
+@pytest.mark.parametrize(("iteration", "latents"), [("picard", 5.2), ("secant", 6), ("anderson", 9.5)])
 def test_memory_is_by_the_window(iteration: str, latents: float) -> None:
     """The peak of a whole call in latents a state of the window, the network's output and all single latents too."""
     for steps in (50, 200, 1000):
         assert observed(steps, iteration=iteration).peak < latents * 16 * 4 * 4 * 32 * 32
 
 
-@pytest.mark.parametrize(("kind", "most"), [("ddim", 25), ("dpm", 25), ("unipc", 25), ("sde", 42)])
+@pytest.mark.parametrize(("kind", "most"), [("ddim", 25), ("dpm", 25), ("unipc", 25), ("sde", 40)])
 def test_a_round_is_a_few_operations(kind: str, most: int) -> None:
-    """With the network's one, the checks of its call and rows: 17 are the sweep's, with noise 23 and two a draw."""
+    """With the network's one, the checks of its call and rows: at most 20 are the sweep's, and two a draw."""
     more, few = (observed(60, kind=kind, rounds=rounds).operations for rounds in (9, 7))
     assert (more - few) / 2 <= most

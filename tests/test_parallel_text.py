@@ -21,6 +21,8 @@ from transformers import (
     BloomForCausalLM,
     Gemma2Config,
     Gemma2ForCausalLM,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
     GPT2Config,
     GPT2LMHeadModel,
     GPTJConfig,
@@ -29,6 +31,7 @@ from transformers import (
     JambaForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    LlamaForSequenceClassification,
     MambaConfig,
     MambaForCausalLM,
     MistralConfig,
@@ -138,6 +141,14 @@ def opt(positions: int) -> Any:
 SERVED: dict[str, Any] = {
     "sliding windows": lambda: tiny(MistralForCausalLM, MistralConfig, **LLAMA_LIKE, sliding_window=6),
     "windows in turn": lambda: tiny(Gemma2ForCausalLM, Gemma2Config, **LLAMA_LIKE, sliding_window=6),
+    "beside an encoder of pictures": lambda: tiny(
+        Gemma3ForConditionalGeneration, Gemma3Config, tie_word_embeddings=False,
+        text_config={**LLAMA_LIKE, "vocab_size": 50, "sliding_window": 6, "query_pre_attn_scalar": 8},
+        vision_config={
+            "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+            "image_size": 8, "patch_size": 4,
+        },
+    ),
     "learned positions": lambda: tiny(GPT2LMHeadModel, GPT2Config, **GPT_LIKE),
     "positions by the mask": lambda: opt(38),  # one less than there are tokens: the last one is not read
     "biases of distance": lambda: tiny(
@@ -224,7 +235,14 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "beams": (lambda: configured(num_beams=3), "generation_config.num_beams = 3"),
     "a penalty of prompts": (lambda: configured(encoder_repetition_penalty=1.2), "encoder_repetition_penalty = 1.2"),
     "stops of its own": (lambda: configured(stop_strings=["a"]), "needs the tokenizer"),
-    "another kind of module": (lambda: torch.nn.Linear(2, 2), "Linear is not of transformers"),
+    "another kind of module": (lambda: torch.nn.Linear(2, 2), "Linear has no generate"),
+    "a classifier": (
+        lambda: LlamaForSequenceClassification(LlamaConfig(vocab_size=50, pad_token_id=0, **LLAMA_LIKE)),
+        "LlamaForSequenceClassification has no generate",
+    ),
+    "a Llama without direction": (
+        lambda: tiny(LlamaForCausalLM, LlamaConfig, **LLAMA_LIKE, is_causal=False), "attends to later tokens",
+    ),
     "positions after two others": (lambda: opt(73), "knows 73 positions, for a text of 75"),
     "another table of positions": (
         lambda: tiny(GPTJForCausalLM, GPTJConfig, **GPT_LIKE, rotary_dim=8), "knows 64 positions",

@@ -220,6 +220,7 @@ def test_what_is_not_for_the_model_is_refused(pipe: Any, state: Any, tmp_path: P
     other = copy.deepcopy(pipe.unet)
     torch.nn.init.normal_(other.conv_in.weight)
     check_refused(given({**state, NORMS: norms(other, changed_names(state))}), "other norms")
+    check_refused(given({**state, NORMS: torch.ones(3)}), "other norms")
     for sweeps in (0, 1.5, -1):
         check_refused(given(state, consistency_sweeps=sweeps), "consistency_sweeps")
     check_refused(given(None, consistency_sweeps=2), "without consistency")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 import types
 from typing import Any
@@ -169,6 +170,20 @@ def test_the_linear_decoder_is_that_of_a_linear_autoencoder_and_fitted_once() ->
     assert len(calls) == 1
     torch.testing.assert_close(first[:, :-1], colours, rtol=0.05, atol=0.01)
     torch.testing.assert_close(first[:, -1], torch.full((3,), 0.5), rtol=0.05, atol=0.01)
+
+
+def test_an_autoencoder_that_overflows_in_half_precision_draws_in_float32() -> None:
+    """As SDXL's, whose config says so; it is left in its own precision."""
+    pipe = stable_diffusion()
+    pipe.vae.register_to_config(force_upcast=True)
+    with torch.no_grad():
+        pipe.vae.post_quant_conv.weight.mul_(1e5)
+    latents = CLEAN[:1]
+    want, fitted = decode(pipe, latents), linear_decoder(copy.deepcopy(pipe.vae))
+    pipe.vae.half()
+    torch.testing.assert_close(decode(pipe, latents), want, rtol=0, atol=0.05)
+    torch.testing.assert_close(linear_decoder(pipe.vae), fitted, rtol=0.05, atol=0.05)
+    assert pipe.vae.dtype == torch.float16
 
 
 def test_what_cannot_be_drawn_is_refused() -> None:

@@ -52,7 +52,8 @@ def preset(pipe: Any) -> Any:
 
 def latents(pipe: Any, **changed: Any) -> Tensor:
     arguments = {**CALL, "generator": torch.Generator().manual_seed(0), **changed}
-    prompt: dict[str, Any] = {"prompt": "a red circle"} if pipe.tokenizer else pixart_inputs()
+    own = getattr(pipe, "pipe", pipe)
+    prompt: dict[str, Any] = {"prompt": "a red circle"} if own.tokenizer else pixart_inputs()
     images: Tensor = pipe(**{**prompt, **arguments}).images
     return images
 
@@ -186,7 +187,11 @@ def test_a_pipeline_is_left_as_it_was(pipe: Any, preset: Any) -> None:
     latents(pipe)
     run.remove()
     run.remove()
-    assert pipe.scheduler is before
+    for parallel in (None, {"tolerance": 0.0}):  # in a call under way, which goes on with its scheduler
+        run = replace(recipe, parallel=parallel).apply(pipe)
+        found = [latents(pipe), latents(pipe, callback_on_step_end=lambda *_: run.remove() or {})]  # noqa: B023
+        assert torch.isfinite(found[1]).all()
+        assert pipe.scheduler is before
     assert type(pipe).__name__ == "StableDiffusionPipeline"
     assert torch.equal(latents(pipe, num_inference_steps=4), plain)
     check_refused(lambda: Recipe(guidance_cut=fs.GuidanceCut(0, 2)).apply(object()), "no pipeline")
@@ -286,6 +291,10 @@ def test_a_call_may_say_its_own_steps(pipe: Any) -> None:
         assert run.summary().rounds == 8
         latents(pipe, num_inference_steps=None, timesteps=[900, 500])
         assert run.summary().rounds == 10
+        with Recipe(parallel={"tolerance": 0.0}).apply(pipe) as over:  # the steps and counts of both
+            latents(pipe)
+        latents(fs.ParallelSampler(pipe, tolerance=0.0))
+        assert (run.summary().calls, over.summary().calls, over.summary().rounds) == (5, 1, 3)
 
 
 def test_every_thread_samples_by_it(pipe: Any) -> None:
@@ -297,6 +306,26 @@ def test_every_thread_samples_by_it(pipe: Any) -> None:
         thread.join()
         assert run.summary().calls == 2
     assert torch.equal(found[0], expected)
+
+
+def test_rounds_are_of_the_call_of_their_thread(pipe: Any) -> None:
+    begun, swept = threading.Event(), threading.Event()
+
+    def wait(pipe: Any, step: int, time: Any, kept: dict[str, Any]) -> dict[str, Any]:
+        begun.set()
+        assert swept.wait(60)
+        return kept
+
+    with Recipe("ghvb", "trailing", steps=4, parallel={}).apply(pipe) as run:
+        latents(pipe)
+        rounds = run.summary().rounds
+        thread = threading.Thread(target=lambda: latents(pipe, num_inference_steps=9, callback_on_step_end=wait))
+        thread.start()
+        assert begun.wait(60)
+        latents(pipe)
+        swept.set()
+        thread.join()
+        assert run.summary().rounds == 2 * rounds + 9
 
 
 def test_the_summary_compares_with_a_plain_call(pipe: Any) -> None:
@@ -414,6 +443,8 @@ def test_recommended_and_applied_in_one_line(pipe: Any) -> None:
     vp, flow_pipe = fs.recommend(pipe), quiet(sd3())
     flow = fs.recommend(flow_pipe, guidance=2.0, steps=4)
     assert (vp.solver, vp.grid) == ("hb-dpmpp-2m", "quadratic")
+    by_call = [fs.recommend(pipe, guidance=g, steps=n).solver for g, n in ((1.0, 8), (3.0, 8), (7.5, 8), (7.5, 20))]
+    assert by_call == ["unipc", "hb-dpmpp-2m", "ghvb", "hb-dpmpp-2m"]
     assert (flow.solver, flow.steps) == ("ghvb", 4)
     assert "benchmarks/" in vp.reason
     assert "flow" in flow.reason
@@ -428,7 +459,7 @@ def test_recommended_and_applied_in_one_line(pipe: Any) -> None:
 
 
 FAMILIES = {
-    "stable_diffusion": "hb-dpmpp-2m",
+    "stable_diffusion": "ghvb",  # 7.5 by itself, in few steps
     "stable_diffusion_xl": "hb-dpmpp-2m",
     "stable_diffusion_3": "ghvb",
     "flux": "ghvb",
@@ -436,7 +467,7 @@ FAMILIES = {
     "wan": "ghvb",
     "pixart_alpha": "hb-dpmpp-2m",
     "sana": "ghvb",
-    "cosmos": "hb-dpmpp-2m",
+    "cosmos": "ghvb",
     "bria": None,
     "cosmos_2": None,
     "lcm": None,

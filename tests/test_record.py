@@ -4,32 +4,26 @@ from __future__ import annotations
 
 import json
 import os
-import signal
+import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import record_kills
 import torch
+from record_kills import NEW, OLD, written
 from torch import nn
 
-from fastsample.bench import record as module
 from fastsample.bench.context import context_of, environment, weights_digest
 from fastsample.bench.record import Record
 from fastsample.bench.report import summarise
+from fastsample.cache import replacing
 
-OLD = [{"key": f"old {index}", "text": "é" * index, "value": index / 3} for index in range(3)]
-NEW = [{"key": f"new {index}", "value": 1 / 3 + index} for index in range(2)]
 CPU = torch.device("cpu")
-
-
-def written(path: Path, results: list[dict[str, Any]] = OLD) -> bytes:
-    """A file of the results, as another run left it."""
-    record = Record(path)
-    for result in results:
-        record.append(result)
-    return path.read_bytes()
+ROOT = Path(__file__).parents[1]
 
 
 def test_opening_leaves_the_file_as_it_is(tmp_path: Path) -> None:
@@ -102,6 +96,28 @@ def test_a_run_killed_beside_another_costs_it_nothing(tmp_path: Path) -> None:
     assert list(Record(path).results.values()) == [*OLD, *NEW]
 
 
+def test_threads_that_write_one_file_leave_one_whole(tmp_path: Path) -> None:
+    met, failed = threading.Barrier(2), []
+
+    def write(letter: str) -> None:
+        try:
+            with replacing(tmp_path / "file") as partial, partial.open("w") as file:
+                file.write(letter)
+                met.wait(10)
+                file.write(letter)
+        except Exception as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=write, args=(letter,)) for letter in "ab"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed
+    assert (tmp_path / "file").read_text() in ("aa", "bb")
+    assert len([*tmp_path.iterdir()]) == 1
+
+
 def test_two_runs_at_once_keep_each_others_results(tmp_path: Path) -> None:
     path = tmp_path / "results.jsonl"
     written(path, OLD[:1])
@@ -112,63 +128,21 @@ def test_two_runs_at_once_keep_each_others_results(tmp_path: Path) -> None:
     assert list(Record(path).results.values()) == [*OLD, NEW[0]]
 
 
-def killed_at(line: int, work: Callable[[], None]) -> bool:
-    """Run `work` in a process that is killed before the `line`-th line of the record's module; whether it was."""
-    child = os.fork()
-    if not child:
-        count = 0
-
-        def trace(frame: Any, event: str, _: Any) -> Any:
-            nonlocal count
-            if frame.f_code.co_filename != module.__file__:
-                return None
-            count += event == "line"
-            if count == line:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return trace
-
-        sys.settrace(trace)
-        work()
-        os._exit(0)
-    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
-
-
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL")
 @pytest.mark.parametrize("end", ["", "\n", '{"key": "cu'], ids=["no end", "whole", "cut"])
 @pytest.mark.parametrize("resume", [True, False])
 def test_a_kill_at_any_line_loses_no_result(tmp_path: Path, resume: bool, end: str) -> None:
     """Killed before each line of the module in turn: at opening, between and inside two appends."""
-    path, told = tmp_path / "results.jsonl", tmp_path / "told"
-    before = written(tmp_path / "before").rstrip(b"\n") + (b"\n" if end.startswith("{") else b"") + end.encode()
-
-    def work() -> None:
-        record = Record(path, resume=resume)
-        for result in NEW:
-            record.append(result)
-            with told.open("a") as file:
-                file.write(f"{result['key']}\n")
-
-    line = 0
-    while True:
-        line += 1
-        path.write_bytes(before)
-        told.write_text("")
-        killed = killed_at(line, work)
-        kept = list(Record(path).results.values())
-        done = len(told.read_text().splitlines())
-        old = OLD if resume or kept[:1] == OLD[:1] else []  # without resume they go as the first new one comes
-        assert kept in ([*old, *NEW[:done]], [*old, *NEW[: done + 1]])
-        assert resume or not (old and kept[len(old) :])
-        assert resume or done == 0 or not old
-        if not killed:
-            break
-    assert line > 30
-    assert kept == [*OLD, *NEW] if resume else kept == NEW
+    paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    command = [sys.executable, record_kills.__file__, str(tmp_path), str(resume), end]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) >= 30
 
 
 def test_published_records_load() -> None:
     """Those of benchmarks/, for reports."""
-    found = sorted((Path(__file__).parents[1] / "benchmarks").glob("*/results.jsonl"))
+    found = sorted((ROOT / "benchmarks").glob("*/results.jsonl"))
     assert len(found) >= 6
     for path in found:
         text = path.read_bytes()

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fastsample.schedules import GRIDS, NoiseSchedule, time_grid
-from fastsample.schedules.flow import dynamic_shift_sigmas
+from fastsample.schedules.flow import dynamic_shift, shift_sigmas
 
 SD = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", num_train_timesteps=1000)
 VP = NoiseSchedule.from_config(SD)
@@ -29,7 +29,7 @@ def test_dynamic_shift_formulas() -> None:
     for kind in ("exponential", "linear"):
         peer.register_to_config(time_shift_type=kind)
         want = peer.time_shift(0.8, 1.0, sigmas[1:])
-        np.testing.assert_allclose(dynamic_shift_sigmas(sigmas[1:], 0.8, kind), want, rtol=1e-12)
+        np.testing.assert_allclose(shift_sigmas(sigmas[1:], dynamic_shift(0.8, kind)), want, rtol=1e-12)
 
 
 @pytest.mark.parametrize(

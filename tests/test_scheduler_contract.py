@@ -252,6 +252,20 @@ def test_other_solvers_and_shapes_say_so(name: str, family: str) -> None:
         refused(lambda: scheduler.step(x, times.repeat(3), x), "^timestep has ")
 
 
+@pytest.mark.parametrize("kind", ["epsilon", "sample", "v_prediction", "flow_prediction", "minus_flow", "flow_v"])
+def test_rows_between_the_points_of_the_grid_read_every_prediction(kind: str) -> None:
+    told = {"minus_flow": "flow_prediction", "flow_v": "v_prediction"}.get(kind, kind)
+    config = {"prediction_type": told, "invert_sigmas": kind == "minus_flow", "use_flow_sigmas": "flow" in kind}
+    scheduler = fs.DDIMScheduler.from_config(config)
+    scheduler.set_timesteps(10)
+    assert scheduler._setup.output_type == kind
+    times, data, random = torch.tensor([850.5, 333.3]), noise(2, 3), noise(2, 3, seed=1)
+    nodes = [scheduler.schedule.node_of(float(t)) for t in times]
+    x = torch.stack([node.alpha * data[i] + node.sigma * random[i] for i, node in enumerate(nodes)])
+    output = torch.stack([output_of(node, kind, data[i], random[i]) for i, node in enumerate(nodes)])
+    torch.testing.assert_close(scheduler.step(output, times, x).pred_original_sample, data, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 @pytest.mark.parametrize("steps", [4, 9])
 def test_token_times_are_those_of_diffusers(steps: int, shift: float) -> None:

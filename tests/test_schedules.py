@@ -22,6 +22,7 @@ SCHEDULES = {
     "flow-config": NoiseSchedule.from_config({"shift": 3.0, "use_dynamic_shifting": False}),
     "flow-inverted": NoiseSchedule.from_config({"shift": 1.0, "invert_sigmas": True}),
     "edm": EDMSchedule(0.002, 80.0, 0.5),
+    "edm-quiet": EDMSchedule(0.002, 0.9, 0.5),  # its times are all negative
     "edm-atan": EDMSchedule(0.3, 500.0, 1.0, "atan"),
 }
 
@@ -114,7 +115,7 @@ def test_comfyui_grids(steps: int) -> None:
         (lambda s: EDMSchedule(0.1, 80.0, -1.0), "sigma_data = -1.0"),
         (lambda s: EDMSchedule(0.1, 80.0, 1.0, "cos"), "edm_time = 'cos'"),
         (lambda s: NoiseSchedule.from_config({"snr_shift_scale": -1.0}), "snr_shift_scale = -1.0"),
-        (lambda s: NoiseSchedule.from_config({"trained_betas": [2.0, 0.1]}), "alphas_cumprod"),
+        (lambda s: NoiseSchedule.from_config({"trained_betas": [2.0, 0.1]}), "trained_betas[0] = 2"),
         (lambda s: NoiseSchedule.from_config({"num_train_timesteps": 0}), "num_train_timesteps = 0"),
     ],
 )

@@ -342,7 +342,7 @@ WRONG: list[tuple[Any, str]] = [
     (lambda: MODEL.decode(noise(MODEL), method="gs-jacobi", plan=BlockPlan(chunks=26)), "chunks = 26"),
     (lambda: MODEL.decode(noise(MODEL), method="jacobi", plan=BlockPlan(chunks=2)), "method = 'jacobi'"),
     (lambda: MODEL.decode(noise(MODEL), plan=BlockPlan()), "method = 'sequential' has no plan"),
-    (lambda: MODEL.decode(noise(MODEL), method="gs-jacobi", plan=Plan((BlockPlan(),))), "plan has 1 blocks"),
+    (lambda: MODEL.decode(noise(MODEL), method="gs-jacobi", plan=Plan((BlockPlan(),))), "plan has 1 block and"),
     (lambda: BlockPlan(tolerance=-1e-3), "tolerance = -0.001"),
     (lambda: BlockPlan(start="ones"), "start = 'ones'"),
     (lambda: BlockPlan(max_sweeps=0), "max_sweeps = 0"),

@@ -20,7 +20,9 @@ from zoo import ZOO
 import fastsample as fs
 from fastsample.demo.bundled import load_pipeline
 from fastsample.pipelines.counting import count
+from fastsample.pipelines.guidance.reading import Branch
 from fastsample.pipelines.tgate import PRESETS, Action, Convergence, TGate, TGatePolicy
+from fastsample.pipelines.tgate.attention import _again
 from fastsample.pipelines.tgate.targets import TextReader
 
 PROMPTS = ["a small red circle", "a red circle"]
@@ -370,6 +372,11 @@ def test_presets_are_plans() -> None:
     for name in PRESETS:
         assert TGate.preset(name).gate_step == PRESETS[name]["gate_step"]
     assert TGate.preset("sdxl", gate_step=5).gate_step == 5
+
+
+def test_perturbed_branches_are_no_part_of_the_mean() -> None:
+    kept = {(branch,): torch.full((1, 2), value) for branch, value in zip(Branch, (1.0, 3.0, 9.0), strict=True)}
+    assert torch.equal(_again(kept, (Branch.POSITIVE,), mean=True), torch.full((1, 2), 2.0))
 
 
 def test_nothing_is_stored_that_is_never_read() -> None:

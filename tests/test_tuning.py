@@ -293,7 +293,16 @@ def test_a_pipeline_served_is_the_pipeline(make: Callable[[], Any]) -> None:
 def test_tune_counts_resumes_and_leaves_the_pipeline(pipe: Any, counted: list[int], tmp_path: Path) -> None:
     before = pipe.scheduler
     settings: dict[str, Any] = {"steps": (2, 3), "guidance": (2.0,), "budget": 1300}
-    whole = fs.tune(pipe, PROMPTS, **settings, folder=tmp_path / "whole")
+    told: list[str] = []
+
+    def meanwhile(text: str) -> None:
+        told.append(text)
+        if len(told) == 1:
+            with pytest.raises(ValueError, match="another run writes there now"):
+                fs.tune(pipe, PROMPTS, **settings, folder=tmp_path / "whole")
+
+    whole = fs.tune(pipe, PROMPTS, **settings, folder=tmp_path / "whole", report=meanwhile)
+    assert told
     evaluations = counted[0] // 2
     assert evaluations <= 1300
     assert evaluations >= sum(one.calls for one in whole.entries)
@@ -324,6 +333,13 @@ def test_tune_counts_resumes_and_leaves_the_pipeline(pipe: Any, counted: list[in
     counted[0] = 0
     assert fs.tune(pipe, PROMPTS, **settings, folder=tmp_path / "cut") == whole
     assert counted[0] == 0  # all of it was on disk
+    (stage,) = (tmp_path / "cut").glob("*/timesteps.json")
+    stage.write_text(stage.read_text()[:5])  # a crash has cut it: this one is made again
+    assert fs.tune(pipe, PROMPTS, **settings, folder=tmp_path / "cut") == whole
+    (tensors, *_) = (tmp_path / "cut").glob("*/*.safetensors")
+    tensors.write_bytes(tensors.read_bytes()[:9])
+    with pytest.raises(ValueError, match="remove its folder"):
+        fs.tune(pipe, PROMPTS, **settings, folder=tmp_path / "cut")
 
 
 @pytest.mark.usefixtures("coarse")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -100,11 +101,12 @@ CASES: list[tuple[Callable[[], object], str]] = [
     (lay_out(timesteps=[1, 500]), "the noise must fall"),
     (lay_out(timesteps=[500, 500, 10]), "the noise must fall"),
     (lay_out(timesteps=[]), "timesteps = []"),
+    (lay_out(timesteps=[[999, 500]]), "timesteps has shape (1, 2)"),
     (lay_out(sigmas=[0.5, 1.0]), "the noise must fall"),
     (lay_out(num_inference_steps=3, sigmas=[1.0, 0.5]), "sigmas has 2 values"),
     (lay_out(sigmas=[1.0, float("nan")]), "sigmas ="),
     (lay_out({"final_sigmas_type": "one"}, num_inference_steps=4), "final_sigmas_type = 'one'"),
-    (lay_out({"timestep_spacing": "even"}, num_inference_steps=4), "timestep_spacing) = 'even'"),
+    (lay_out({"timestep_spacing": "even"}, num_inference_steps=4), "timestep_spacing = 'even'"),
     (lay_out({"use_karras_sigmas": True, "use_beta_sigmas": True}, num_inference_steps=4), "all set"),
     (
         lambda: fs.DDIMScheduler.from_config({**FLOW, "use_dynamic_shifting": True}).set_timesteps(4),
@@ -118,20 +120,61 @@ CASES: list[tuple[Callable[[], object], str]] = [
     (lambda: fs.DPMSolverScheduler(solver_order=4), "solver_order = 4"),
     (lambda: fs.DPMSolverScheduler(solver_order=3, algorithm_type="sde-dpmsolver"), "solver_order = 3"),
     (lambda: fs.DPMSolverScheduler(algorithm_type="dpm"), "algorithm_type = 'dpm'"),
-    (lambda: fs.UniPCScheduler(solver_order=0), "order = 0"),
-    (lambda: fs.DEISScheduler(solver_order=7), "order = 7"),
-    (lambda: fs.IPNDMScheduler(solver_order=5), "order = 5"),
+    (lambda: fs.UniPCScheduler(solver_order=0), "solver_order = 0: use one of 1, 2, 3"),
+    (lambda: fs.DEISScheduler(solver_order=7), "solver_order = 7: use one of 1, 2, 3, 4"),
+    (lambda: fs.IPNDMScheduler(solver_order=5), "solver_order = 5: use one of 1, 2, 3, 4"),
+    (lambda: fs.HeavyBallScheduler(base="adams", adams_order=0), "adams_order = 0"),
+    (lambda: fs.DPMSolverScheduler(eta=2.0), "eta = 2.0"),
     (lambda: fs.DPMSolverScheduler(prediction_type="x"), "prediction_type = 'x'"),
     (lambda: fs.DPMSolverScheduler(beta_schedule="x"), "beta_schedule = 'x'"),
     (lambda: fs.DPMSolverScheduler(num_train_timesteps=1), "num_train_timesteps = 1"),
-    (lambda: fs.DPMSolverScheduler(trained_betas=[0.5, 2.0]), "alphas_cumprod must fall"),
+    (lambda: fs.DPMSolverScheduler(trained_betas=[0.5, 2.0]), "trained_betas[1] = 2"),
     (lambda: fs.AcceleratedScheduler.from_config(FLOW, stochastic=True), "needs a variance-preserving model"),
+    *[  # keys of diffusers', read by every class: as options, and in the config
+        (call, f"{key} = {value!r}")
+        for key, value in {
+            "beta_schedule": "lineer",
+            "beta_start": -0.1,
+            "beta_end": "0.012",
+            "trained_betas": "linear",
+            "prediction_type": "eps",
+            "timestep_spacing": "leading ",
+            "final_sigmas_type": "sigma_minimum",
+            "steps_offset": 1000,
+            "snr_shift_scale": "x",
+            "lambda_min_clipped": math.nan,
+            "lower_order_final": "no",
+            "rescale_betas_zero_snr": 2,
+        }.items()
+        for call in (
+            create("dpmpp-2m", {**SD, key: value}),
+            lambda key=key, value=value: fs.DDIMScheduler(**{key: value}),
+        )
+    ],
+    *[  # keys of one class
+        (lambda cls=cls, key=key, value=value: cls.from_config(SD, **{key: value}), f"{key} = {value!r}")
+        for cls, key, value in (
+            (fs.DPMSolverScheduler, "solver_type", "midpont"),
+            (fs.DPMSolverScheduler, "euler_at_final", "yes"),
+            (fs.UniPCScheduler, "predict_x0", "yes"),
+            (fs.UniPCScheduler, "disable_corrector", 0),
+            (fs.UniPCScheduler, "disable_corrector", [0, -1]),
+            (fs.DDIMScheduler, "clip_sample", "yes"),
+            (fs.DDIMScheduler, "clip_sample_range", -1.0),
+            (fs.AcceleratedScheduler, "stochastic", "yes"),
+            (fs.LCMScheduler, "timestep_scaling", math.nan),
+            (fs.TCDScheduler, "original_inference_steps", 0),
+        )
+    ],
+    (lambda: fs.DPMSolverScheduler(beta_start=0.5), "beta_start = 0.5, beta_end = 0.02"),
+    (lambda: fs.DPMSolverScheduler(beta_end=0.9), "alphas_cumprod falls to"),
+    (lambda: fs.DPMSolverScheduler(trained_betas=[[0.1, 0.2]] * 2), "trained_betas = [[0.1, 0.2], [0.1, 0.2]]"),
     # steps
     (lambda: fs.DPMSolverScheduler().step(X, 1, X), "call set_timesteps before step"),
     (lambda: ready().step(X[:, :3], 999, X), "model_output has shape"),
     (
         lambda: ready(algorithm_type="sde-dpmsolver++").step(X, 999, X, generator=[torch.Generator()]),
-        "generator has 1 entries for a batch of 2",
+        "generator has 1 entry for a batch of 2",
     ),
 ]
 

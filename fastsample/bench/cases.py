@@ -25,6 +25,7 @@ from fastsample.pipelines.configured import Setup, configured
 from fastsample.pipelines.recipe import Recipe
 from fastsample.schedulers import create_scheduler, scheduler_from_name
 from fastsample.solvers import available
+from fastsample.solvers.registry import nearest
 from fastsample.tables.preset import read_preset
 
 
@@ -153,10 +154,12 @@ def parse_arm(text: str, *, grid: str | None = None, peer: bool = False) -> Arm:
         return recipe_arm(Path(text.strip()))
     name, colon, tail = (part.strip() for part in text.partition(":"))
     options = dict(parse_options(tail.split(",") if colon else [], text))
-    grid, preset = options.pop("grid", grid), options.pop("preset", None)
+    preset = options.pop("preset", None)
     peer = peer or _is_peer(name)
     if peer:
         _check_peer_options(name, options)
+    else:
+        grid = options.pop("grid", grid)
     if preset is not None:
         if peer:
             raise ValueError(f"preset = {preset!r}: {name} is a class of diffusers, which takes none; name a solver")
@@ -208,15 +211,19 @@ def _is_peer(name: str) -> bool:
     try:
         parse_sampler_name(name)
     except ValueError:
-        if {name, f"{name}Scheduler"} & set(peer_names()):
+        classes = peer_names()
+        if {name, f"{name}Scheduler"} & set(classes):
             return True
+        near = nearest(name, [one.removesuffix("Scheduler") for one in classes]) or nearest(name, classes)
+        if near:
+            raise ValueError(f"name = {name!r} is unknown: did you mean {', '.join(near)}?") from None
         raise
     return False
 
 
-def recommended_arm(kind: str, guidance: float | None = None) -> Arm:
-    """What the documents recommend for models whose noise schedule is of that kind, at that guidance scale."""
-    setting = recommended(kind, guidance)
+def recommended_arm(kind: str, guidance: float | None = None, steps: int | None = None) -> Arm:
+    """What the documents recommend for models whose noise schedule is of that kind; see :func:`recommended`."""
+    setting = recommended(kind, guidance, steps)
     return Arm(setting.solver, tuple(setting.options.items()), setting.grid)
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import scipy.linalg
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from fastsample.pipelines.latents import pictures_of
 
 
 def rms(a: Tensor, b: Tensor) -> float:
@@ -43,13 +46,9 @@ def frechet_distance(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
     return float(max(0.0, gap @ gap + np.trace(cov_a) + np.trace(cov_b) - 2 * cross))
 
 
-def decode(pipe: object, latents: Tensor, batch: int = 64) -> Tensor:
+def decode(pipe: Any, latents: Tensor, batch: int = 64) -> Tensor:
     """Images [n, 3, H, W] in [0, 1] of latents as the scheduler of a Stable Diffusion (1 to 3) pipeline leaves them.
 
     Of any pipeline, while it draws: :func:`fastsample.pipelines.drawing.draw`.
     """
-    vae = pipe.vae  # type: ignore[attr-defined]
-    scale, shift = vae.config.scaling_factor, vae.config.shift_factor or 0.0
-    with torch.no_grad():
-        parts = [vae.decode(part.to(vae.dtype) / scale + shift).sample.float() for part in latents.split(batch)]
-    return (torch.cat(parts) / 2 + 0.5).clamp(0, 1)
+    return torch.cat([pictures_of(pipe.vae, part) for part in latents.split(batch)])

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from fastsample.cache import naming, replacing
+from fastsample.wording import counted
 
 Result = dict[str, Any]
 START = b'{"key": "'
@@ -52,7 +53,7 @@ class Record:
     def kept(self) -> str:
         """What an interrupted run leaves, in words, and how to go on."""
         found = self._read(self._text())  # the interrupt may have come between the disk and `results`
-        return f"{len(found)} results are kept in {self.path}; the same command goes on from there"
+        return f"{counted(len(found), 'result')} kept in {self.path}; the same command goes on from there"
 
     def _text(self) -> bytes:
         """What the file holds; nothing where there is none."""

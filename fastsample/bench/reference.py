@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from fastsample.cache import cache_folder, replacing
@@ -39,8 +41,9 @@ def converged(path: Path, config: Mapping[str, Any], sample: Callable[[Any, int]
     not finite.
     """
     if path.exists():
-        kept = load_file(path)
-        return Drawing(kept["latents"], kept["pixels"].float())
+        with contextlib.suppress(SafetensorError):  # a crash of the machine has cut it: it is made again
+            kept = load_file(path)
+            return Drawing(kept["latents"], kept["pixels"].float())
     result = sample(reference_scheduler(config), STEPS)
     if not result.finite:
         raise ValueError(f"the {STEPS}-step reference is not finite: lower the guidance, or use float32")

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from fastsample.bench.naming import plain_name
 from fastsample.bench.record import Result
+from fastsample.wording import counted
 
 METRICS = {
     "latent_rms": ("latent RMS", 3),
@@ -165,7 +166,7 @@ def _by_steps(rows: Sequence[Summary]) -> str:
     steps, arms = _distinct(rows, "steps"), _distinct(rows, "arm")
     found = {(row.arm, row.steps): row for row in rows}
     least = {count: min(row.mean("latent_rms") for row in rows if row.steps == count) for count in steps}
-    header = [f"guidance {rows[0].guidance:g}", *(f"{count} steps" for count in steps)]
+    header = [f"guidance {rows[0].guidance:g}", *(counted(count, "step") for count in steps)]
     body = [[arm, *(_cell(found.get((arm, count)), least[count]) for count in steps)] for arm in arms]
     return markdown_table(header, body)
 

@@ -11,6 +11,7 @@ from fastsample.bench import grids, plots
 from fastsample.bench.cases import Arm
 from fastsample.bench.metrics import rms
 from fastsample.bench.runner import Bench
+from fastsample.wording import counted
 
 
 def trace(runner: Bench, arms: Sequence[Arm], steps: int, guidance: float) -> dict[str, Callable[[Path], None]]:
@@ -26,7 +27,7 @@ def trace(runner: Bench, arms: Sequence[Arm], steps: int, guidance: float) -> di
         label = f"{arm.plain.title}, {arm.parallel.iteration} sweeps"
         errors[label] = [rms(guess, exact) / float(exact.std()) for guess in guesses]
         strips[label] = strip
-    title = f"{steps} steps at once, guidance {guidance:g}, seed 0"
+    title = f"{counted(steps, 'step')} at once, guidance {guidance:g}, seed 0"
     return {
         "sweeps.png": lambda path: plots.sweeps(errors, path, title),
         "strip.png": lambda path: grids.strips(strips, path, title),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -115,7 +116,7 @@ def _lines(file: Path, argument: str) -> list[str]:
     try:
         if not file.is_file():
             raise ValueError(f"{name} is no file: give a text file with one prompt a line")
-        lines = file.read_bytes().decode("utf-8-sig").splitlines()
+        lines = [line.rstrip("\n") for line in io.StringIO(file.read_bytes().decode("utf-8-sig"), newline=None)]
     except UnicodeDecodeError as error:
         raise ValueError(f"{name} is no text in UTF-8 (byte {error.start}): give one prompt a line") from None
     except OSError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -87,10 +86,9 @@ def decode(
         engine.show_plan(engine.plan(pipe, texts, budget, settings), as_json)
         return
     written = (engine.write(pipe, text, seed, settings) for text in texts)
-    if as_json:
-        made = [{key: value for key, value in one.items() if key != "pieces"} for one in written]
-        print(json.dumps(made, indent=2))
-        return
     with on_interrupt(lambda: "the texts above are whole; go on with the prompts after them"):
+        if as_json:
+            engine.show_json(written)
+            return
         for one in written:
             engine.show(one, colours)

@@ -9,22 +9,18 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
+from fastsample import cache
 from fastsample.cache import naming
-
-LOCK = ".lock"
 
 
 @contextlib.contextmanager
 def output_folder(path: Path, argument: str = "--out", *, alone: bool = False) -> Iterator[Path]:
     """`path`, made and found writable; folders that are still empty in the end go again.
 
-    With `alone` no other command that asks for the same has it in the meantime: the system lets the lock go with its
-    process, however that ends. Raises ValueError, in one line, where any of this is impossible.
+    With `alone` no other command that asks for the same has it in the meantime. Raises ValueError, in one line, where
+    any of this is impossible.
     """
     new = [folder for folder in (path, *path.parents) if not folder.exists()]
-    lock = FileLock(path / LOCK)
     try:
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -35,18 +31,9 @@ def output_folder(path: Path, argument: str = "--out", *, alone: bool = False) -
             raise ValueError(
                 f"{argument} = {str(path)!r} is no folder that can be written to ({reason}): choose another"
             ) from None
-        if alone:
-            try:
-                lock.acquire(blocking=False)
-            except Timeout:
-                raise ValueError(
-                    f"{argument} = {str(path)!r}: another run writes there now; wait for it, or choose another folder"
-                ) from None
-        yield path
+        with cache.alone(path, argument) if alone else contextlib.nullcontext():
+            yield path
     finally:
-        if lock.is_locked:
-            (path / LOCK).unlink(missing_ok=True)  # while it is held: who waits finds that out, and makes a new one
-            lock.release()
         with contextlib.suppress(OSError):  # what holds something stays
             for folder in new:
                 folder.rmdir()
@@ -71,13 +58,13 @@ def place(folder: Path, name: str, write: Callable[[Path], object], *, again: bo
         partial = Path(own) / name
         write(partial)
         for path in numbered(folder, name):
-            if not again and path.exists() and path.read_bytes() == partial.read_bytes():
+            if not again and path.is_file() and path.read_bytes() == partial.read_bytes():
                 return path
             try:
-                path.hardlink_to(partial)  # never onto another file, whoever writes at the same time
+                path.touch(exist_ok=False)  # ours now, whoever writes at the same time; not every disk has links
             except FileExistsError:
                 continue
-            return path
+            return partial.replace(path)
     raise AssertionError("there is always a next number")
 
 

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import functools
 import io
+import logging
 import os
 import sys
 from typing import Annotated, Any, NoReturn
@@ -68,6 +69,7 @@ def run() -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that lacks a letter shall not end a run
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it tells of a home that cannot be written to
     try:
         result = command()(prog_name="fastsample", standalone_mode=False)
         sys.stdout.flush()

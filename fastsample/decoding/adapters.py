@@ -75,6 +75,8 @@ class Adapter:
         (the last n), or None.
     visible: how a forward is told who sees whom (bool [B, 1, L, L]) at which positions [B, L], where the model takes
         both; else None.
+    padding: a token without a position; the others are numbered from the number after it, not from 0 (RoBERTa).
+        None where positions are those of `arguments`.
     embeds: it takes `inputs_embeds`. caches: it takes `past_key_values` as
         :class:`fastsample.decoding.cache.WindowCache` says. attends: its keys and values can be kept through
         transformers' attention interface instead.
@@ -87,12 +89,21 @@ class Adapter:
     shifted: bool = False
     keeps: Literal["logits_to_keep", "num_logits_to_keep"] | None = None
     visible: Callable[[Tensor, Tensor], dict[str, Any]] | None = None
+    padding: int | None = None
     embeds: bool = False
     caches: bool = False
     attends: bool = False
     blocks: int | None = None
     schedule: Schedule = "even"
     scaled: bool = False
+
+    def positions(self, mask: Tensor, tokens: Tensor | None) -> Tensor:
+        """int64 [B, L] by the attention mask and, where there are no embeddings instead, the tokens."""
+        if self.padding is None:
+            return positions_of(mask)
+        if tokens is not None:
+            mask = mask * (tokens != self.padding)
+        return mask.long().cumsum(-1) * mask + self.padding
 
     @property
     def shadows(self) -> bool:
@@ -108,6 +119,10 @@ DREAM = Adapter(dream, shifted=True, visible=masked, embeds=True, schedule="drea
 BUNDLED = Adapter(windowed, keeps="logits_to_keep", visible=masked, embeds=True, caches=True)
 FAMILIES = {"llada": LLADA, "Dream": DREAM, "fastsample_masked_diffusion": BUNDLED}
 """By `config.model_type`."""
+
+
+_SUMMED = {"esm"}
+"""Models of transformers that multiply by the attention mask too, so that it cannot say who sees whom."""
 
 
 def adapter_of(model: Any) -> Adapter:
@@ -129,13 +144,16 @@ def adapter_of(model: Any) -> Adapter:
     if own is not None:
         return own if own.keeps else replace(own, keeps=keeps)
     positions = "position_ids" in parameters
-    square = positions and not _slides(model.config)
+    square = positions and model._supports_attention_backend and not _slides(model.config)
+    square = square and model.config.model_type not in _SUMMED
+    padding = _padding_of(model) if positions else None
     return Adapter(
-        with_positions if positions else where_padded,
+        with_positions if positions and padding is None else where_padded,
         keeps=keeps,
         visible=functools.partial(added, dtype=model.dtype) if square else None,
+        padding=padding,
         embeds="inputs_embeds" in parameters,
-        attends=square and model._supports_attention_backend,
+        attends=square,
     )
 
 
@@ -146,18 +164,29 @@ def mask_token_of(model: Any, tokenizer: Any = None) -> int | None:
     return token
 
 
+def _padding_of(model: nn.Module) -> int | None:
+    """The padding token in a model's table of positions; None where it has none."""
+    tables = [
+        module.padding_idx
+        for path, module in model.named_modules()
+        if isinstance(module, nn.Embedding) and path.endswith("position_embeddings")
+    ]
+    return next(iter(tables), None)
+
+
 def _slides(config: Any) -> bool:
     """Whether some layers see a window alone, for which one mask for all is wrong."""
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     return kinds != {"full_attention"} or getattr(config, "sliding_window", None) is not None
 
 
-def context_of(model: Any) -> int | None:
+def context_of(model: Any, adapter: Adapter) -> int | None:
     """The longest text that a model of transformers takes, by its config; None where that does not say."""
     config = getattr(model, "config", None)
     names = ("max_position_embeddings", "max_sequence_length", "n_positions")
     lengths = [getattr(config, name, None) for name in names]
-    return next((length for length in lengths if isinstance(length, int) and length > 0), None)
+    unused = 0 if adapter.padding is None else adapter.padding + 1
+    return next((length - unused for length in lengths if isinstance(length, int) and length > 0), None)
 
 
 def _refuse_causal(model: Any) -> None:

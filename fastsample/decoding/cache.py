@@ -37,16 +37,16 @@ class WindowCache:
 
     def __init__(self) -> None:
         self._layers: list[tuple[Tensor, Tensor]] = []
-        self._numbers: dict[int, int] = {}
-        self._start, self._write = 0, torch.empty(0)
+        self._start, self._write, self._calls = 0, torch.empty(0), 0
 
     def open(self, start: int, write: Tensor) -> None:
         """The next forward evaluates positions from `start` on; of these, only `write` (bool [B, S]) are replaced."""
-        self._start, self._write = start, write[:, None, :, None]
+        self._start, self._write, self._calls = start, write[:, None, :, None], 0
 
-    def layer_of(self, module: object) -> int:
-        """The number of an attention module, in the order in which they were first asked for."""
-        return self._numbers.setdefault(id(module), len(self._numbers))
+    def next_layer(self) -> int:
+        """The number of a layer, by the order of the calls in a forward: modules may be shared by layers (ALBERT)."""
+        self._calls += 1
+        return self._calls - 1
 
     def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Take the window's keys and values [B, heads, S, width]; return those of the whole sequence."""

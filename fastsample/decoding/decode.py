@@ -94,7 +94,7 @@ def decode_masked(
     )  # fmt: skip
     settings.check_model(model, adapter)
     attention = check_prompt(input_ids, attention_mask)
-    settings.check_context(input_ids.shape[1], context_of(model))
+    settings.check_context(input_ids.shape[1], context_of(model, adapter))
     response = constrained(constraints, len(input_ids), gen_length, mask_token_id).to(input_ids.device)
     seed = torch.zeros_like(response)
     if settings.draws:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastsample.decoding.adapters import Adapter, positions_of
+from fastsample.decoding.adapters import Adapter
 from fastsample.decoding.attention import block_causal, with_shadows
 from fastsample.decoding.cache import WindowCache
 from fastsample.decoding.checks import Shadows
@@ -98,11 +98,12 @@ class Denoiser:
         mask, known = self._attention, self._known
         if rows is not None:
             mask, known = mask[rows], known[rows]
+        if self._guidance:
+            inputs, mask = self._branched(inputs, known), torch.cat([mask, mask])
+        positions = self._adapter.positions(mask, inputs if inputs.ndim == 2 else None)
         extra = 0 if shadows is None else shadows.at.shape[1]
         if shadows is not None:
             inputs = torch.cat([inputs, self._mask_token.expand(len(inputs), extra)], 1)
-        if self._guidance:
-            inputs, mask = self._branched(inputs, known), torch.cat([mask, mask])
         kept: AbstractContextManager[None] = nullcontext()
         if write is not None:
             self._cache.open(evaluated.start, write.repeat(self.branches, 1))
@@ -110,7 +111,7 @@ class Denoiser:
                 from fastsample.decoding.interface import windows  # seconds to load, and only for caches
 
                 kept = windows(self._model, self._cache)
-        call = self._arguments(mask, evaluated, shadows, cached=write is not None)
+        call = self._arguments(mask, positions, evaluated, shadows, cached=write is not None)
         offset = self._prompt - self._adapter.shifted - evaluated.start
         if window is not None:
             inputs = inputs[:, evaluated]
@@ -121,17 +122,20 @@ class Denoiser:
             behind = self._guided(behind)
         return Answer(logits, behind if extra else None, inputs.shape[0] * inputs.shape[1])
 
-    def _arguments(self, mask: Tensor, evaluated: slice, shadows: Shadows | None, *, cached: bool) -> dict[str, Any]:
+    def _arguments(
+        self, mask: Tensor, positions: Tensor, evaluated: slice, shadows: Shadows | None, *, cached: bool
+    ) -> dict[str, Any]:
         adapter, blocks = self._adapter, self._adapter.blocks
-        keep = {"past_key_values": self._cache} if cached and adapter.caches else {}
+        keep: dict[str, Any] = {"past_key_values": self._cache} if cached and adapter.caches else {}
         if shadows is None and blocks is None and (adapter.caches or not cached):
+            if adapter.padding is not None:
+                keep["position_ids"] = positions[:, evaluated]
             return {**adapter.arguments(mask, self._padded, evaluated), **keep}
         assert adapter.visible is not None  # Settings asks for it
         if blocks is None:
             visible = mask[:, None, None].bool().expand(-1, 1, mask.shape[1], -1)
         else:
             visible = block_causal(mask, self._prompt, blocks)
-        positions = positions_of(mask)
         if shadows is None:  # of a window of the text, to all of it
             return {**adapter.visible(visible[:, :, evaluated], positions[:, evaluated]), **keep}
         at = shadows.at.repeat(self.branches, 1)
@@ -173,6 +177,5 @@ class Denoiser:
     def _branched(self, inputs: Tensor, known: Tensor) -> Tensor:
         """The inputs, and the inputs with what is known masked."""
         blank = self._mask_token if inputs.ndim == 2 else self.embed(self._mask_token)
-        known = torch.nn.functional.pad(known, (0, inputs.shape[1] - known.shape[1]))
         hidden = known if inputs.ndim == 2 else known[..., None]
         return torch.cat([inputs, torch.where(hidden, blank, inputs)])

@@ -24,7 +24,7 @@ def window_attention(
     """Scaled dot-product attention; inside :func:`windows`, to the keys and values of the whole sequence."""
     cache = _current.get()
     if cache is not None:
-        key, value = cache.update(key, value, cache.layer_of(module))
+        key, value = cache.update(key, value, cache.next_layer())
     return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
 
 

@@ -206,7 +206,9 @@ class MaskedDiffusionPipeline(DiffusionPipeline):  # type: ignore[misc]
         self.maybe_free_model_hooks()
         responses = sequences[:, ids.shape[1] :]
         if strings:
-            filler = options.get("pad_token_id", ends[0] if ends else self.config.mask_token_id)
+            filler = options.get("pad_token_id")
+            if filler is None:
+                filler = ends[0] if ends else self.config.mask_token_id
             for row in range(len(responses)):
                 responses[row, stops.length(transcript.final(row)) or gen_length :] = filler
         texts = None

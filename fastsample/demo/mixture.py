@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastsample.cache import cache_folder
+from fastsample.cache import cache_folder, replacing
 from fastsample.schedules.base import Node, NoiseSchedule
 from fastsample.tables.prediction import check_prediction_type
 from fastsample.tables.table import output_of
@@ -100,18 +99,15 @@ class GaussianMixture:
         if path.exists():
             return torch.from_numpy(np.load(path))
         result = self.integrate(schedule, x, start, end, tolerance)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}.npy")
-        np.save(partial, result.numpy())
-        partial.replace(path)
+        with replacing(path) as partial, partial.open("wb") as file:
+            np.save(file, result.numpy())
         return result
 
     def integrate(self, schedule: NoiseSchedule, x: Tensor, start: float, end: float, tolerance: float) -> Tensor:
         """As :meth:`reference`, without the cache on disk.
 
-        In sigma, with x / (alpha + sigma) =: y: `dy/du = noise - data` where u = sigma / (alpha + sigma).
-
-        That variable runs over [0, 1] and is regular at zero SNR and on clean data.
+        With y = x / (alpha + sigma) it solves `dy/du = noise - data` in u = sigma / (alpha + sigma), which runs over
+        [0, 1] and is regular at zero SNR and on clean data.
         """
         from scipy.integrate import solve_ivp  # SciPy is slow to load, and only this needs it
 

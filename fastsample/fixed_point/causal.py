@@ -80,8 +80,10 @@ def check_causal(model: Any, length: int) -> None:
     from transformers import PreTrainedModel  # light: only texts need transformers
 
     name = type(model).__name__
-    if not isinstance(model, PreTrainedModel):
-        raise ValueError(f"model = {name} is not of transformers: give a causal model such as LlamaForCausalLM")
+    if not isinstance(model, PreTrainedModel) or not model.can_generate():
+        raise ValueError(
+            f"model = {name} has no generate of transformers: give a causal model such as LlamaForCausalLM"
+        )
     reason = _no_rollback(model) or _other_greedy(model) or _too_long(model, length) or _moving_angles(model, length)
     if reason:
         raise ValueError(f"model = {name} {reason}")
@@ -98,8 +100,9 @@ def _no_rollback(model: Any) -> str:
     if getattr(model, "_is_stateful", False) or not getattr(model, "_supports_cache_class", True):
         return "keeps a state from which tokens cannot be taken back: decode it by model.generate"
     causal = all(getattr(module, "is_causal", True) for module in model.modules())
-    if not causal and getattr(model.config, "is_decoder", True) is False:
-        return "attends to later tokens too: give a causal model, with is_decoder=True in its config"
+    both_ways = not causal and getattr(model.config, "is_decoder", True) is False
+    if both_ways or getattr(model.config, "is_causal", True) is False:
+        return "attends to later tokens too: give a causal model, with is_decoder=True or no is_causal in its config"
     try:
         layers = getattr(DynamicCache(config=model.config), "layers", [])
     except (AttributeError, KeyError, TypeError, ValueError):
@@ -124,13 +127,14 @@ def _other_greedy(model: Any) -> str:
 
 def _too_long(model: Any, length: int) -> str:
     """Whether a table of positions ends before the last but one token of `length`: nothing is read after the last."""
+    text = model.get_decoder()  # what reads pictures has tables of its own
     known = [
         module.num_embeddings - getattr(module, "offset", 0)  # OPT and Bart do not use their first two
-        for path, module in model.named_modules()
+        for path, module in text.named_modules()
         if isinstance(module, torch.nn.Embedding) and ("position" in (last := _last(path)) or last == "wpe")
     ]
     known += [
-        len(table) for path, table in model.named_buffers() if _last(path) in ("embed_positions", "pos_encoding")
+        len(table) for path, table in text.named_buffers() if _last(path) in ("embed_positions", "pos_encoding")
     ]
     if known and min(known) < length - 1:
         return f"knows {min(known)} positions, for a text of {length}: lower max_new_tokens"

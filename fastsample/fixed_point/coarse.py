@@ -19,10 +19,10 @@ Strides = Literal["auto", "none"] | Sequence[int]
 def near_enough(tolerance: float) -> float:
     """The largest change in a sweep below which "auto" evaluates all rows, in the unit of the tolerance.
 
-    Where no state moves by more than the noise of its step, what is interpolated would be the error; at tolerances of
-    a tenth and more, a sweep of all rows commits many states before that.
+    Where no state moves by more than a few times the noise of its step, what is interpolated would be the error, and
+    cost more rounds than it spares; at tolerances above a tenth, a sweep of all rows commits many states before that.
     """
-    return max(1.0, 30 * tolerance)
+    return max(3.0, 30 * tolerance)
 
 
 def strides_of(strides: Strides, window: int, length: int, tolerance: float = 0.0) -> tuple[int, ...]:
@@ -44,22 +44,33 @@ def strides_of(strides: Strides, window: int, length: int, tolerance: float = 0.
     return tuple(strides)
 
 
-def strided(begin: NDArray[np.int64], last: NDArray[np.int64], stride: int) -> NDArray[np.int64]:
+def strided(
+    begin: NDArray[np.int64], last: NDArray[np.int64], stride: int, dense: NDArray[np.int64]
+) -> NDArray[np.int64]:
     """The places 0 to `last` [B] in windows from `begin` [B] that a sweep evaluates, [R, B].
 
-    The first :func:`dense` ones, the last, and those of rows that `stride` divides, the same from sweep to sweep.
+    The first `dense` [B], the last, and those of rows that `stride` divides, the same from sweep to sweep.
     """
     places = np.arange(int(last.max()) + 1)[:, None]
-    asked = ((begin + places) % stride == 0) | (places < dense(stride)) | (places == last)
+    asked = ((begin + places) % stride == 0) | (places < dense) | (places == last)
     asked &= places <= last
     count = asked.sum(0)
     order = np.argsort(~asked, axis=0, kind="stable")[: int(count.max())]  # an item's asked places come first
     return np.where(np.arange(len(order))[:, None] < count, order, last)
 
 
-def dense(stride: int) -> int:
-    """The places at a window's beginning that a sweep evaluates all of, and so can commit."""
-    return min(stride // 2 + 1, 4)
+def calm(change: NDArray[np.float64], final: NDArray[np.int64], tolerance: float) -> NDArray[np.int64]:
+    """The places at the next window's beginning [B] that may settle in the next sweep.
+
+    Their states moved by at most 30 tolerances, by the `change` [R, B] in a sweep that committed the first `final`.
+    """
+    near = (change <= 30 * tolerance) | (np.arange(len(change))[:, None] < final)
+    return np.asarray(1 + near.cumprod(0).sum(0) - final)
+
+
+def dense(stride: int, calm: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How many places at a window's beginning [B] a sweep evaluates all of, and so can commit; the `calm` are."""
+    return np.maximum(calm, min(stride // 2 + 1, 4))
 
 
 def filled_in(outputs: Tensor, places: NDArray[np.int64], size: int) -> tuple[Tensor, NDArray[np.bool_]]:

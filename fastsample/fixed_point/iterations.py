@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastsample.fixed_point.coarse import Strides, dense, filled_in, near_enough, strided, strides_of
+from fastsample.fixed_point.coarse import Strides, calm, dense, filled_in, near_enough, strided, strides_of
 from fastsample.fixed_point.rows import taken
 from fastsample.fixed_point.triangular import TriangularSystem
 from fastsample.fixed_point.updates import Sweep, Update, make_update
@@ -50,8 +50,8 @@ class FixedPoint:
     the first rows of `states` [R, B, ..].
 
     `strides` are those of the first sweeps (:mod:`fastsample.fixed_point.coarse`): a sweep of stride s evaluates the
-    first rows of the window, the last, and those whose number s divides; the outputs between are interpolated, and
-    only states of the first rows are committed.
+    first rows of the window, as far as they may settle, the last, and those whose number s divides; the outputs
+    between are interpolated, and only states of the first rows are committed.
     """
 
     def __init__(
@@ -78,6 +78,7 @@ class FixedPoint:
         if keep:
             self._kept = self._held.new_zeros((system.length + 1, *self._held.shape[1:]))
             self._kept[: len(self._held)] = self._held
+        self._calm = np.zeros_like(self._begin)  # the places that may settle in this sweep
         self._slide(np.zeros_like(self._begin), self._held[1:])
 
     @property
@@ -135,7 +136,7 @@ class FixedPoint:
         change = self.system.change(torch.from_numpy(rows.numpy() + 1), plain, old).cpu().numpy()
         settled = ((change <= self.tolerance) | ~valid).cumprod(0).sum(0)
         # these states' inputs have settled, and their outputs are not interpolated
-        most = dense(self._stride) if coarse else size
+        most = dense(self._stride, self._calm) if coarse else size
         final = np.minimum(np.minimum(1 + settled, 0 if hold else most), valid.sum(0))
         if new is not plain:
             keep = torch.from_numpy(np.arange(size)[:, None] < final).to(new.device)
@@ -144,6 +145,7 @@ class FixedPoint:
         self.report.sweeps += 1
         self.report.evaluations += places.size
         self.report.residuals.append(float(change[valid].max()))
+        self._calm = calm(change, final, self.tolerance)
         if last:
             self.window = self.system.length  # guesses to the end
         self._go_on(final, new)
@@ -167,7 +169,7 @@ class FixedPoint:
     def _places(self) -> NDArray[np.int64]:
         """The places in the window that this sweep evaluates, [R, B]; those beyond an item's last are its last."""
         last = np.minimum(self._size, self.system.length - self._begin).clip(min=1) - 1
-        return strided(self._begin, last, self._stride)
+        return strided(self._begin, last, self._stride, dense(self._stride, self._calm))
 
     @property
     def _size(self) -> int:

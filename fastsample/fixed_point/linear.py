@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -20,11 +20,11 @@ from fastsample.tables.table import Table
 
 @dataclass(frozen=True)
 class _Given:
-    """What a window's steps were given, `parts` [B, K, D], and what the values after each step are made of it.
+    """What a window's steps were given, `parts` [K, B, ..], and what the values after each step are made of it.
 
     `values` are those of :meth:`ClosedForm.unroll`, `last` [B, K] the last step's output; the columns are those of
-    the parts, one after the other. Steps begin at `begin` [B]. `broken` are the columns of the first part that are
-    not finite, where there are any.
+    the parts, one after the other. Steps begin at `begin` [B]. `broken` [B, K] are the columns that are not finite,
+    where there are any.
     """
 
     begin: Index
@@ -72,7 +72,8 @@ class TableTrajectory(Trajectory):
             values = np.pad(values, [(0, 0)] * 3 + [(0, 1)])
             last = np.zeros_like(values[:, 0, 0])
             last[:, -1] = 1.0
-            self._given = _given(np.zeros(len(x), np.int64), values, last, self._stored, x[None], output[None])
+            parts = (self._stored, x[None], output[None])
+            self._take(_Given(np.zeros(len(x), np.int64), values, last, parts), values[:, 0])
 
     def gain(self, index: int) -> tuple[float, float]:
         """As the table has them."""
@@ -108,8 +109,7 @@ class TableTrajectory(Trajectory):
         after = given.values[np.arange(len(steps)), reached.numpy() - given.begin]
         weights = self._form.go_on(after, given.last, steps, noisy=noises is not None)
         if noises is not None:
-            parts = (*given.parts, _by_item(noises))
-            given = _Given(given.begin, given.values, given.last, parts, given.broken)
+            given = replace(given, parts=(*given.parts, noises))
         return self._mixed(weights, given).to(states.dtype)
 
     def _make(self, steps: Index, states: Tensor, outputs: Tensor, slopes: Array | None, *, replayed: bool) -> Tensor:
@@ -124,19 +124,29 @@ class TableTrajectory(Trajectory):
             last += slopes[:, -1:] * values[:, -2, 0]
             last[:, sample + len(outputs) - 1] -= slopes[:, -1]
         used = states if slopes is not None or not replayed else states[:1]
-        self._given = _given(steps[:, 0], values, last, self._stored, outputs, used, noises=noises)
-        return self._mixed(values[:, 1:, 0], self._given).to(states.dtype)
+        parts = (self._stored, outputs, used) if noises is None else (self._stored, outputs, used, noises)
+        return self._take(_Given(steps[:, 0], values, last, parts), values[:, 1:, 0]).to(states.dtype)
+
+    def _take(self, given: _Given, weights: Array) -> Tensor:
+        """The sums by `weights` of what is given, until it is committed."""
+        sums = self._mixed(weights, given)
+        if not np.isfinite(sums.sum().cpu().numpy()):  # 0 times what is not finite is not either
+            broken = [~part.flatten(2).isfinite().all(-1) for part in given.parts]
+            given = replace(given, broken=torch.cat(broken).T.cpu().numpy())
+            sums = self._mixed(weights, given)
+        self._given = given
+        return sums
 
     def _mixed(self, weights: Array, given: _Given) -> Tensor:
         """The sums [n, B, ..] of what was given by `weights` [B, n, K]; what has no weight does not enter."""
-        dtype, device = given.parts[0].dtype, given.parts[0].device
+        dtype, device = self._stored.dtype, self._stored.device
         factors = torch.from_numpy(weights.astype(np.float64 if dtype == torch.float64 else np.float32)).to(device)
         sums: Tensor | None = None
         column = 0
-        for part in given.parts:
+        for part in given.parts:  # not as one, which would be a copy of all of them
             finite = part if given.broken is None else part.nan_to_num(0.0, 0.0, 0.0)
-            own = factors[..., column : column + part.shape[1]]
-            sums, column = product(own, finite.to(dtype), sums), column + part.shape[1]
+            own = factors[..., column : column + len(part)]
+            sums, column = product(own, finite.flatten(2).transpose(0, 1).to(dtype), sums), column + len(part)
         assert sums is not None
         if given.broken is not None:
             broken = np.pad(given.broken, [(0, 0), (0, weights.shape[-1] - given.broken.shape[-1])])
@@ -156,19 +166,3 @@ class TableTrajectory(Trajectory):
         if not self._noisy[first : last + 1].any():
             return None
         return taken(self._noises, steps.T - (self._drawn - len(self._noises)))
-
-
-def _given(begin: Index, values: Array, last: Array, *packed: Tensor, noises: Tensor | None = None) -> _Given:
-    """With the columns that are not finite, which 0 times them is not either."""
-    parts = [_by_item(torch.cat(packed))]
-    broken = None
-    if not np.isfinite(parts[0].sum().cpu().numpy()):
-        broken = ~parts[0].isfinite().all(-1).cpu().numpy()
-    if noises is not None:
-        parts.append(_by_item(noises))
-    return _Given(begin, values, last, tuple(parts), broken)
-
-
-def _by_item(values: Tensor) -> Tensor:
-    """[R, B, ..] as [B, R, D]."""
-    return values.flatten(2).transpose(0, 1)

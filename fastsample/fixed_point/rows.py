@@ -13,11 +13,6 @@ def visible(outputs: Tensor, states: Tensor) -> Tensor:
     return outputs if outputs.shape == states.shape else outputs[:, :, : states.shape[2]]
 
 
-def halves(count: int) -> tuple[slice, slice]:
-    """Rows 0 to `count` in two parts, of which half as much is held at once."""
-    return slice(0, (count + 1) // 2), slice((count + 1) // 2, count)
-
-
 def taken(values: Tensor, place: NDArray[np.int64]) -> Tensor:
     """`values` [n, B, ..] at `place` [R, B] of each batch item; a view where all take consecutive ones alike."""
     begin = int(place[0, 0]) if place.size else 0

@@ -13,7 +13,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastsample.fixed_point.rows import halves
 from fastsample.sampling.backend import accumulation_dtype
 from fastsample.schedules.base import Node
 
@@ -55,8 +54,7 @@ class Trajectory(ABC):
     def change(self, rows: Tensor, new: Tensor, old: Tensor) -> Tensor:
         """RMS of the difference over the step's noise scale, [R, B]."""
         dims, dtype = tuple(range(2, new.ndim)), accumulation_dtype(new.dtype)
-        norms = [torch.linalg.vector_norm(new[part] - old[part], dim=dims, dtype=dtype) for part in halves(len(new))]
-        moved = np.concatenate([norm.cpu().numpy() for norm in norms])
+        moved = torch.linalg.vector_norm(new - old, dim=dims, dtype=dtype).cpu().numpy()
         return torch.from_numpy(moved / (self._scales[rows.numpy()] * math.sqrt(math.prod(new.shape[2:]))))
 
     def spread_guess(self, reached: Tensor, rows: Tensor, states: Tensor) -> Tensor:

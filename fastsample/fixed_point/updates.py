@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastsample.fixed_point.rows import halves, taken, visible
+from fastsample.fixed_point.rows import taken, visible
 from fastsample.fixed_point.triangular import TriangularSystem
 from fastsample.sampling.backend import accumulation_dtype, product
 
@@ -119,10 +119,10 @@ class Secant(Update):
         place, known = _met(len(old_states), first - began, len(states))
         count = len(place)
         step = states[:count] - taken(old_states, place)
-        turned = [
-            _dots(step[part], outputs[:count][part] - taken(old_outputs, place[part])) for part in halves(count)
-        ]
-        dots = torch.cat([*turned, _dots(step, step)]).cpu().numpy().astype(np.float64)
+        self._last = None
+        del old_states  # let go once its difference is made
+        turned = outputs[:count] - taken(old_outputs, place)
+        dots = torch.cat([_dots(step, turned), _dots(step, step)]).cpu().numpy().astype(np.float64)
         with np.errstate(divide="ignore", invalid="ignore"):
             slopes[:count] = np.where(known, dots[:count] / dots[count:], np.nan)
         if evaluated is not None or then is not None:

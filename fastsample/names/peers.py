@@ -6,6 +6,9 @@ from typing import Any
 
 from fastsample.solvers.registry import nearest
 
+COMMON = ["DPMSolverMultistep", "UniPCMultistep", "EulerDiscrete"]
+"""Named where no name is near."""
+
 
 def peer_class(name: str) -> Any:
     """The diffusers scheduler class called `name` or `name`Scheduler; ValueError names the nearest ones."""
@@ -16,7 +19,7 @@ def peer_class(name: str) -> Any:
         if candidate in known:
             return getattr(diffusers, candidate)
     short = [entry.removesuffix("Scheduler") for entry in known]
-    near = nearest(name, short) or short[:3]
+    near = nearest(name, short) or [one for one in short if name.lower() in one.lower()][:3] or COMMON
     raise ValueError(f"peer = {name!r} is no scheduler class of diffusers: did you mean {', '.join(near)}?")
 
 

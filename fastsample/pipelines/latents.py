@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -20,17 +22,10 @@ def encode(pipe: Any, image: Any) -> tuple[Tensor, int, int]:
     them. Raises ValueError where the pipeline has no autoencoder of still pictures.
     """
     vae = autoencoder(pipe)
-    pixels = pipe.image_processor.preprocess(image)
+    pixels, dtype = pipe.image_processor.preprocess(image), vae.dtype
     height, width = pixels.shape[-2:]
-    dtype, upcast = vae.dtype, bool(vae.config.get("force_upcast")) and vae.dtype == torch.float16
-    if upcast:  # SDXL's overflows in half precision
-        vae.to(torch.float32)
-    try:
-        with torch.no_grad():
-            encoded = vae.encode(pixels.to(pipe._execution_device, vae.dtype))
-    finally:
-        if upcast:
-            vae.to(dtype)
+    with _upcast(vae), torch.no_grad():
+        encoded = vae.encode(pixels.to(pipe._execution_device, vae.dtype))
     distribution = getattr(encoded, "latent_dist", None)  # TAESD's are the latents
     latents = encoded.latents if distribution is None else distribution.mode()
     latents = (latents - (vae.config.get("shift_factor") or 0.0)) * vae.config.scaling_factor
@@ -39,11 +34,29 @@ def encode(pipe: Any, image: Any) -> tuple[Tensor, int, int]:
 
 def decode(pipe: Any, latents: Tensor) -> Tensor:
     """Unpacked latents as pictures in [0, 1], float32 [B, 3, H, W], by the pipeline's autoencoder."""
-    vae = autoencoder(pipe)
-    scaled = latents.to(vae.dtype) / vae.config.scaling_factor + (vae.config.get("shift_factor") or 0.0)
-    with torch.no_grad():
+    return pictures_of(autoencoder(pipe), latents)
+
+
+def pictures_of(vae: Any, latents: Tensor) -> Tensor:
+    """The same by the autoencoder `vae` of still pictures, on its device."""
+    with _upcast(vae), torch.no_grad():
+        latents = latents.to(vae.device, vae.dtype)
+        scaled = latents / vae.config.scaling_factor + (vae.config.get("shift_factor") or 0.0)
         pictures: Tensor = vae.decode(scaled, return_dict=False)[0]
     return (pictures.float() / 2 + 0.5).clamp(0, 1)
+
+
+@contextlib.contextmanager
+def _upcast(vae: Any) -> Iterator[None]:
+    """In the block an autoencoder that overflows in half precision, as SDXL's does, is in float32."""
+    half = vae.config.get("force_upcast") and vae.dtype == torch.float16
+    if half:
+        vae.to(torch.float32)
+    try:
+        yield
+    finally:
+        if half:
+            vae.to(torch.float16)
 
 
 def pack(pipe: Any, latents: Tensor) -> Tensor:

@@ -14,10 +14,12 @@ import functools
 import inspect
 import threading
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
 _CHANGING = threading.Lock()  # held while an object changes its class
+_UNCOVERED: ContextVar[bool] = ContextVar("uncovered", default=False)
 
 
 @dataclass(frozen=True)
@@ -32,25 +34,38 @@ class Attribute:
 
 
 @contextlib.contextmanager
-def overlaid(target: Any, *, everywhere: bool = False, **members: Callable[..., Any] | Attribute) -> Iterator[None]:
+def overlaid(
+    target: Any, *, everywhere: bool = False, depth: int = 0, **members: Callable[..., Any] | Attribute
+) -> Iterator[None]:
     """In the block and its thread `target.name(..)` is `members[name](beneath, ..)`, with the method beneath it.
 
-    With `everywhere` in every thread. An :class:`Attribute` replaces an attribute. Raises ValueError where a method
-    was replaced on `target` itself, which would hide ours.
+    With `everywhere` in every thread. Of two layers the one of greater `depth` is beneath, else the earlier one. An
+    :class:`Attribute` replaces an attribute. Raises ValueError where a method was replaced on `target` itself, which
+    would hide ours.
     """
     hidden = [name for name in members if name in vars(target) and not isinstance(members[name], Attribute)]
     if hidden:
         raise ValueError(f"{type(target).__name__}.{hidden[0]} was replaced on the object itself: undo that first")
-    layer = _Layer(members, None if everywhere else threading.current_thread())
+    layer = _Layer(members, None if everywhere else threading.current_thread(), depth)
     try:  # from here on, as an interrupt may come before the block
         with _CHANGING:
             base, layers = _layers(target)
-            _put_on(target, base, (*layers, layer))
+            _put_on(target, base, tuple(sorted((*layers, layer), key=lambda own: -own.depth)))
         yield
     finally:
         with _CHANGING:
             base, layers = _layers(target)
             _put_on(target, base, tuple(other for other in layers if other is not layer))
+
+
+@contextlib.contextmanager
+def uncovered() -> Iterator[None]:
+    """In the block and its thread objects do as without any layer."""
+    token = _UNCOVERED.set(True)
+    try:
+        yield
+    finally:
+        _UNCOVERED.reset(token)
 
 
 def class_beneath(target: Any) -> type:
@@ -62,6 +77,7 @@ def class_beneath(target: Any) -> type:
 class _Layer:
     members: dict[str, Callable[..., Any] | Attribute]
     thread: threading.Thread | None  # not its number, which a later thread may have again; None: every thread
+    depth: int
 
     def over(self, below: type) -> dict[str, Any]:
         """The members of a class over `below`."""
@@ -75,7 +91,7 @@ class _Layer:
     @property
     def asked(self) -> bool:
         """Whether the thread that asks is the layer's."""
-        return self.thread is None or threading.current_thread() is self.thread
+        return not _UNCOVERED.get() and self.thread in (None, threading.current_thread())
 
     def _method(self, own: Callable[..., Any], beneath: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(beneath)

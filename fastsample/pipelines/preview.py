@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fastsample.pipelines.latents import autoencoder, decode, unpack
+from fastsample.pipelines.latents import autoencoder, decode, pictures_of, unpack
 
 Show = Callable[[list[Image.Image], int], None]
 """`show(images, step)`: what is done with the pictures of a step."""
@@ -87,10 +87,7 @@ def linear_decoder(vae: Any) -> Tensor:
         sides = [FINEST * 2 ** (index % 3) for index in range(SAMPLES)]
         drawn = [torch.randn(1, channels, side, side, generator=generator) for side in sides]
         smooth = torch.cat([torch.nn.functional.interpolate(own, (SIDE, SIDE), mode="bicubic") for own in drawn])
-        with torch.no_grad():
-            scaled = smooth / vae.config.scaling_factor + (vae.config.get("shift_factor") or 0.0)
-            pixels = vae.decode(scaled.to(vae.device, vae.dtype), return_dict=False)[0].float().cpu() / 2 + 0.5
-        coarse = torch.nn.functional.adaptive_avg_pool2d(pixels.clamp(0, 1), (SIDE, SIDE))
+        coarse = torch.nn.functional.adaptive_avg_pool2d(pictures_of(vae, smooth).cpu(), (SIDE, SIDE))
         known = torch.cat([smooth, torch.ones(SAMPLES, 1, SIDE, SIDE)], 1)
         rows, colours = (part.movedim(1, -1).flatten(0, -2).double() for part in (known, coarse))
         _FITTED[vae] = torch.linalg.lstsq(rows, colours).solution.T.float()

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from fastsample.cache import replacing
 from fastsample.fixed_point.iterations import check_settings
 from fastsample.pipelines.composition import check_composition
 from fastsample.pipelines.guidance import GuidanceCut
@@ -170,8 +171,9 @@ class Recipe:
         return cls(**values)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write it as a JSON file."""
-        Path(path).write_text(self.to_json() + "\n", encoding="utf-8")
+        """Write it as a JSON file, whole or not at all."""
+        with replacing(Path(path)) as partial:
+            partial.write_text(self.to_json() + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Recipe:

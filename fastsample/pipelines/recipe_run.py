@@ -20,6 +20,7 @@ from fastsample.pipelines.swap import scheduled, swapped
 from fastsample.pipelines.tgate import TGate
 from fastsample.sampling.ledger import Ledger
 from fastsample.tables.preset import Preset
+from fastsample.wording import counted
 
 STEPS = "num_inference_steps"
 PLACED = (STEPS, "timesteps", "sigmas")
@@ -61,15 +62,15 @@ class RecipeSummary:
 
     def __str__(self) -> str:
         text = (
-            f"{self.calls} calls: {self.evaluations} evaluations in {self.rounds} rounds, {self.dropped} dropped "
-            f"with guidance; {self.seconds:.2f} s"
+            f"{counted(self.calls, 'call')}: {counted(self.evaluations, 'evaluation')} in "
+            f"{counted(self.rounds, 'round')}, {self.dropped} dropped with guidance; {self.seconds:.2f} s"
         )
         if self.plain_seconds is None or not self.calls:
             return text
         each = self.seconds / self.calls
         return (
             f"{text}, {each:.2f} s a call where a plain one took {self.plain_seconds:.2f} s and "
-            f"{self.plain_evaluations} evaluations"
+            f"{counted(self.plain_evaluations or 0, 'evaluation')}"
         )
 
 
@@ -84,7 +85,7 @@ class RecipeRun:
     def __init__(self, recipe: Parts, pipe: Any) -> None:
         check_pipeline(pipe, recipe.steps)
         self.recipe, self.pipe = recipe, pipe
-        self._lock = threading.Lock()
+        self._lock, self._thread = threading.Lock(), threading.current_thread()
         self._costs, self._rounds = Ledger(), 0
         self._calls, self._plain = 0, Plain()
         self._scheduler = recipe.scheduler(pipe)
@@ -129,7 +130,7 @@ class RecipeRun:
         steps = self.recipe.steps
         if steps is not None and not any(given.get(name) is not None for name in PLACED):
             kwargs[STEPS] = steps
-        run = self._setup.run
+        run = self._setup.run if threading.current_thread() is self._thread else None
         rounds = run.rounds if run is not None else 0
         # the call's scheduler stays, whoever removes the recipe meanwhile
         with configured(self.pipe, self._scheduler_for(signature, given)), count(self.pipe, 1) as ledger:

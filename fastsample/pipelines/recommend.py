@@ -54,7 +54,7 @@ def recommend(pipe: Any, *, guidance: float | None = None, steps: int | None = N
     kind = NoiseSchedule.from_config(own.scheduler.config).kind
     if guidance is None and "guider" not in pipe.components:
         guidance = classifier_free_scale(pipe)
-    setting = recommended(kind, guidance)
+    setting = recommended(kind, guidance, steps)
     preset = _tuned(own, guidance, steps)
     reason = f"{kind} model: {MEASURED[kind]}"
     if preset is not None:

@@ -15,6 +15,7 @@ from diffusers import DiffusionPipeline
 
 import fastsample.decoding.schedulers
 import fastsample.schedulers  # noqa: F401  as diffusers looks for a saved scheduler among the modules that are loaded
+from fastsample.pipelines.overlay import uncovered
 
 _SCHEDULERS: WeakKeyDictionary[DiffusionPipeline, list[Any]] = WeakKeyDictionary()
 """The schedulers of pipelines with another one for a block: their own, and those of the blocks open."""
@@ -54,13 +55,13 @@ def swapped(pipe: DiffusionPipeline, scheduler: Any) -> Iterator[None]:
     """
     found = scheduled(pipe)
     try:
-        with _SWAPPING:
+        with _SWAPPING, uncovered():  # those of calls under way stay
             for own in found:
                 _SCHEDULERS.setdefault(own, [own.scheduler]).append(scheduler)
                 own.scheduler = scheduler
         yield
     finally:
-        with _SWAPPING:
+        with _SWAPPING, uncovered():
             for own in found:
                 _take_off(own, scheduler)
 

@@ -71,7 +71,7 @@ def integrate_adaptive(
     family = "dpm" if space == "noise" else "dpmpp"
     if not bool(x.isfinite().all()):
         raise ValueError(f"x is not finite: give the sample at time {now.time:g}")
-    h, previous, times, evaluations, rejected = first_step, x, [now.time], 0, 0
+    h, previous, times, evaluations, rejected = min(first_step, last.lam - now.lam), x, [now.time], 0, 0
     output: Tensor | None = None
     while now.lam < last.lam - 1e-9:
         if evaluations + order > max_evaluations:
@@ -99,7 +99,7 @@ def integrate_adaptive(
             times.append(now.time)
         else:
             rejected += 1
-        h = 0.9 * h * max(error, 1e-10) ** (-1 / order)
+        h = min(0.9 * h * max(error, 1e-10) ** (-1 / order), last.lam - now.lam)
     return AdaptiveResult(x, evaluations, rejected, tuple(times))
 
 
@@ -115,8 +115,8 @@ def _embedded(family: str, nodes: Sequence[Node], order: int, prediction_type: s
 
 
 def _stages(schedule: NoiseSchedule, now: Node, last: Node, h: float, order: int) -> tuple[Node, ...]:
-    """The nodes of a step of h, shortened to end at `last`: its start, stages and end."""
-    lam = now.lam + min(h, last.lam - now.lam) * np.arange(1, order + 1) / order
+    """The nodes of a step of h, which goes to `last` at most: its start, stages and end."""
+    lam = now.lam + h * np.arange(1, order + 1) / order
     ends = lam[-1] >= last.lam - 1e-9
     inner = [schedule.node(float(schedule.time(value))) for value in lam]
     return (now, *inner[:-1], last if ends else inner[-1])

@@ -97,7 +97,8 @@ def add_up(total: Sum, values: Sequence[Any], dtype: torch.dtype, out: Tensor | 
         if factor == 1.0:
             return first.to(dtype, copy=True) if out is None else out.copy_(first)
         # a sum of nothing is 0 even where the value is not finite
-        return torch.mul(first.to(dtype), factor, out=out) if factor else torch.zeros_like(first, dtype=dtype)
+        only = first.to(dtype) * factor if factor else torch.zeros_like(first, dtype=dtype)
+        return only if out is None else out.copy_(only)
     wide = out if out is not None and out.dtype == dtype else None
     place, ratio = others[0]
     second = values[place]

@@ -95,8 +95,8 @@ class GraphedLoop:
             )
         self._restart(x)
         with torch.cuda.device(x.device) if x.device.type == "cuda" else nullcontext():
-            for index, step in enumerate(self._table.steps):
-                if step.next.noise and self._noise is not None:
+            for index, step in enumerate(self._table.lowered.steps):
+                if step.noisy and self._noise is not None:
                     self._noise.copy_(draw_noise(x, generator))
                 self._play(index % self._phases, self._step)
             if self._decode is None:

@@ -8,6 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from fastsample.wording import counted
+
 Generators = torch.Generator | list[torch.Generator] | None
 NOISES = ("independent", "brownian")
 """Where the noise of a step comes from: drawn anew, or from a path (:mod:`fastsample.sampling.brownian`)."""
@@ -39,4 +41,5 @@ def draw(kind: Callable[..., Tensor], like: Tensor, generator: Generators = None
 def check_one_each(generators: list[torch.Generator], rows: int) -> None:
     """Raise ValueError unless there is a generator for each of `rows` images."""
     if len(generators) != rows:
-        raise ValueError(f"generator has {len(generators)} entries for a batch of {rows}: give one a batch item")
+        entries = counted(len(generators), "entry", "entries")
+        raise ValueError(f"generator has {entries} for a batch of {rows}: give one a batch item")

@@ -8,6 +8,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin  # noqa: F401  
 
 from fastsample.schedulers.base import TableScheduler
 from fastsample.schedulers.config import configured
+from fastsample.solvers.registry import check_choice
 
 
 @configured(solver_order=3)
@@ -18,6 +19,7 @@ class DEISScheduler(TableScheduler):
     """
 
     def solver(self) -> tuple[str, dict[str, Any]]:
+        check_choice("solver_order", self.config.solver_order, (1, 2, 3, 4))
         return "deis", {"order": self.config.solver_order}
 
 
@@ -29,6 +31,7 @@ class IPNDMScheduler(TableScheduler):
     """
 
     def solver(self) -> tuple[str, dict[str, Any]]:
+        check_choice("solver_order", self.config.solver_order, (1, 2, 3, 4))
         return "ipndm", {"order": self.config.solver_order}
 
 

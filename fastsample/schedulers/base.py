@@ -19,7 +19,8 @@ from fastsample.sampling.noise import Generators
 from fastsample.schedulers.advance import after_rows, drawn, ready, refuse_with_rows, stepped, towards, with_eta
 from fastsample.schedulers.config import read_config
 from fastsample.schedulers.edm import EDMInterface
-from fastsample.schedulers.layout import Request, laid, lay_out
+from fastsample.schedulers.grids.request import GridRequest
+from fastsample.schedulers.layout import laid, lay_out
 from fastsample.schedulers.locate import located
 from fastsample.schedulers.noising import Noising
 from fastsample.schedulers.readings import Readings
@@ -82,9 +83,10 @@ class TableScheduler(Readings, EDMInterface, Noising, SchedulerMixin, ConfigMixi
                 f"original_inference_steps = {original_inference_steps}: the grid that a consistency model was "
                 "distilled on; use LCMScheduler or TCDScheduler on a VP model, or leave it out"
             )
-        request = Request(num_inference_steps, _floats(timesteps), _floats(sigmas), None if mu is None else float(mu))
         setup = self._setup
-        layout = lay_out(setup, request, request.kinds)
+        times, levels = _floats("timesteps", timesteps), _floats("sigmas", sigmas)
+        shift = None if mu is None else float(mu)
+        layout = lay_out(setup, GridRequest(num_inference_steps, times, levels, shift, setup.leading_from_zero))
         if setup.preset is not None and not layout.tuned:
             _say_untuned(setup, len(layout))
         self._run = Run(laid(setup, layout, device))
@@ -214,6 +216,7 @@ class TableScheduler(Readings, EDMInterface, Noising, SchedulerMixin, ConfigMixi
     # --- inner -------------------------------------------------------------------------------------------
 
     _keeps_noise = False  # whether clipping leaves the noise prediction as it is, unless the caller says otherwise
+    _clips = False  # whether the config's `clip_sample` and `clip_sample_range` count
     _distilled = False  # whether it is for consistency models alone, whose configs other classes refuse
     _pair = False  # whether a tuple also holds the data prediction, on VP models
 
@@ -227,15 +230,15 @@ class TableScheduler(Readings, EDMInterface, Noising, SchedulerMixin, ConfigMixi
 
     def _returns_data(self) -> bool:
         """Whether a tuple holds the data prediction too, as those of diffusers' classes for this model do."""
-        kind = self._schedule.kind
+        kind = self.schedule.kind
         return kind == "edm" or (self._pair and kind == "vp") or "original_inference_steps" in self.config
 
     def _clips_data(self) -> bool:
-        return bool(self.config["thresholding"])
+        return bool(self.config["thresholding"] or (self._clips and self.config["clip_sample"]))
 
     def _data_weights(self, step: Step) -> tuple[float, float]:
         """`(a, b)` such that the caller's clean sample is predicted as `a * sample + b * output`."""
-        scale = self._schedule.data_scale
+        scale = self.schedule.data_scale
         return step.data[0] * scale, step.data[1] * scale
 
     def _data(self, step: Step, output: Tensor, sample: Tensor) -> Tensor:
@@ -253,6 +256,9 @@ class TableScheduler(Readings, EDMInterface, Noising, SchedulerMixin, ConfigMixi
         return self._clip_data if self._clips_data() else None
 
     def _clip_data(self, data: Tensor) -> Tensor:
+        if not self.config["thresholding"]:
+            limit = self.config["clip_sample_range"]
+            return torch.clamp(data, -limit, limit)
         return threshold(data, self.config["dynamic_thresholding_ratio"], self.config["sample_max_value"])
 
 
@@ -266,11 +272,14 @@ def _say_untuned(setup: Setup, evaluations: int) -> None:
     )
 
 
-def _floats(values: Any) -> tuple[float, ...] | None:
-    """A list, array or tensor as a tuple of floats."""
+def _floats(name: str, values: Any) -> tuple[float, ...] | None:
+    """A list, array or tensor of any dtype as a tuple of floats. Raises ValueError where it is no list of numbers."""
     if values is None:
         return None
-    return tuple(np.asarray(values.cpu() if isinstance(values, Tensor) else values, dtype=np.float64).tolist())
+    array = np.asarray(values.tolist() if isinstance(values, Tensor) else values, dtype=np.float64)
+    if array.ndim != 1:
+        raise ValueError(f"{name} has shape {array.shape}: give a list of numbers")
+    return tuple(array.tolist())
 
 
 def _without_variance(model_output: Tensor, sample: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from numbers import Integral, Real
 from typing import Any, TypeVar
 
@@ -74,8 +74,10 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "passed_sigmas": ("auto", "use", "replace"),
     "noise": NOISES,
 }
-SWITCHES = tuple(key for key, value in COMMON_CONFIG.items() if value is False)
-POSITIVE = ("flow_shift", "shift", "rho", "sample_max_value", "sigma_min", "sigma_max", "sigma_data")
+POSITIVE = (
+    *("flow_shift", "shift", "rho", "sigma_min", "sigma_max", "sigma_data"),
+    *("sample_max_value", "clip_sample_range", "timestep_scaling"),
+)
 OF_FLOW_MODELS = ("use_dynamic_shifting", "shift_terminal", "invert_sigmas", "flow_shift")
 NOT_OF_FLOW_MODELS = ("timestep_spacing", "steps_offset", "lambda_min_clipped", "rescale_betas_zero_snr")
 """Keys that diffusers' configs of flow-matching models may have, and that mean nothing there."""
@@ -88,9 +90,6 @@ def check_config(config: Mapping[str, Any], kind: str) -> None:
     for key, choices in CHOICES.items():
         if config.get(key, choices[0]) not in choices:
             raise ValueError(f"{key} = {config[key]!r}: use one of {', '.join(map(repr, choices))}")
-    for key in SWITCHES:
-        if config.get(key) not in (None, False, True):
-            raise ValueError(f"{key} = {config[key]!r}: use True or False")
     for key in POSITIVE:
         _check_number(config, key, 0.0, math.inf)
     scale = config.get("stable_guidance", "auto")
@@ -100,15 +99,28 @@ def check_config(config: Mapping[str, Any], kind: str) -> None:
     if config.get("shift_terminal"):  # 0 is none, as in diffusers
         _check_number(config, "shift_terminal", 0.0, 1.0)
     _check_number(config, "dynamic_thresholding_ratio", 0.0, 1.0 + 2**-52)
-    for key, least in (("steps_offset", 0), ("num_train_timesteps", 2)):
+    lowest = config.get("lambda_min_clipped")
+    if lowest is not None and (not isinstance(lowest, Real) or isinstance(lowest, bool) or not lowest < math.inf):
+        raise ValueError(f"lambda_min_clipped = {lowest!r}: give a log-SNR, -5.1 for cosine betas, or -inf for none")
+    for key, least in (("steps_offset", 0), ("num_train_timesteps", 2), ("original_inference_steps", 1)):
         value = config.get(key, least)
         if not isinstance(value, Integral) or isinstance(value, bool) or int(value) < least:
             raise ValueError(f"{key} = {value!r}: give an integer of at least {least}")
+    offset, trained = config.get("steps_offset", 0), config.get("num_train_timesteps", 1000)
+    if offset >= trained:
+        raise ValueError(f"steps_offset = {offset}: give less than num_train_timesteps = {trained}")
     if kind != "flow":
         for key in OF_FLOW_MODELS:
             if config.get(key) and config[key] != COMMON_CONFIG[key]:
                 raise ValueError(f"{key} = {config[key]!r}: only flow-matching models have it; leave it out")
     check_grid(config, kind)
+
+
+def check_switches(config: Mapping[str, Any], switches: Iterable[str]) -> None:
+    """Raise ValueError unless all these keys are on or off."""
+    for key in switches:
+        if config.get(key) not in (None, False, True):
+            raise ValueError(f"{key} = {config[key]!r}: use True or False")
 
 
 def read_config(
@@ -135,7 +147,8 @@ def read_config(
         for key in NOT_OF_FLOW_MODELS:
             if options.get(key, COMMON_CONFIG[key]) != COMMON_CONFIG[key]:
                 raise ValueError(
-                    f"option {key} = {options[key]!r}: it has no effect on a flow-matching model; a timestep_grid has"
+                    f"option {key} = {options[key]!r}: it has no effect on a flow-matching model; leave it out, or "
+                    "name a timestep_grid"
                 )
     config, meant = understood(config, distilled=_is_distilled(cls, {**config, **options}))
     _check_number(config, "shift", 0.0, math.inf)
@@ -182,6 +195,7 @@ def configured(
 
         __init__.__signature__ = signature  # type: ignore[attr-defined]
         cls.__init__ = register_to_config(__init__)  # type: ignore[method-assign]
+        cls._switches = tuple(key for key, value in defaults.items() if isinstance(value, bool))  # type: ignore[attr-defined]
         return cls
 
     return decorate

@@ -9,6 +9,7 @@ import torch
 from diffusers.schedulers.scheduling_utils import SchedulerMixin  # noqa: F401  diffusers looks it up in this module
 from torch import Tensor
 
+from fastsample.sampling.backend import accumulation_dtype
 from fastsample.schedulers.base import TableScheduler
 from fastsample.schedulers.config import COMMON_CONFIG, configured
 from fastsample.schedulers.grids.request import flagged_grid
@@ -28,6 +29,7 @@ OF_BOTH: dict[str, Any] = {
 class ConsistencyScheduler(TableScheduler):
     """The grid of distilled models: `num_inference_steps` of the `original_inference_steps` times of training."""
 
+    _clips = True
     _distilled = True
 
     def set_timesteps(
@@ -47,9 +49,9 @@ class ConsistencyScheduler(TableScheduler):
         flow-matching models the grid is the model's own, and these two are refused.
         """
         laid_out = sigmas is not None or timesteps is not None or self.config["timestep_grid"]
-        if self._schedule.kind == "vp" and not laid_out and flagged_grid(self.config) is None:
+        if self.schedule.kind == "vp" and not laid_out and flagged_grid(self.config) is None:
             original = self._original_steps(original_inference_steps)
-            timesteps = consistency(self._schedule, num_inference_steps or 0, original, strength).tolist()
+            timesteps = consistency(self.schedule, num_inference_steps or 0, original, strength).tolist()
             original_inference_steps, strength, num_inference_steps = None, 1.0, None
         if strength != 1:
             raise ValueError(f"strength = {strength}: it is of the grid that a model was distilled on; leave it out")
@@ -60,15 +62,6 @@ class ConsistencyScheduler(TableScheduler):
     def _original_steps(self, asked: int | None) -> int:
         """How many times the model was distilled at."""
         return int(self.config["original_inference_steps"] if asked is None else asked)
-
-    def _clips_data(self) -> bool:
-        return bool(self.config["thresholding"] or self.config["clip_sample"])
-
-    def _clip_data(self, data: Tensor) -> Tensor:
-        if self.config["thresholding"]:
-            return super()._clip_data(data)
-        limit = self.config["clip_sample_range"]
-        return torch.clamp(data, -limit, limit)
 
 
 @configured(STABLE_DIFFUSION, **OF_BOTH)
@@ -83,14 +76,14 @@ class LCMScheduler(ConsistencyScheduler):
         return "lcm", {}
 
     def _clips_data(self) -> bool:
-        return self._schedule.kind == "vp" or super()._clips_data()
+        return self.schedule.kind == "vp" or super()._clips_data()
 
     def _output_for(self, step: Step, output: Tensor, sample: Tensor, data: Tensor | None) -> Tensor:
         a, b = self._data_weights(step)
-        wide = sample.double() if sample.dtype == torch.float64 else sample.float()
+        wide = sample.to(accumulation_dtype(sample.dtype))
         data = self._data(step, output, sample) if data is None else data
         data = self._clip_data(data) if super()._clips_data() else data
-        if self._schedule.kind == "vp":
+        if self.schedule.kind == "vp":
             scaled = (step.node.time * self.config["timestep_scaling"]) ** 2
             data = (scaled / (scaled + 0.25)) ** 0.5 * data + 0.25 / (scaled + 0.25) * wide
         return (data - a * wide) / b
@@ -105,7 +98,7 @@ class TCDScheduler(ConsistencyScheduler):
     """
 
     def _original_steps(self, asked: int | None) -> int:
-        return super()._original_steps(None) if asked is None else self._schedule.train_steps
+        return super()._original_steps(None) if asked is None else self.schedule.train_steps
 
     def solver(self) -> tuple[str, dict[str, Any]]:
         return "tcd", {"eta": self.config["eta"]}

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from diffusers.schedulers.scheduling_utils import SchedulerMixin  # noqa: F401  diffusers looks it up in this module
-from torch import Tensor
 
 from fastsample.schedulers.base import TableScheduler
 from fastsample.schedulers.config import configured
@@ -21,17 +19,9 @@ class DDIMScheduler(TableScheduler):
     """
 
     _leading_from_zero = True  # as diffusers' DDIM and Euler, unlike its multistep classes
+    _clips = True
     _keeps_noise = True
     _pair = True
 
     def solver(self) -> tuple[str, dict[str, Any]]:
         return "ddim", {}
-
-    def _clips_data(self) -> bool:
-        return bool(self.config["thresholding"] or self.config["clip_sample"])
-
-    def _clip_data(self, data: Tensor) -> Tensor:
-        if self.config["thresholding"]:
-            return super()._clip_data(data)
-        limit = self.config["clip_sample_range"]
-        return torch.clamp(data, -limit, limit)

@@ -11,9 +11,11 @@ from fastsample.schedulers.config import configured
 from fastsample.solvers.dpm_multistep import VARIANTS
 from fastsample.solvers.dpm_sde import NOISE_TYPES
 from fastsample.solvers.exponential import SOLVER_TYPES
-from fastsample.solvers.registry import check_choice
+from fastsample.solvers.registry import check_choice, check_eta
 
 ALGORITHMS = ("dpmsolver++", "dpmsolver", "sde-dpmsolver++", "sde-dpmsolver")
+OF_OTHERS = {"deis": "dpmsolver++", "data_prediction": "dpmsolver++", "noise_prediction": "dpmsolver"}
+"""What the algorithm types of DEIS, as in diffusers, and of SA-Solver become where their config is handed over."""
 
 
 @configured(
@@ -39,14 +41,16 @@ class DPMSolverScheduler(TableScheduler):
 
     def solver(self) -> tuple[str, dict[str, Any]]:
         config = self.config
-        check_choice("algorithm_type", config.algorithm_type, ALGORITHMS)
-        stochastic, order = config.algorithm_type.startswith("sde-"), config.solver_order
+        algorithm = str(OF_OTHERS.get(config.algorithm_type, config.algorithm_type))
+        check_choice("algorithm_type", algorithm, ALGORITHMS)
+        stochastic, order = algorithm.startswith("sde-"), config.solver_order
         check_choice("variant", config.variant, VARIANTS)
-        check_choice("solver_order", order, (1, 2) if config.algorithm_type == "sde-dpmsolver" else (1, 2, 3))
-        family = "dpmpp" if config.algorithm_type.endswith("++") else "dpm"
+        check_eta(config.eta)
+        check_choice("solver_order", order, (1, 2) if algorithm == "sde-dpmsolver" else (1, 2, 3))
+        family = "dpmpp" if algorithm.endswith("++") else "dpm"
         # UniPC's and DEIS' types, which diffusers also reads as midpoint.
         solver_type = "midpoint" if config.solver_type in ("bh1", "bh2", "logrho") else config.solver_type
-        noisy = config.algorithm_type == "sde-dpmsolver"
+        noisy = algorithm == "sde-dpmsolver"
         check_choice(
             "solver_type", solver_type, NOISE_TYPES if noisy else SOLVER_TYPES
         )  # at order 1 too, which has none

@@ -16,13 +16,19 @@ class EDMInterface(Stateful):
 
     @property
     def init_noise_sigma(self) -> float:
-        """What the first noise is multiplied with: on EDM models sqrt(sigma_max^2 + 1), as in diffusers."""
-        schedule = self._schedule
-        return (schedule.sigma_max**2 + 1) ** 0.5 if isinstance(schedule, EDMSchedule) else 1.0
+        """What the first noise is multiplied with: on EDM models sqrt(sigma^2 + 1), sigma that of the first level.
+
+        That is sigma_max, as in diffusers, but where `set_timesteps` was given other levels.
+        """
+        schedule, run = self.schedule, self._run
+        if not isinstance(schedule, EDMSchedule):
+            return 1.0
+        sigma = schedule.sigma_max if run.laid.layout is None else run.laid.layout.nodes[0].sigma
+        return (sigma**2 + 1) ** 0.5
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None, *args: Any, **kwargs: Any) -> Tensor:
         """The network's input at `timestep`: `sample`, over sqrt(sigma_data^2 + sigma^2) on EDM models."""
-        schedule, run = self._schedule, self._run
+        schedule, run = self.schedule, self._run
         if not isinstance(schedule, EDMSchedule):
             return sample
         if run.laid.layout is None:
@@ -33,7 +39,7 @@ class EDMInterface(Stateful):
 
     def _get_conditioning_c_in(self, sigma: float | Tensor) -> Any:
         """The factor of :meth:`scale_model_input` at noise level `sigma`; Cosmos' video-to-world calls it."""
-        schedule = self._schedule
+        schedule = self.schedule
         return schedule.input_scale(sigma) if isinstance(schedule, EDMSchedule) else 1.0
 
     @property

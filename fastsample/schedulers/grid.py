@@ -12,10 +12,9 @@ from fastsample.schedulers.grids.edm import edm_nodes
 from fastsample.schedulers.grids.flow import flow_nodes, is_multistep, static_shift
 from fastsample.schedulers.grids.request import GridRequest, flagged_grid, grid_name
 from fastsample.schedulers.grids.vp import vp_nodes
-from fastsample.schedules.base import Array, Node, NoiseSchedule, require_falling_noise
+from fastsample.schedules.base import CAPPED, Array, Node, NoiseSchedule, require_falling_noise
 from fastsample.schedules.edm import EDMSchedule
 from fastsample.schedules.flow import FlowSchedule, shift_sigmas
-from fastsample.schedules.levels import CAPPED
 
 __all__ = ["GridRequest", "grid_name", "make_nodes", "training_grid", "whole_timesteps"]
 

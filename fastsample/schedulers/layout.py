@@ -83,43 +83,27 @@ def _laid_by(setup: Setup, table: Table, grid: tuple[Node, ...], tuned: bool = F
     return Layout(setup, table, grid, nodes, setup.order, timesteps, sigmas, times, starts, tuned)
 
 
-@dataclass(frozen=True)
-class Request:
-    """The arguments of `set_timesteps`, as values that can be hashed."""
-
-    steps: Any
-    timesteps: tuple[float, ...] | None
-    sigmas: tuple[float, ...] | None
-    mu: float | None
-
-    @property
-    def kinds(self) -> tuple[type, ...]:
-        """2.5, 2.0 and True are other requests than 2, and than each other."""
-        return (type(self.steps),)
-
-
 @functools.lru_cache(maxsize=64)
-def lay_out(setup: Setup, request: Request, kinds: tuple[type, ...]) -> Layout:
+def lay_out(setup: Setup, request: GridRequest) -> Layout:
     """The layout that `request` asks for; ValueError where it asks for none."""
     entry = _entry_for(setup, request)
     if entry is not None:
         table = entry.table
         return _laid_by(setup, table, (*[step.node for step in table.steps], table.steps[-1].target), tuned=True)
-    times, sigmas = (None if given is None else list(given) for given in (request.timesteps, request.sigmas))
-    asked = GridRequest(request.steps, times, sigmas, request.mu, setup.leading_from_zero)
-    nodes = make_nodes(setup.schedule, setup.config.values, asked)
+    nodes = make_nodes(setup.schedule, setup.config.values, request)
     return layout_of(setup, rising_nodes(setup.schedule, nodes, setup.rise) if setup.rise else nodes)
 
 
-def _entry_for(setup: Setup, request: Request) -> Entry | None:
+def _entry_for(setup: Setup, request: GridRequest) -> Entry | None:
     """The tuned table for `request`: for its number of evaluations, and where it does not place them by itself."""
-    if setup.preset is None or request.timesteps is not None or type(request.steps) not in (int, type(None)):
+    schedule, sigmas = setup.schedule, request.sigmas
+    if setup.preset is None or request.timesteps is not None:
         return None
-    if request.sigmas is None:
-        return setup.preset.entry(request.steps) if request.steps else None
-    sigmas = np.asarray(request.sigmas)
-    own = setup.schedule.kind == "flow" and is_pipeline_default(sigmas, setup.schedule.train_steps)
-    return setup.preset.entry(len(sigmas)) if own and request.steps in (None, len(sigmas)) else None
+    if sigmas is not None and not (
+        schedule.kind == "flow" and is_pipeline_default(np.asarray(sigmas), schedule.train_steps)
+    ):
+        return None
+    return setup.preset.entry(request.count)
 
 
 @functools.lru_cache(maxsize=64)

@@ -40,4 +40,5 @@ class HeavyBallScheduler(TableScheduler):
             if config.nesterov:
                 raise ValueError("nesterov = True needs base = 'adams'; set nesterov to False or base to 'adams'")
             return "hb-dpmpp-2m", {"beta": config.beta}
+        check_choice("adams_order", config.adams_order, (1, 2, 3, 4))
         return "nesterov" if config.nesterov else "hb", {"order": config.adams_order, "beta": config.beta}

@@ -22,10 +22,11 @@ class Noising(Stateful):
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """`alpha data + sigma noise`; `timesteps` are one for all, one a row [B], or one a token [B, T].
 
+        One clean sample [1, ..] may be given with noise and times of many rows.
         Whole timesteps of VP models are looked up, others lie between two (log alpha is linear there).
         Raises ValueError for timesteps that are on the host and beyond those of training; a device asserts.
         """
-        alpha, sigma = self._marginals(timesteps, original_samples)
+        alpha, sigma = self._marginals(timesteps, original_samples, noise)
         return (alpha * original_samples + sigma * noise).to(original_samples.dtype)
 
     def scale_noise(self, sample: Tensor, timestep: Tensor, noise: Tensor) -> Tensor:
@@ -39,7 +40,7 @@ class Noising(Stateful):
         `fastsample.tables.prediction`.
         """
         schedule = self._setup.schedule
-        alpha, sigma = self._marginals(timesteps, sample)
+        alpha, sigma = self._marginals(timesteps, sample, noise)
         if schedule.kind == "flow":
             return (noise - sample).to(sample.dtype)
         if schedule.kind == "edm":
@@ -49,8 +50,8 @@ class Noising(Stateful):
             velocity = alpha * noise - sigma * sample
         return velocity.to(sample.dtype)
 
-    def _marginals(self, timesteps: Any, like: Tensor) -> tuple[Tensor, Tensor]:
-        """What multiplies the caller's clean sample and noise at `timesteps`, shaped to multiply `like`."""
+    def _marginals(self, timesteps: Any, like: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """What multiplies the caller's clean sample, `like`, and `noise` at `timesteps`, shaped to multiply them."""
         times = torch.as_tensor(timesteps, device=None if isinstance(timesteps, Tensor) else "cpu")
         dtype = accumulation_dtype(like.dtype)
         setup = self._setup
@@ -60,7 +61,7 @@ class Noising(Stateful):
             time, of_data, of_noise = own
             same = (times == time).all().to(like.device)
             alpha, sigma = torch.where(same, of_data, alpha), torch.where(same, of_noise, sigma)
-        shape = _broadcast_shape(times, like)
+        shape = _broadcast_shape(times, torch.broadcast_shapes(like.shape, noise.shape))
         return alpha.reshape(shape).to(dtype), sigma.reshape(shape).to(dtype)
 
     def _own_point(self, times: Tensor) -> tuple[float, float, float] | None:
@@ -75,16 +76,16 @@ class Noising(Stateful):
         return layout.times[index], node.alpha / schedule.data_scale, node.sigma
 
 
-def _broadcast_shape(times: Tensor, like: Tensor) -> tuple[int, ...]:
-    """The shape of what multiplies `like`. Raises ValueError where the times are of other rows or tokens."""
-    ones = (1,) * like.ndim
+def _broadcast_shape(times: Tensor, samples: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of what multiplies `samples`. Raises ValueError where the times are of other rows or tokens."""
+    ones = (1,) * len(samples)
     if times.numel() == 1:
         return ones
-    if times.shape == like.shape[: times.ndim]:
+    if times.shape == samples[: times.ndim]:
         return (*times.shape, *ones[times.ndim :])
-    if times.numel() == like.shape[0]:
-        return (len(like), *ones[1:])
+    if times.numel() == samples[0]:
+        return (samples[0], *ones[1:])
     raise ValueError(
-        f"timesteps has shape {tuple(times.shape)} for samples of shape {tuple(like.shape)}: give one for all, one a "
+        f"timesteps has shape {tuple(times.shape)} for samples of shape {tuple(samples)}: give one for all, one a "
         "row [B] or one a token [B, T]"
     )

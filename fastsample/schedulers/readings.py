@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -52,7 +53,8 @@ class TrainingTable:
             return kept[self._name][1]
         if not isinstance(setup.schedule, DiscreteSchedule):
             raise AttributeError(f"{self._name}: only models trained on betas have them")
-        value = self._of(setup.schedule)
+        with torch.inference_mode(False):  # kept, for training too
+            value = self._of(setup.schedule)
         scheduler._training_tables = {**kept, self._name: (setup, value)}
         return value
 
@@ -91,6 +93,20 @@ class Readings(Stateful):
             raise ValueError(f"timestep = {float(timestep):g}: none of the {len(times)} timesteps; give one of them")
         return int(found[min(1, len(found) - 1)])
 
+    @property
+    def _begin_index(self) -> int | None:
+        return self._run.begin_index
+
+    @_begin_index.setter
+    def _begin_index(self, value: int | None) -> None:
+        """Programs that go back to the start of a run set it, and `_step_index`, to None."""
+        self._run = replace(self._run, begin_index=value)
+
+    def _init_step_index(self, timestep: float | Tensor) -> None:
+        """Make the coming step that of the begin index, else of `timestep`; FlowEdit then asks for `step_index`."""
+        begin = self._run.begin_index
+        self._run = self._run.at(self.index_for_timestep(timestep) if begin is None else begin)
+
     def previous_timestep(self, timestep: int | Tensor) -> int | Tensor:
         """The timestep that a step from `timestep` goes to, -1 at the end; before `set_timesteps` one less."""
         layout = self._run.laid.layout
@@ -117,7 +133,7 @@ class Readings(Stateful):
 
         Raises ValueError on other models, and where the shift is dynamic (there `set_timesteps` takes `mu`).
         """
-        if self._schedule.kind != "flow":
+        if self.schedule.kind != "flow":
             raise ValueError(f"shift = {shift}: only flow-matching models have one")
         if self.config["use_dynamic_shifting"]:
             raise ValueError(f"shift = {shift}: use_dynamic_shifting is set; give set_timesteps mu, or unset it")

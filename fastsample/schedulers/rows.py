@@ -18,6 +18,7 @@ from fastsample.schedulers.run import Run
 from fastsample.schedulers.setup import Setup
 from fastsample.schedules.flow import FlowSchedule
 from fastsample.solvers import build_table_on_nodes
+from fastsample.tables.prediction import output_axes
 from fastsample.tables.step import Combination, Step
 
 
@@ -225,11 +226,6 @@ def _data_weights(alpha: Tensor, sigma: Tensor, output_type: str) -> tuple[Tenso
         return torch.zeros_like(alpha), torch.ones_like(alpha)
     if output_type == "epsilon":
         return 1 / alpha, -sigma / alpha
-    sign = -1.0 if output_type.startswith("minus_") else 1.0
-    if output_type in ("flow_prediction", "minus_flow"):
-        p = q = torch.full_like(alpha, sign)
-    else:
-        size = torch.hypot(alpha, sigma)
-        p, q = sign * alpha / size, sign * sigma / size
+    p, q = output_axes(alpha, sigma, output_type)
     norm = alpha * p + sigma * q
     return p / norm, -sigma / norm

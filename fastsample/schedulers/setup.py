@@ -13,6 +13,7 @@ from fastsample.schedulers.grids.rising import Rise
 from fastsample.schedulers.levels import TrainingLevels
 from fastsample.schedulers.live_config import Key
 from fastsample.schedules.base import Node, NoiseSchedule
+from fastsample.schedules.config import schedule_kind
 from fastsample.solvers import build_table_on_nodes, get_solver
 from fastsample.solvers.registry import Solver
 from fastsample.tables.preset import Preset, read_preset
@@ -64,7 +65,7 @@ class Setup:
             grid,
             schedule=self.schedule if self.solver.needs_schedule else None,
             prediction_type=self.output_type,
-            lower_final=self.rise is None and config["lower_order_final"] and self.solver.lower_final,
+            lower_final=self.rise is None and bool(config["lower_order_final"]) and self.solver.lower_final,
             rising=self.rise is not None,
             dualfast=config["dualfast"],
             **({"stable_guidance": self.stable_guidance} | self.options.values | ({"eta": eta} if eta else {})),
@@ -81,8 +82,8 @@ class Setup:
 def setup_of(name: str, options: Key, config: Key, leading_from_zero: bool, rise: Rise | None = None) -> Setup:
     """What a config with this solver and its options means. Raises ValueError where that is nothing."""
     values = config.values
+    check_config(values, schedule_kind(values))
     schedule = NoiseSchedule.from_config(values)
-    check_config(values, schedule.kind)
     output_type = schedule.output_type(values["prediction_type"])
     levels = TrainingLevels(schedule) if schedule.kind == "vp" else None
     solver = get_solver(name)

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from fastsample.schedulers.advance import under
+from fastsample.schedulers.config import check_switches
 from fastsample.schedulers.grids.rising import Rise
 from fastsample.schedulers.layout import at_levels, at_times, before_any_run
 from fastsample.schedulers.live_config import Key, LiveConfig
@@ -24,6 +25,7 @@ class Stateful:
 
     _leading_from_zero = False
     _rise: Rise | None = None  # how the grid is turned round, where runs go from clean to noisy
+    _switches: tuple[str, ...] = ()  # the config keys that are on or off
     _held: Held
 
     def solver(self) -> tuple[str, dict[str, Any]]:
@@ -120,13 +122,10 @@ class Stateful:
         key = self.config.key()
         known: tuple[Key, Setup] | None = self.__dict__.get("_meaning")
         if known is None or known[0] is not key:
+            check_switches(key.values, self._switches)
             name, options = self.solver()
             known = self._meaning = (key, setup_of(name, Key(options), key, self._leading_from_zero, self._rise))
         return known[1]
-
-    @property
-    def _schedule(self) -> NoiseSchedule:
-        return self._setup.schedule
 
     @property
     def _run(self) -> Run:

@@ -8,6 +8,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin  # noqa: F401  
 
 from fastsample.schedulers.base import TableScheduler
 from fastsample.schedulers.config import configured
+from fastsample.solvers.registry import check_choice
 
 
 @configured(solver_order=2, solver_type="bh2", predict_x0=True, disable_corrector=None)
@@ -21,11 +22,12 @@ class UniPCScheduler(TableScheduler):
 
     def solver(self) -> tuple[str, dict[str, Any]]:
         config = self.config
+        check_choice("solver_order", config.solver_order, (1, 2, 3))
         # Names of other families' types, which a swapped config brings along; diffusers reads them as bh2.
         solver_type = "bh2" if config.solver_type in ("midpoint", "heun", "logrho") else config.solver_type
         options = {
             "order": config.solver_order,
             "solver_type": solver_type,
-            "disable_corrector": tuple(config.disable_corrector or ()),
+            "disable_corrector": () if config.disable_corrector is None else config.disable_corrector,
         }
         return "unipc" if config.predict_x0 else "unipc-noise", options

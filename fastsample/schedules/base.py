@@ -20,6 +20,8 @@ from numpy.typing import ArrayLike, NDArray
 
 Array = NDArray[np.float64]
 
+CAPPED = 2.0**12  # sigma / alpha that diffusers and ComfyUI give to zero SNR, about
+
 
 @dataclass(frozen=True)
 class Node:
@@ -123,7 +125,7 @@ class NoiseSchedule(ABC):
 
     def level(self, node: Node) -> float:
         """The noise level of `node` that diffusers' `sigmas` would hold: on VP models sigma / alpha."""
-        return min(node.sbar, 2.0**12) if self.kind == "vp" else node.sigma
+        return min(node.sbar, CAPPED) if self.kind == "vp" else node.sigma
 
     def nodes(self, times: ArrayLike, *, rising: bool = False) -> tuple[Node, ...]:
         """Grid points for `times`. Raises ValueError unless noise falls, or with `rising` rises, at every step."""

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fastsample.schedules.base import Array, NoiseSchedule
+from fastsample.schedules.base import CAPPED, Array, NoiseSchedule
+
+LEAST = 2.0**-100
+"""Of alphas_cumprod, but for 0: sigma / alpha beyond 2^50 leaves float64 nothing of the data."""
 
 
 class DiscreteSchedule(NoiseSchedule):
@@ -24,10 +29,12 @@ class DiscreteSchedule(NoiseSchedule):
 
     def __init__(self, alphas_cumprod: ArrayLike) -> None:
         cumprod = np.asarray(alphas_cumprod, dtype=np.float64)
-        if cumprod.ndim != 1 or cumprod.size < 2:
-            raise ValueError(f"alphas_cumprod has shape {cumprod.shape}: give at least 2 values")
+        if cumprod.ndim != 1 or np.count_nonzero(cumprod) < 2:
+            raise ValueError(f"alphas_cumprod has shape {cumprod.shape}: give at least 2 values above 0")
         if not (np.all(np.diff(cumprod) < 0) and cumprod[0] < 1 and cumprod[-1] >= 0):
             raise ValueError("alphas_cumprod must fall strictly within [0, 1): check the betas (each in (0, 1))")
+        if 0 < cumprod[-1] < LEAST:
+            raise ValueError(f"alphas_cumprod falls to {cumprod[-1]:g}: give fewer betas, or smaller ones")
         self.train_steps = cumprod.size
         self.zero_terminal = bool(cumprod[-1] == 0)
         # The last point at which log alpha is finite closes the piecewise-linear part.
@@ -43,9 +50,8 @@ class DiscreteSchedule(NoiseSchedule):
         """Betas from a diffusers config; keys that are absent take diffusers' defaults (0.0001..0.02 linear)."""
         betas = betas_from_config(config)
         cumprod = np.cumprod(1.0 - betas)
-        shift = float(config.get("snr_shift_scale") or 1.0)
-        if not (math.isfinite(shift) and shift > 0):
-            raise ValueError(f"snr_shift_scale = {shift}: give a positive number (1 means none)")
+        shift = config.get("snr_shift_scale", 1.0)
+        shift = 1.0 if shift is None else _number("snr_shift_scale", shift, math.inf)
         cumprod = cumprod / (shift + (1 - shift) * cumprod)  # SNR / shift, CogVideoX
         if config.get("rescale_betas_zero_snr", False):
             root = np.sqrt(cumprod)
@@ -67,7 +73,7 @@ class DiscreteSchedule(NoiseSchedule):
 
     def marginals(self, t: ArrayLike) -> tuple[Array, Array]:
         log_alpha = self.log_alpha(t)
-        return np.asarray(np.exp(log_alpha)), np.asarray(np.sqrt(-np.expm1(2.0 * log_alpha)))
+        return np.asarray(np.exp(log_alpha)), np.asarray(np.sqrt(np.abs(np.expm1(2.0 * log_alpha))))
 
     def alpha(self, t: ArrayLike) -> Array:
         return self.marginals(t)[0]
@@ -89,16 +95,28 @@ class DiscreteSchedule(NoiseSchedule):
         return np.asarray(np.where(np.isposinf(lam), self.clean_time, t), dtype=np.float64)
 
 
+def ratio_range(config: Mapping[str, Any]) -> tuple[float, float]:
+    """The smallest and largest sigma / alpha: given, or those of the config's betas."""
+    betas = DiscreteSchedule.from_config(config)
+    low, high = config.get("sigma_min"), config.get("sigma_max")
+    ends = betas.nodes_at([betas.first_time, betas.noise_time])
+    return float(ends[0].sbar if low is None else low), float(min(ends[1].sbar, CAPPED) if high is None else high)
+
+
 def betas_from_config(config: Mapping[str, Any]) -> Array:
     """The float64 betas of a diffusers config (`trained_betas`, or `beta_schedule` with its range)."""
     trained = config.get("trained_betas")
     if trained is not None:
-        return np.asarray(trained, dtype=np.float64)
+        return _trained(trained)
     name = config.get("beta_schedule", "linear")
     start, end = config.get("beta_start", 0.0001), config.get("beta_end", 0.02)
     steps = config.get("num_train_timesteps", 1000)
     if not isinstance(steps, int) or steps < 2:
         raise ValueError(f"num_train_timesteps = {steps!r}: give an integer of at least 2")
+    if name in ("linear", "scaled_linear", "sigmoid"):
+        start, end = _number("beta_start", start, 1.0), _number("beta_end", end, 1.0)
+        if start > end:
+            raise ValueError(f"beta_start = {start:g}, beta_end = {end:g}: give a start of at most the end")
     if name == "linear":
         return np.linspace(start, end, steps, dtype=np.float64)
     if name == "scaled_linear":
@@ -119,6 +137,28 @@ def betas_from_config(config: Mapping[str, Any]) -> Array:
         return _betas_of_cumprod(np.exp(-12.0 * np.arange(steps + 1, dtype=np.float64) / steps))
     known = "linear, scaled_linear, squaredcos_cap_v2, exp, sigmoid, laplace"
     raise ValueError(f"beta_schedule = {name!r} is unknown: use one of {known}, or give trained_betas")
+
+
+def _trained(betas: Any) -> Array:
+    """`trained_betas` of a config."""
+    try:
+        values = np.asarray(betas, dtype=np.float64)
+    except (TypeError, ValueError):
+        values = np.empty(0)
+    if values.ndim != 1 or values.size < 2:
+        raise ValueError(f"trained_betas = {reprlib.repr(betas)}: give a list of at least 2 numbers")
+    outside = np.flatnonzero(~((values > 0) & (values <= 1)))
+    if len(outside):
+        raise ValueError(f"trained_betas[{outside[0]}] = {values[outside[0]]:g}: give numbers in (0, 1)")
+    return values
+
+
+def _number(key: str, value: Any, most: float) -> float:
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    if not (number and 0 < value <= most and math.isfinite(value)):
+        ends = "a positive number (1 means none)" if most == math.inf else "a number in (0, 1)"
+        raise ValueError(f"{key} = {value!r}: give {ends}")
+    return float(value)
 
 
 def _betas_of_cumprod(bar: Array) -> Array:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from fastsample.schedules.base import Array, Node, NoiseSchedule
-from fastsample.schedules.discrete import DiscreteSchedule
+from fastsample.schedules.discrete import ratio_range
 
 TIMES = ("log", "atan")
 
@@ -47,13 +47,10 @@ class EDMSchedule(NoiseSchedule):
         Also from those of a "continuous" EulerDiscrete scheduler (Stable Video Diffusion): there sigma_data is 1, and
         a range that is not given that of its betas.
         """
-        low, high = config.get("sigma_min"), config.get("sigma_max")
-        if is_continuous(config) and (low is None or high is None):
-            betas = DiscreteSchedule.from_config(config)
-            ends = [betas.node(time).sbar for time in (betas.first_time, betas.noise_time)]
-            low, high = low or ends[0], high or min(ends[1], 2.0**12)
-        data = 1.0 if is_continuous(config) else config["sigma_data"]
-        return cls(float(low or 0), float(high or 0), data, edm_time(config))
+        if is_continuous(config):
+            return cls(*ratio_range(config), 1.0, edm_time(config))
+        low, high = config.get("sigma_min") or 0.0, config.get("sigma_max") or 0.0
+        return cls(low, high, config["sigma_data"], edm_time(config))
 
     def sigma(self, t: ArrayLike) -> Array:
         t = np.asarray(t, dtype=np.float64)

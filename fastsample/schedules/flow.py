@@ -83,11 +83,6 @@ def dynamic_shift(mu: float, kind: str = "exponential") -> float:
     return math.exp(mu) if kind == "exponential" else mu
 
 
-def dynamic_shift_sigmas(sigmas: ArrayLike, mu: float, kind: str = "exponential") -> Array:
-    """`sigmas` moved by :func:`dynamic_shift`."""
-    return shift_sigmas(sigmas, dynamic_shift(mu, kind))
-
-
 @dataclass(frozen=True)
 class Shift:
     """What a model does to the sigmas of a grid: a shift by `factor`, then a stretch that ends at a terminal sigma.

@@ -185,7 +185,7 @@ def time_grid(name: str, schedule: NoiseSchedule, steps: int, *, final: str = "z
         raise ValueError(f"final = {final!r}: use 'zero' or 'sigma_min'")
     times = evaluation_times(name, schedule, steps)
     last = schedule.clean_time if final == "zero" else min_time(schedule)
-    times = times[times > last + 1e-9 * schedule.noise_time]
+    times = times[times > last + 1e-9 * (schedule.noise_time - last)]
     return np.append(times, last)
 
 

@@ -14,10 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from fastsample.schedules.base import Array, NoiseSchedule
+from fastsample.schedules.base import CAPPED, Array, NoiseSchedule
 from fastsample.schedules.published import AYS_SD15, AYS_SDXL, AYS_SVD
-
-CAPPED = 2.0**12  # sigma / alpha that diffusers and ComfyUI give to zero SNR, about
 
 
 @dataclass(frozen=True)

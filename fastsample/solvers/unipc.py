@@ -75,6 +75,8 @@ def unipc(
     check_choice("solver_type", solver_type, TYPES)
     if not isinstance(corrector, bool):
         raise ValueError(f"corrector = {corrector!r}: use True or False")
+    if not isinstance(disable_corrector, (list, tuple)) or not all(map(_is_step, disable_corrector)):
+        raise ValueError(f"disable_corrector = {disable_corrector!r}: give a list of steps, counted from 0")
     source = nodes[-1]
 
     def usable(node: Node) -> bool:  # zero SNR is infinitely far away
@@ -94,6 +96,10 @@ def unipc(
         correction = [step.sample * weight for weight in correct(back, older[1:previous_order], solver_type)]
     history = [a + b for a, b in itertools.zip_longest(correction, predicted, fillvalue=0.0)]
     return Row(source, target, Weights(step.sample, history=tuple(history)), space)
+
+
+def _is_step(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def _register(name: str, space: Space, form: str) -> None:

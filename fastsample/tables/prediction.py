@@ -9,8 +9,7 @@ equal numbers, and each is finite wherever the prediction type says anything.
 
 from __future__ import annotations
 
-import math
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from fastsample.schedules.base import Node
 
@@ -27,15 +26,15 @@ def check_prediction_type(prediction_type: str) -> None:
         )
 
 
-def output_axes(node: Node, prediction_type: str) -> tuple[float, float]:
-    """`(p, q)` such that an exact output of a v or flow model at `node` is `p noise - q data`."""
+def output_axes(alpha: Any, sigma: Any, prediction_type: str) -> tuple[Any, Any]:
+    """`(p, q)` such that an exact output of a v or flow model is `p noise - q data`; of numbers or tensors."""
     sign = -1.0 if prediction_type.startswith("minus_") else 1.0
     if prediction_type in ("flow_prediction", "minus_flow"):
         return sign, sign
     if prediction_type == "flow_v":
-        return node.alpha, 1.0 + node.alpha
-    norm = math.sqrt(node.alpha**2 + node.sigma**2)
-    return sign * node.alpha / norm, sign * node.sigma / norm
+        return alpha, 1.0 + alpha
+    norm = (alpha**2 + sigma**2) ** 0.5
+    return sign * alpha / norm, sign * sigma / norm
 
 
 def prediction_weights(node: Node, prediction_type: str, space: Space) -> tuple[float, float]:
@@ -48,7 +47,7 @@ def prediction_weights(node: Node, prediction_type: str, space: Space) -> tuple[
     alpha, sigma = node.alpha, node.sigma
     if prediction_type not in ("epsilon", "sample"):
         # Solve sample = alpha data + sigma noise, output = p noise - q data.
-        p, q = output_axes(node, prediction_type)
+        p, q = output_axes(alpha, sigma, prediction_type)
         norm = alpha * p + sigma * q
         return (p / norm, -sigma / norm) if space == "data" else (q / norm, alpha / norm)
     if (prediction_type == "sample") == (space == "data"):

@@ -6,15 +6,15 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from fastsample.cache import replacing
 from fastsample.schedules.base import NoiseSchedule
 from fastsample.tables.reading import read_json
-from fastsample.tables.table import Table, output_of
+from fastsample.tables.table import Table, fields_of, output_of
 
 BUNDLED = Path(__file__).parents[1] / "presets"
 """Where the presets of the bundled models are."""
@@ -153,7 +153,7 @@ class Preset:
 
     def to_json(self) -> str:
         """This as JSON text; :meth:`from_json` gives an equal preset back, to the last digit."""
-        return json.dumps(self, default=_fields, indent=1, allow_nan=False)
+        return json.dumps(self, default=fields_of, indent=1, allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str) -> Preset:
@@ -162,10 +162,8 @@ class Preset:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the JSON file, whole or not at all."""
-        target = Path(path)
-        partial = target.with_name(f".{target.name}.{os.getpid()}")
-        partial.write_text(self.to_json() + "\n")
-        partial.replace(target)
+        with replacing(Path(path)) as partial:
+            partial.write_text(self.to_json() + "\n", encoding="utf-8")
 
 
 def read_preset(source: Preset | str | os.PathLike[str]) -> Preset:
@@ -208,7 +206,3 @@ def schedule_digest(schedule: NoiseSchedule) -> str:
     lams = [f"{lam:.6g}" for lam in schedule.lam(times)]
     known = (schedule.kind, schedule.train_steps, lams)
     return hashlib.sha256(repr(known).encode()).hexdigest()[:16]
-
-
-def _fields(value: Any) -> dict[str, Any]:
-    return {field.name: getattr(value, field.name) for field in fields(value)}

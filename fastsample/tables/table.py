@@ -17,6 +17,7 @@ from fastsample.tables.prediction import Space, check_prediction_type, output_ax
 from fastsample.tables.reading import read_json
 from fastsample.tables.row import Row, Weights
 from fastsample.tables.step import Combination, Step
+from fastsample.wording import counted
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ class Table:
 
     def to_json(self) -> str:
         """This table as JSON text; :meth:`from_json` gives an equal table back, to the last digit."""
-        return json.dumps(self, default=_fields)
+        return json.dumps(self, default=fields_of)
 
     @classmethod
     def from_json(cls, text: str) -> Table:
@@ -103,7 +104,7 @@ class Table:
         return read_json(cls, text)
 
     def __str__(self) -> str:
-        lines = [f"{self.solver}, {self.prediction_type}, {self.nfe} evaluations"]
+        lines = [f"{self.solver}, {self.prediction_type}, {counted(self.nfe, 'evaluation')}"]
         for step in self.steps:
             c = step.next
             terms = [f"{c.sample:+.5f} sample", f"{c.output:+.5f} output"]
@@ -124,7 +125,7 @@ class Table:
         return max(1.0, *map(abs, weights))
 
 
-def _fields(value: Any) -> dict[str, Any]:
+def fields_of(value: Any) -> dict[str, Any]:
     """A dataclass as JSON holds it; what it has cached is no part of it."""
     return {field.name: getattr(value, field.name) for field in fields(value)}
 
@@ -133,7 +134,7 @@ def output_of(node: Node, prediction_type: str, data: Any, noise: Any) -> Any:
     """What an exact model of `prediction_type` outputs at `node` for known data and noise."""
     if prediction_type in ("epsilon", "sample"):
         return noise if prediction_type == "epsilon" else data
-    p, q = output_axes(node, prediction_type)
+    p, q = output_axes(node.alpha, node.sigma, prediction_type)
     return p * noise - q * data
 
 

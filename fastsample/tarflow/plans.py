@@ -7,8 +7,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fastsample.cache import replacing
 from fastsample.fixed_point.iterations import check_extent
 from fastsample.tarflow.system import STARTS
+from fastsample.wording import counted
 
 PLAN_FILE = "gs_jacobi_plan.json"
 
@@ -38,7 +40,9 @@ class BlockPlan:
     def ends(self, tokens: int) -> list[int]:
         """The last token of each chunk, as even as possible; a chunk of the first token alone needs no solving."""
         if self.chunks > tokens:
-            raise ValueError(f"chunks = {self.chunks}: a block has {tokens} tokens, give at most as many chunks")
+            raise ValueError(
+                f"chunks = {self.chunks}: a block has {counted(tokens, 'token')}, give at most as many chunks"
+            )
         ends = (tokens * (chunk + 1) // self.chunks - 1 for chunk in range(self.chunks))
         return [end for end in ends if end > 0]
 
@@ -53,7 +57,9 @@ class Plan:
     def check(self, blocks: int, tokens: int) -> None:
         """Raise ValueError unless the plan is for that many blocks, with at most as many chunks as `tokens`."""
         if len(self.blocks) != blocks:
-            raise ValueError(f"plan has {len(self.blocks)} blocks and the model {blocks}: plan for this model")
+            raise ValueError(
+                f"plan has {counted(len(self.blocks), 'block')} and the model {blocks}: plan for this model"
+            )
         for block in self.blocks:
             block.ends(tokens)
 
@@ -73,7 +79,8 @@ class Plan:
     def save(self, folder: str | Path) -> Path:
         """Write it beside a model's files."""
         path = Path(folder) / PLAN_FILE
-        path.write_text(self.to_json())
+        with replacing(path) as partial:
+            partial.write_text(self.to_json())
         return path
 
     @classmethod

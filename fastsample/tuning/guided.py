@@ -243,7 +243,7 @@ def unmeasured(table: Table, guidance: float, verdict: str) -> Entry:
 
 def untouched(target: Target, count: int, guidance: float) -> Entry:
     """The recommended sampler as it is, where too few pairs were given to tune it."""
-    setting, problem = recommended(target.schedule.kind, guidance), target.problem(whole=False)
+    setting, problem = recommended(target.schedule.kind, guidance, count), target.problem(whole=False)
     lams = named_lams(problem, setting.grid, count)
     if lams is None:
         raise ValueError(f"steps = {count}: the {setting.grid} grid has no {count} different times on this model")

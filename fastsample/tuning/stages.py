@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fastsample.cache import replacing
+from fastsample.cache import alone, replacing
 from fastsample.pipelines.parallel.distributed import process_state
 from fastsample.tuning.pairs import Purse
 
@@ -27,6 +29,10 @@ class Stages:
         self._main = process_state() is None or bool(process_state().is_main_process)
         if self._main:
             folder.mkdir(parents=True, exist_ok=True)
+
+    def alone(self) -> contextlib.AbstractContextManager[None]:
+        """In the block no other run has the folder; ValueError where one has it."""
+        return alone(self.folder, "folder") if self._main else contextlib.nullcontext()
 
     def value(self, name: str, make: Callable[[], Any]) -> Any:
         """What `make` returns, as JSON gives it back; from disk where it was made before."""
@@ -51,12 +57,21 @@ class Stages:
                     save_file(made, partial)
             return True
 
+        def load() -> Any:
+            try:
+                return load_file(path)
+            except SafetensorError as error:
+                raise ValueError(f"{path} cannot be read ({error}): remove its folder, and begin anew") from None
+
         self.value(name, save)
-        return made or _from_first(lambda: load_file(path))
+        return made or _from_first(load)
 
     def _read(self, name: str) -> Any:
         path = self.folder / f"{name}.json"
-        return json.loads(path.read_text()) if path.is_file() else None
+        try:
+            return json.loads(path.read_text()) if path.is_file() else None
+        except ValueError:  # a crash of the machine has cut it: it is made again
+            return None
 
     def _write(self, name: str, known: Any) -> None:
         if self._main:

@@ -94,11 +94,12 @@ def tune(
     purse = Purse(asked.budget)
     home = cache_folder() / "tuning" if folder is None else Path(folder)
     stages = Stages(home / _key(asked, target), purse, say)
-    whole = stages.value("timesteps", lambda: target.takes_whole(asked.sets.tune[0], asked.guidance[0], purse))
     entries = []
-    for index, scale in enumerate(asked.guidance):
-        with contextlib.closing(Guided(asked, target, scale, stages, whole=whole)) as guided:
-            entries += guided.entries(later=len(asked.guidance) - index - 1)
+    with stages.alone():
+        whole = stages.value("timesteps", lambda: target.takes_whole(asked.sets.tune[0], asked.guidance[0], purse))
+        for index, scale in enumerate(asked.guidance):
+            with contextlib.closing(Guided(asked, target, scale, stages, whole=whole)) as guided:
+                entries += guided.entries(later=len(asked.guidance) - index - 1)
     return target.preset(entries)
 
 

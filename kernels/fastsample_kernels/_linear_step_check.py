@@ -50,8 +50,9 @@ def check_dtypes(
     if dtypes is not None and out is not None:
         raise ValueError("out has its dtypes: give out or dtypes, not both")
     if out is not None:
-        if any(tensor.shape != inputs[0].shape for tensor in out):
-            raise ValueError(f"out holds another shape than the inputs' {tuple(inputs[0].shape)}")
+        shape, device = inputs[0].shape, inputs[0].device
+        if any(tensor.shape != shape or tensor.device != device for tensor in out):
+            raise ValueError(f"out holds a tensor that is not of the inputs' shape {tuple(shape)} on {device}")
         dtypes = [tensor.dtype for tensor in out]
     dtypes = dtypes or [inputs[0].dtype] * table.shape[1]
     if len(dtypes) != table.shape[1]:

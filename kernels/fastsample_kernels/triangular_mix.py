@@ -76,8 +76,10 @@ def _check(a: Tensor, x_T: Tensor, B: Tensor, M: Tensor, dtype: torch.dtype | No
         raise ValueError(
             f"M is on {M.device}, x_T on {x_T.device}, a on {a.device}, B on {B.device}: move them together"
         )
-    if out is not None and (dtype is not None or out.shape != M.shape or not out.is_contiguous()):
-        raise ValueError(f"out must be contiguous, of shape {tuple(M.shape)} as M, and given without dtype")
+    if out is None:
+        return
+    if dtype is not None or out.shape != M.shape or out.device != M.device or not out.is_contiguous():
+        raise ValueError(f"out must be contiguous, of shape {tuple(M.shape)} on {M.device} as M, and without dtype")
 
 
 def _new(a: Tensor, x_T: Tensor, B: Tensor, M: Tensor, dtype: torch.dtype) -> Tensor:

@@ -12,6 +12,7 @@ from fastsample.bench.page.facts import facts_of, latest
 from fastsample.bench.page.words import in_words
 from fastsample.bench.record import Result
 from fastsample.bench.report import METRICS, Summary, is_peer, summarise
+from fastsample.wording import counted
 
 BOUND = 16_000_000
 """Bytes of pictures in a page at most."""
@@ -40,7 +41,7 @@ def page(results: Sequence[Result], album: Album | None = None, *, best: str = "
     seeds = len({result["seed"] for result in own})
     return Page(
         title="fastsample bench",
-        lead=f"{LEAD} {first['prompts_count']} prompts, {seeds} seed{'s' if seeds > 1 else ''}.",
+        lead=f"{LEAD} {counted(first['prompts_count'], 'prompt')}, {counted(seeds, 'seed')}.",
         summary=in_words(rows, keep=best),
         table=table_of(rows, best),
         charts=list(charts_of(rows, best)),
@@ -88,7 +89,7 @@ def charts_of(rows: Sequence[Summary], best: str = "") -> Iterator[Chart]:
         parallel = [row for row in group if row.metrics.get("sequential_rms") and row.metrics.get("rounds")]
         if parallel:
             with style.applied():
-                figure = plots.rounds_panels(parallel, f"{steps} steps, guidance {scale:g}")
+                figure = plots.rounds_panels(parallel, f"{counted(steps, 'step')}, guidance {scale:g}")
                 yield Chart(svg(figure, "Error by rounds, and by evaluations", number), plots.ROUNDS_RULE)
 
 
@@ -123,7 +124,7 @@ def gallery_of(results: Sequence[Result], album: Album, best: str = "") -> Galle
         size += more
     if first is None:
         return None
-    note = f"The first {len(first.prompts)} prompts, at most {BOUND // 1_000_000} MB of pictures"
+    note = f"The first {counted(len(first.prompts), 'prompt')}, at most {BOUND // 1_000_000} MB of pictures"
     note += f": {left_out} of the last seeds and steps are left out." if left_out else "."
     shown = [row for row in rows if any(place.endswith(f"|{row.steps}|{arms.index(row.arm)}") for place in places)]
     titles = {row.arm: row.title for row in rows}

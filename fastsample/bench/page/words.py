@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from markupsafe import Markup
 
 from fastsample.bench.report import Summary, is_peer
+from fastsample.wording import counted
 
 ERROR = "latent_rms"
 
@@ -27,7 +28,8 @@ def in_words(rows: Sequence[Summary], *, keep: str = "") -> dict[str, list[Marku
 def _at_cost(group: Sequence[Summary], rows: Sequence[Summary], keep: str) -> Markup:
     """The nearest of those with as many evaluations, and the nearest of diffusers', or of ours, with no more."""
     best = min(group, key=_error)
-    steps = f"{group[0].nfe:g} evaluations ({best.steps} steps)" if best.nfe != best.steps else f"{best.steps} steps"
+    steps = counted(best.steps, "step")
+    steps = f"{counted(best.nfe, 'evaluation')} ({steps})" if best.nfe != best.steps else steps
     if math.isinf(_error(best)):
         return Markup("<strong>{}</strong>: every sampler diverged.").format(steps)
     text = Markup("<strong>{}</strong>: {} has the least error, {}").format(steps, _named(best, keep), _value(best))
@@ -50,7 +52,7 @@ def _needs(best: Summary, rows: Sequence[Summary]) -> str:
     nearest = {steps: min(_error(row) for row in rows if row.steps == steps) for steps in {row.steps for row in rows}}
     enough = [steps for steps, error in nearest.items() if error <= _error(best)]
     if not enough:
-        return f"is not as near with {max(nearest)} steps, the most that were run"
+        return f"is not as near with {counted(max(nearest), 'step')}, the most that were run"
     too_few = [steps for steps in nearest if steps < min(enough)]
     between = f"{max(too_few)} to {min(enough)}" if too_few else f"at most {min(enough)}"
     return f"takes {between} steps to be as near"

@@ -10,9 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.measure import Measurement
-
 from fastsample.bench import report
 from fastsample.bench.accelerations import Gate, Parallel
 from fastsample.bench.album import PROMPTS, Album
@@ -23,15 +20,16 @@ from fastsample.bench.record import Record, Result
 from fastsample.bench.runner import Bench
 from fastsample.cli import arguments
 from fastsample.cli.command import on_interrupt
-from fastsample.cli.engines import common
+from fastsample.cli.engines import common, tables
 from fastsample.cli.engines.progress import following
 from fastsample.cli.engines.report import put_page
 from fastsample.cli.files import place, place_texts
 from fastsample.demo.bundled import GUIDANCE
-from fastsample.demo.scenes import sample_scenes
+from fastsample.demo.scenes import Scene, sample_scenes
 from fastsample.names.peers import peer_names
 from fastsample.pipelines.request import default_guidance
 from fastsample.pipelines.tgate import TGate
+from fastsample.wording import counted
 
 __all__ = ["Arms", "draw", "execute", "make_cases", "make_runner", "read_gates", "read_iterations", "read_prompts"]
 
@@ -102,9 +100,11 @@ class Arms:
         named = None if peers is None else [parse_arm(text, peer=True) for text in peers if text != "none"]
         asked = [*ours[: len(solvers or [])], *(named or [])]  # on one grid
         arguments.check_once([arm.label.removesuffix("Scheduler") for arm in asked], "solver" if solvers else "peer")
-        if ours and all(arm.recipe for arm in ours) and (added or given):
-            said = "--tgate or --parallel" if added else "--grid"
-            raise ValueError(f"{said} with recipes alone: they say that themselves; change their files")
+        if added and all(arm.recipe for arm in ours):
+            raise ValueError("--tgate or --parallel with recipes alone: they say that themselves; change their files")
+        if given and not any(arm.grid in given for arm in ours):
+            said = ", ".join(map(repr, given))
+            raise ValueError(f"--grid = {said}: it does nothing for these solvers; leave it out")
         return cls(_accelerated(ours, added) if solvers else None, named, grids, added)
 
     def cases(
@@ -144,16 +144,31 @@ def _accelerated(arms: Sequence[Arm], added: Sequence[dict[str, Any]]) -> list[A
 
 
 def read_prompts(prompts: str, model: str | None) -> list[str]:
-    """A number of captions of held-out scenes for the bundled model, else a file's lines."""
+    """A number of captions of held-out scenes for the bundled model, else a file's lines: for it captions too."""
+    bundled = common.bundled_name(model) is not None
     if not re.fullmatch(r"-?[0-9]+", prompts):
-        return arguments.read_prompts([], Path(prompts))
-    if common.bundled_name(model) is None:
+        texts = arguments.read_prompts([], Path(prompts))
+        if bundled:
+            _check_captions(texts, prompts)
+        return texts
+    if not bundled:
         raise ValueError(f"--prompts = {prompts}: with --model give a file of prompts, one a line")
     (count,) = arguments.numbers(prompts, "prompts", int)
     if count < 2:
         raise ValueError(f"--prompts = {prompts}: give a file, or a number of at least 2")
     arguments.check_counts(prompts=count)
     return [scene.caption for scene in sample_scenes(count, seed=7, held_out=True)]
+
+
+def _check_captions(texts: Sequence[str], file: str) -> None:
+    """Raise ValueError for prompts of which the bundled models' images cannot be judged."""
+    if len(texts) < 2:
+        raise ValueError(f"--prompts = {file!r} has 1 prompt: a Frechet distance needs at least 2")
+    for text in texts:
+        try:
+            Scene.from_caption(text)
+        except ValueError as error:
+            raise ValueError(f"--prompts = {file!r}, which the bundled model is judged by: {error}") from None
 
 
 def make_runner(pipe: Any, texts: list[str], folder: Path, *, resume: bool, **settings: Any) -> Bench:
@@ -171,13 +186,15 @@ def execute(runner: Bench, cases: list[Case]) -> list[Result]:
     ):
         clock = Clock(runner.expected(todo))
         if todo:
-            print(f"{len(todo)} of {len(cases)} cases to run, about {clock.left}", file=sys.stderr, flush=True)
+            every = counted(len(cases), "case")
+            print(f"{len(todo)} of {every} to run, about {clock.left}", file=sys.stderr, flush=True)
 
         def name(result: Result) -> str:
             clock.tick()
             error = result["latent_rms"]
             told = "diverged" if error is None else f"error {error:.3f}"
-            case = f"{result['arm']}, {result['steps']} steps, guidance {result['guidance']:g}, seed {result['seed']}"
+            steps = counted(result["steps"], "step")
+            case = f"{result['arm']}, {steps}, guidance {result['guidance']:g}, seed {result['seed']}"
             return f"{case}: {told}, {result['seconds']:.2f} s; {clock.left} left"
 
         done = len(cases) - len(todo)
@@ -197,9 +214,7 @@ def write(results: list[Result], folder: Path, *, best: str, as_json: bool, csv:
     title = "error: RMS of the latents to the converged solution, relative to their spread"
     if best in {row.arm for row in rows}:
         title += f"; recommended: {best}"
-    table, unbounded = report.rich_table(rows, title), Console(width=1000)
-    natural = Measurement.get(unbounded, unbounded.options, table).maximum
-    Console(width=max(Console().width, natural)).print(table)
+    tables.show(report.rich_table(rows, title))
     texts = {
         "results.csv": report.csv_text(rows) if csv else None,
         "results.md": report.markdown(rows) if markdown else None,
@@ -241,7 +256,7 @@ def draw(runner: Bench, results: list[Result], cases: list[Case], folder: Path) 
         if arm.label in chosen:
             name = f"recommended: {names[arm.label]}" if arm.label == best else names[arm.label]
             images.append(grids.Row(name, [*small.images(arm, steps, guidance, 0)], colours[arm.label]))
-    title = f"{steps} steps, guidance {guidance:g}, seed 0"
+    title = f"{counted(steps, 'step')}, guidance {guidance:g}, seed 0"
     drawn = {
         "pareto.png": lambda path: plots.pareto(rows, path, keep=best),
         "images.png": lambda path: grids.image_grid(images, path, shown, title),
@@ -251,6 +266,6 @@ def draw(runner: Bench, results: list[Result], cases: list[Case], folder: Path) 
         most = max(case.steps for case in cases)
         own = [row for row in panel if row.steps == most]
         drawn |= sweeps.trace(small, parallel, most, guidance)
-        drawn["rounds.png"] = lambda path: plots.rounds(own, path, f"{most} steps, guidance {guidance:g}")
+        drawn["rounds.png"] = lambda path: plots.rounds(own, path, f"{counted(most, 'step')}, guidance {guidance:g}")
     files = [place(folder, name, write, again=False) for name, write in drawn.items()]
     print(f"plots: {', '.join(map(str, files))} ({title})")

@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 
 from fastsample.bench import decoding_report
 from fastsample.bench.decoding import DecodingBench
 from fastsample.bench.record import Record
 from fastsample.cli import arguments
 from fastsample.cli.command import on_interrupt
-from fastsample.cli.engines import common
+from fastsample.cli.engines import common, tables
 from fastsample.cli.engines.progress import following
 from fastsample.cli.engines.report import put_page
 from fastsample.cli.files import check_page, output_folder, place, place_texts
@@ -88,7 +87,7 @@ class BenchDecoding:
             record = Record(folder / "results.jsonl", resume=self.resume)
             with on_interrupt(record.kept):
                 results = self._execute(methods, record)
-            Console(width=max(Console().width, 165)).print(decoding_report.rich_table(results))
+            tables.show(decoding_report.rich_table(results))
             texts = {
                 "results.md": decoding_report.markdown(results) if markdown else None,
                 "results.json": json.dumps(results, indent=1) + "\n" if as_json else None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,14 @@ from rich.table import Table
 from rich.text import Text
 
 from fastsample.cli import arguments
-from fastsample.cli.engines import common
+from fastsample.cli.engines import common, tables
 from fastsample.decoding import KLASS, Checked, Entropy, LowConfidence, Margin, Origin, Prophet, Random
 from fastsample.decoding.pipeline import MaskedDiffusionPipeline
 from fastsample.decoding.plan import DecodingPlan, Trial, plan_decoding
 from fastsample.demo.language.loading import load_language_model
 from fastsample.demo.language.sums import Sum, problems
 from fastsample.names.rules import parse_method
+from fastsample.wording import counted
 
 EXAMPLE = "123+45+678+901+234"
 RULE = "factor:factor=0.3"
@@ -106,6 +108,16 @@ def pieces(tokenizer: Any, ids: list[int]) -> list[str]:
     return [after[len(before) :] for before, after in pairwise(texts)]
 
 
+def show_json(written: Iterable[dict[str, Any]]) -> None:
+    """Print the texts as JSON, those that are done where not all of them come."""
+    made: list[dict[str, Any]] = []
+    try:
+        made.extend({key: value for key, value in one.items() if key != "pieces"} for one in written)
+    finally:
+        if made:
+            print(json.dumps(made, indent=2))
+
+
 def show(written: dict[str, Any], colours: bool | None) -> None:
     """The text, in colours by when each token was committed where asked for; then what it took."""
     console = Console(highlight=False, soft_wrap=True, force_terminal=True if colours else None)
@@ -118,7 +130,7 @@ def show(written: dict[str, Any], colours: bool | None) -> None:
             late = (at - 1) / max(last - 1, 1)
             line.append(piece, Style.parse(f"not dim rgb({round(220 * late)},{round(200 * (1 - late))},60)"))
     console.print(line)
-    cost = f"{written['forwards']} forwards, {written['tokens_per_forward']:g} tokens a forward"
+    cost = f"{counted(written['forwards'], 'forward')}, {counted(written['tokens_per_forward'], 'token')} a forward"
     console.print(f"{cost}, {written['seconds']:.2f} s")
 
 
@@ -144,7 +156,7 @@ def show_plan(found: DecodingPlan, as_json: bool) -> None:
         made["information"] = None if math.isnan(found.information) else found.information  # type: ignore[assignment]
         print(json.dumps(made, indent=2))
         return
-    table = Table(title=f"{found.prompts} prompts; at most {found.budget:.1%} of the texts may differ")
+    table = Table(title=f"{counted(found.prompts, 'prompt')}; at most {found.budget:.1%} of the texts may differ")
     for name in ("rule", "same texts", "95 % interval", "predicted", "risk", "forwards", "evaluated"):
         table.add_column(name, justify="left" if name == "rule" else "right", no_wrap=True)
     for trial in (found.reference, *found.trials):
@@ -154,7 +166,7 @@ def show_plan(found: DecodingPlan, as_json: bool) -> None:
             f"{low:.1%} to {high:.1%}", f"{trial.predicted:.1%}", f"{trial.risk:.3f}", f"{trial.forwards:.2f}",
             f"{trial.evaluated:.2f}",
         )  # fmt: skip
-    Console(width=max(Console().width, 120)).print(table)
+    tables.show(table)
     print(f"--rule {found.chosen.name}: {found.reference.forwards / found.chosen.forwards:.1f} times fewer forwards")
     steps = (8, 16, 32)
     expected = ", ".join(f"{found.expected_wrong(count):.0%}" for count in steps)

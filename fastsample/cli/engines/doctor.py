@@ -8,11 +8,11 @@ import os
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from fastsample.bench.context import environment
 from fastsample.cache import cache_folder
+from fastsample.cli.engines import tables
 from fastsample.demo.bundled import model_path
 from fastsample.sampling.backend import fuses
 
@@ -28,7 +28,7 @@ def report(as_json: bool) -> None:
     table = Table(title="fastsample doctor", show_header=False)
     for name, value in facts.items():
         table.add_row(name, ", ".join(map(str, value)) if isinstance(value, list) else str(value))
-    Console().print(table)
+    tables.show(table)
 
 
 def gather() -> dict[str, Any]:

@@ -29,6 +29,7 @@ from fastsample.pipelines.rehearsal import rehearse
 from fastsample.pipelines.request import Request, check_draws, default_guidance
 from fastsample.pipelines.tgate import TGate
 from fastsample.schedules import NoiseSchedule
+from fastsample.wording import counted
 
 STEPS = 20
 """Where neither the command nor a recipe says how many."""
@@ -55,6 +56,8 @@ def check(
     if arm.recipe and (options or grid):
         given = f"--option = {options[0]!r}" if options else f"--grid = {grid!r}"
         raise ValueError(f"{given} with --solver = {solver!r}: a recipe says that itself; change its file")
+    if grid and arm.grid != grid:  # a class of diffusers, or one with its own
+        raise ValueError(f"--grid = {grid!r} with --solver = {solver!r}: it does nothing there; leave it out")
     make_cases([Arm("")], [] if steps is None else [steps], [1.0 if guidance is None else guidance], seeds)
     return arm if solver is not None else None
 
@@ -127,7 +130,8 @@ class Sampler:
         self._arm = replace(self.arm or self._recommended(), gate=self.gate, parallel=self.parallel)
 
     def _recommended(self) -> Arm:
-        arm = recommended_arm(NoiseSchedule.from_config(self.pipe.scheduler.config).kind, self._guidance)
+        kind = NoiseSchedule.from_config(self.pipe.scheduler.config).kind
+        arm = recommended_arm(kind, self._guidance, self.steps)
         return replace(arm, grid=self.grid or arm.grid)
 
     @property
@@ -184,8 +188,8 @@ def _kept(made: list[dict[str, Any]], folder: Path) -> str:
         return "no image was written; the same command begins anew"
     last = made[-1]
     return (
-        f"{len(made)} images are kept in {folder}, the last of prompt {last['prompt']!r} and seed {last['seed']}; go "
-        "on with the prompts and seeds after it"
+        f"{counted(len(made), 'image')} kept in {folder}, the last of prompt {last['prompt']!r} and seed "
+        f"{last['seed']}; go on with the prompts and seeds after it"
     )
 
 
@@ -215,7 +219,8 @@ def report(made: list[dict[str, Any]], folder: Path, as_json: bool) -> None:
     if as_json:
         print(json.dumps({"images": made, "contact_sheet": str(sheet)}, indent=2))
         return
-    print("{sampler}, {steps} steps, guidance {guidance:g}".format(**made[0]))
+    one = made[0]
+    print(f"{one['sampler']}, {counted(one['steps'], 'step')}, guidance {one['guidance']:g}")
     for image in made:
         rounds = "".join(f"  {name} {image[name]}" for name in ("rounds", "dropped") if name in image)
         size = f"{image['width']}x{image['height']}"

@@ -11,6 +11,7 @@ from fastsample.names.programs import A1111, COMFYUI, GRID_LABELS, REFUSED, RES4
 from fastsample.schedules.grids import FIXED_GRIDS, GRIDS, grid_names, grid_options
 from fastsample.solvers import Solver, available
 from fastsample.solvers.registry import nearest
+from fastsample.wording import counted
 
 WIDTH = 80
 
@@ -80,7 +81,7 @@ def in_full(solver: Solver) -> str:
     onto = "full order" if solver.onto_clean == "full" else solver.onto_clean
     facts = [
         f"order {solver.claimed_order()}",
-        f"{solver.evaluations} model call{'s' if solver.evaluations > 1 else ''} a step",
+        f"{counted(solver.evaluations, 'model call')} a step",
         f"{solver.space} predictions",
         "stochastic" if solver.stochastic else "deterministic",
         f"onto sigma = 0: {onto}",

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -20,7 +19,7 @@ from fastsample.bench.tarflow import FlowBench, digit_score, markdown
 from fastsample.cache import replacing
 from fastsample.cli import arguments
 from fastsample.cli.command import on_interrupt
-from fastsample.cli.engines import common
+from fastsample.cli.engines import common, tables
 from fastsample.cli.engines.progress import counting, following
 from fastsample.cli.engines.sample import contact_sheet
 from fastsample.cli.files import place
@@ -28,6 +27,7 @@ from fastsample.demo.digits import load_pipeline
 from fastsample.tarflow import Plan, TarFlowPipeline, load_original, plan
 from fastsample.tarflow.decode import METHODS
 from fastsample.tarflow.system import Guidance
+from fastsample.wording import counted
 
 __all__ = [
     "FlowBench",
@@ -102,7 +102,8 @@ def write_images(
     if as_json:
         print(json.dumps({"images": list(map(str, files)), "contact_sheet": str(sheet), **cost}, indent=2))
         return
-    print(f"{total} images in {cost['seconds']:.2f} s, {cost['sweeps']} passes of a block\ncontact sheet: {sheet}")
+    passes = counted(report.sweeps, "pass", "passes")
+    print(f"{counted(total, 'image')} in {cost['seconds']:.2f} s, {passes} of a block\ncontact sheet: {sheet}")
     for block, tokens in report.substituted.items():
         print(f"block {block}: overflowed, redone one token after the other from token {tokens}")
 
@@ -198,10 +199,9 @@ def show_plan(chosen: Plan, path: Path) -> None:
             str(found["sweeps"][index]),
             *(f"{1e3 * found[name][index]:.1f}" for name in ("seconds", "sequential_seconds")),
         )
-    console = Console()
-    console.print(table)
+    tables.show(table)
     faster = sum(found["sequential_seconds"]) / sum(found["seconds"])
-    console.print(f"residual {found['residual']:.1e}, {faster:.2f} times faster: {path}")
+    print(f"residual {found['residual']:.1e}, {faster:.2f} times faster: {path}")
 
 
 def folder_of_plan(model: str | None, out: Path | None) -> Path:

@@ -6,14 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
-from fastsample.cache import naming
+from fastsample.cli.engines import tables
 from fastsample.cli.engines.progress import counting
 from fastsample.pipelines.parallel.distributed import process_state
 from fastsample.tables.preset import Compared, Preset
 from fastsample.tuning import tune
+from fastsample.wording import counted
 
 
 def tuned(
@@ -33,8 +33,7 @@ def tuned(
     preset = counting(run) if first else run(lambda text: None)
     if not first:
         return None
-    with naming(out):
-        preset.save(out)
+    preset.save(out)
     return preset
 
 
@@ -55,9 +54,9 @@ def report(preset: Preset | None, out: Path, as_json: bool) -> None:
         before, after = _error(final, "untuned"), _error(final, "tuned")
         cell = f"{entry.guidance:g}", str(entry.evaluations)
         table.add_row(*cell, entry.untuned, before, base, after, upper, str(entry.calls))
-    Console().print(table)
+    tables.show(table)
     for entry in preset.entries:
-        print(f"guidance {entry.guidance:g}, {entry.evaluations} evaluations: {entry.verdict}")
+        print(f"guidance {entry.guidance:g}, {counted(entry.evaluations, 'evaluation')}: {entry.verdict}")
     print(f"preset: {out}")
 
 

@@ -18,7 +18,7 @@ from fastsample.decoding.statistics import Statistics, relative_entropy
 class KLASS(Remembering):
     """The tokens above `confidence` whose distribution is stable; the schedule's quota where there are none.
 
-    Stable: the KL relative_entropy from the distribution of the forward before was below `kl` in each of the last
+    Stable: the KL divergence from the distribution of the forward before was below `kl` in each of the last
     `history` forwards, and the block has had as many (arXiv:2511.05664).
     Raises ValueError for values out of range.
     """

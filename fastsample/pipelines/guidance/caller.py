@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any
 from diffusers import DiffusionPipeline
 from diffusers.guiders.guider_utils import BaseGuidance
 
-from fastsample.pipelines.guidance.reading import Branch, Condition, Site, branch_named, read_site
+from fastsample.pipelines.guidance.reading import Branch, Condition, Site, read_site
 
 PASSED_THROUGH = ("torch.", "accelerate.", "diffusers.hooks.", "fastsample.pipelines.")
 """Packages whose frames lie between a sampling loop and the network that it calls."""
@@ -21,6 +22,12 @@ COMPILER = "torch._dynamo.eval_frame"
 
 GUIDED = ("do_classifier_free_guidance", "do_true_cfg")
 """Variables and attributes by which a pipeline says that it is guided."""
+
+MOMENTUM = "momentum_buffer"
+"""The variable of a loop, or attribute of a guider, that goes on with the guidance of the steps before."""
+
+OF_GUIDERS = {"pred_cond": Branch.POSITIVE, "pred_uncond": Branch.NEGATIVE}
+"""What guiders call their branches; all others are perturbed."""
 
 
 @dataclass(frozen=True)
@@ -73,24 +80,51 @@ class Caller:
             site = read_site(frame.f_code, frame.f_lineno)
             found = _found(site, frame, self.frame is None) if site is not None else None
             if found is not None and found.perturbed_attention:
-                cut = found.copies if getattr(self.pipe, GUIDED[0], False) else found.copies[1:]
+                cut = found.copies if self._guided else found.copies[1:]
                 return Branches(cut, perturbed_attention=True)
             if found is not None:
                 alone = name.startswith("controlnet") and frame.f_locals.get("guess_mode") and found.guided
                 return Branches(may_come=True) if alone and not found.calls else found
             if site is not None and not site.returned:
                 break
-        self._check_unguided()
-        return Branches()
+        if self.frame is None or not self._guided:
+            return Branches(may_come=any(map(_guides, self._guiders)))
+        if name.startswith("controlnet"):  # one call for all branches of the network
+            return Branches(may_come=True)
+        raise ValueError(
+            f"{type(self.pipe).__name__} is guided in a way that its source does not tell (which copies of the "
+            "batch, or which calls of the network, are its branches): call it without guidance"
+        )
 
-    def _check_unguided(self) -> None:
-        """ValueError where the pipeline says that it is guided, and nothing of that was found."""
-        frame = self.frame
-        if frame is not None and any(frame.f_locals.get(name) or _says(self.pipe, name) for name in GUIDED):
+    def check_momentum(self) -> None:
+        """ValueError where guidance would go on in steps from which it is dropped."""
+        holders = [vars(guider) for guider in self._guiders] + [frame.f_locals for frame in self._loops]
+        if any(holder.get(MOMENTUM) is not None for holder in holders):
             raise ValueError(
-                f"{type(self.pipe).__name__} is guided in a way that its source does not tell (which copies of the "
-                "batch, or which calls of the network, are its branches): call it without guidance"
+                f"{type(self.pipe).__name__} guides with a momentum over steps, which would go on where guidance is "
+                "dropped: set the momentum to None, or the steps that its own guidance begins and ends at"
             )
+
+    @property
+    def _guiders(self) -> list[BaseGuidance]:
+        parts = getattr(self.pipe, "components", {})
+        return [part for part in parts.values() if isinstance(part, BaseGuidance)]
+
+    @property
+    def _guided(self) -> bool:
+        """Whether the pipeline says so."""
+        own = {} if self.frame is None else self.frame.f_locals
+        return any(own.get(name) or _says(self.pipe, name) for name in GUIDED)
+
+
+def _guides(guider: BaseGuidance) -> bool:
+    """Whether a guider has several branches at some step of the run that it is in."""
+    own = copy.copy(guider)
+    for step in range(own._num_inference_steps or 0):
+        own._step = step
+        if own.num_conditions > 1:
+            return True
+    return False
 
 
 def _says(pipe: Any, name: str) -> bool:
@@ -114,9 +148,16 @@ def _module(frame: FrameType) -> str:
 
 def _found(site: Site, frame: FrameType, of_users: bool) -> Branches | None:
     """The branches at `site`; None where there are none to be seen there."""
+    made = [call for call in site.siblings if _hold(call.conditions, frame)]
     for split in site.splits:
         if not _hold(split.conditions, frame):
             continue
+        alike = sum(call.branch is site.call.branch for call in made)
+        if alike > 1:
+            raise ValueError(
+                f"{frame.f_code.co_qualname} calls the network {alike} times in a step, for all branches of guidance "
+                "each time, which does not tell the step: turn off what needs the others"
+            )
         if split.perturbed_attention:
             return Branches((Branch.NEGATIVE, Branch.POSITIVE, Branch.OTHER), perturbed_attention=True)
         if split.branches:
@@ -129,10 +170,9 @@ def _found(site: Site, frame: FrameType, of_users: bool) -> Branches | None:
         )
     prepared, now = frame.f_locals.get("guider_state", ()), frame.f_locals.get("guider_state_batch")
     if len(prepared) > 1 and now is not None:  # a guider's, which calls the network for one after the other
-        branch = branch_named(getattr(now, BaseGuidance._identifier_key))
+        branch = OF_GUIDERS.get(getattr(now, BaseGuidance._identifier_key), Branch.OTHER)
         return Branches((branch,), calls=True, ahead=branch is not Branch.POSITIVE)
     others = [call for call in site.siblings if call.branch is not Branch.POSITIVE]
-    made = [call for call in site.siblings if _hold(call.conditions, frame)]
     positive = [call.line for call in made if call.branch is Branch.POSITIVE]
     if positive and len(positive) < len(made):
         own = site.call.branch

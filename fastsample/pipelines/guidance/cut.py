@@ -18,6 +18,7 @@ from fastsample.pipelines.guidance.reading import Branch
 from fastsample.pipelines.guidance.rows import Batch, gathered
 from fastsample.pipelines.guidance.steps import Run, Runs
 from fastsample.pipelines.layers import Layer, layered, layers_on
+from fastsample.wording import counted
 
 CUT = "guidance cut"
 
@@ -51,7 +52,9 @@ class GuidanceCut:
         if isinstance(self.stop, float):
             return int(self.start * steps), int(self.stop * steps)
         if self.stop > steps:
-            raise ValueError(f"stop = {self.stop} with {steps} steps: guidance would never be cut; lower it")
+            raise ValueError(
+                f"stop = {self.stop} with {counted(steps, 'step')}: guidance would never be cut; lower it"
+            )
         return int(self.start), self.stop
 
     def apply(self, pipe: Any) -> GuidanceCutHandle:
@@ -85,8 +88,8 @@ class CutSummary:
     def __str__(self) -> str:
         total = self.evaluations + self.dropped
         return (
-            f"{self.calls} calls of the pipeline: {self.evaluations} of {total} evaluations were made, and "
-            f"{self.dropped} dropped with guidance ({self.saved:.1%})."
+            f"{counted(self.calls, 'call')} of the pipeline: {self.evaluations} of {total} evaluations were made, "
+            f"and {self.dropped} dropped with guidance ({self.saved:.1%})."
         )
 
 
@@ -124,14 +127,15 @@ class GuidanceCutHandle:
         """Counts since the handle was made or reset, ControlNets aside."""
         return CutSummary(self.calls, self.evaluations, self.dropped)
 
-    def begin(self, run: Run, branches: Branches) -> None:
+    def begin(self, run: Run, caller: Caller, branches: Branches) -> None:
         """Count a call of the pipeline. Raises ValueError where there is nothing to cut, or it cannot be."""
         self.cut.window(run.steps_left)
         if not branches.guided and not branches.may_come:
             raise ValueError(
-                f"{type(self.pipe).__name__} is called without guidance, so there is none to cut: remove() the "
-                "guidance cut, or raise the guidance scale"
+                f"{type(self.pipe).__name__} is called without guidance to cut (neither copies in the batch nor "
+                "calls that its loop names as branches): remove() the guidance cut, or raise the guidance scale"
             )
+        caller.check_momentum()
         if branches.calls and branches.copies[0] is not Branch.POSITIVE:
             raise ValueError(
                 f"{type(self.pipe).__name__} calls its network for the negative branch first, before the one that "
@@ -171,7 +175,7 @@ class _CutDenoiser:
         branches = caller.branches(self._denoiser.name)
         timestep = self._timestep(args, kwargs)
         group = self._denoiser.group
-        run = handle.runs.enter(caller, group, timestep, branches, lambda new: handle.begin(new, branches))
+        run = handle.runs.enter(caller, group, timestep, branches, lambda new: handle.begin(new, caller, branches))
         batch = Batch(beneath, args, kwargs, branches)
         guided = self._guided(run, batch)
         if not branches.perturbed_attention:

@@ -114,8 +114,10 @@ class Consistency:
             changes = {name: delta(state, name, own[name]).float() for name in names}
         except (RuntimeError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"consistency is for another model: {str(error).splitlines()[0]}") from None
-        here = norms(module, names)
-        if NORMS in state and not torch.allclose(here, state[NORMS].float(), rtol=1e-2, atol=1e-3):
+        here, there = norms(module, names), state.get(NORMS)
+        if there is not None and not (
+            here.shape == there.shape and torch.allclose(here, there.float(), rtol=1e-2, atol=1e-3)
+        ):
             raise ValueError(f"consistency is for another {type(module).__name__}, whose weights have other norms")
         return cls(changes, sweeps or int(state.get(SWEEPS, torch.tensor(2))), state.get(SLOPES))
 

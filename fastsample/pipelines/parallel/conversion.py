@@ -52,7 +52,7 @@ class TimestepConversion:
         return self._convert(self._left[0], timesteps, dtype)
 
     def _explains(self, key: tuple[str, torch.dtype | None], timestep: Tensor, argument: Tensor) -> bool:
-        return bool((argument == self._convert(key, timestep, argument.dtype)).all())
+        return torch.equal(argument, self._convert(key, timestep, argument.dtype).expand_as(argument))
 
     def _convert(self, key: tuple[str, torch.dtype | None], timesteps: Tensor, dtype: torch.dtype) -> Tensor:
         name, cast = key

@@ -163,10 +163,10 @@ def parallelise(
     run = ParallelRun()
 
     def call(beneath: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        del beneath  # which may be that of a block around this one
+        del beneath  # which may be parallel, too
         return _call(pipe, run, settings, args, kwargs)
 
-    with overlaid(pipe, __call__=call):
+    with overlaid(pipe, depth=1, __call__=call):  # recipes count it, those of a block around this one too
         yield run
 
 

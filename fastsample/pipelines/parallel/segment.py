@@ -174,9 +174,8 @@ class Segment:
                 f"{count} rows of {items} images were evaluated, and {len(output)} outputs given to the scheduler"
             )
         outputs = output.reshape(count, items, *output.shape[1:])
-        known = self._checked
-        if known is not None:
-            self._check(outputs[0], known.outputs[0])
+        if self._checked is not None:
+            self._check(outputs[0], self._checked.outputs[0])
             outputs = outputs[1:]
         rows = self.fixed.rows
         outputs = outputs[: len(rows)]

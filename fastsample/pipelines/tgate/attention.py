@@ -127,9 +127,10 @@ class AttentionHook(ModelHook):  # type: ignore[misc]
 
 
 def _again(kept: Kept, branches: tuple[Branch, ...], mean: bool) -> Tensor | None:
-    """The output kept for `branches`, or the mean of all; None where there is none for one of them."""
+    """The output kept for `branches`, or the mean of all that are not perturbed; None where one has none."""
     if mean and MEAN not in kept and kept:
-        average = torch.stack([part for own in kept for part in kept[own].chunk(len(own))]).mean(0)
+        guidance = [own for own in kept if own != (Branch.OTHER,)]
+        average = torch.stack([part for own in guidance for part in kept[own].chunk(len(own))]).mean(0)
         kept.clear()
         kept[MEAN] = average
     if MEAN in kept:

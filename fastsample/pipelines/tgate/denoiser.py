@@ -42,6 +42,8 @@ class GatedDenoiser:
     def _begin(self, run: GatedRun, caller: Caller, branches: Branches) -> None:
         if branches.perturbed_attention:  # which is refused
             put_back(caller, self._denoiser.module)
+        if self._gated.policy.drop_guidance:
+            caller.check_momentum()
         self._gated.begin(run, branches)
         # where the attention is compiled, not what calls it
         own = any(part._compiled_call_impl is not None for part in self._denoiser.module.modules())

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from fastsample.wording import counted
+
 
 class Action(Enum):
     """What an attention module does with its output."""
@@ -67,7 +69,9 @@ class TGatePolicy:
     def check_steps(self, steps: int) -> None:
         """Raise ValueError unless the gate lies within `steps` steps."""
         if self.gate_step > steps:
-            raise ValueError(f"gate_step = {self.gate_step} with {steps} steps: the gate would never close; lower it")
+            raise ValueError(
+                f"gate_step = {self.gate_step} with {counted(steps, 'step')}: the gate would never close; lower it"
+            )
 
     def decide(self, step: int, guidance: Guidance = Guidance.HALVES) -> Decision:
         """What happens at `step` of a call with such `guidance`."""

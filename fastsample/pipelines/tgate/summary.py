@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fastsample.pipelines.tgate.counts import Counts, Macs, Shape
+from fastsample.wording import counted
 
 
 @dataclass(frozen=True)
@@ -64,12 +65,14 @@ class TGateSummary:
     def __str__(self) -> str:
         evaluations = self.evaluations + self.dropped
         cross, own = self.cross_computed + self.cross_reused, self.self_computed + self.self_reused
+        calls, made = counted(self.calls, "call"), counted(self.evaluations, "evaluation")
+        of_cross, of_self = counted(self.cross_modules, "module"), counted(self.self_modules, "module")
         return (
-            f"{self.calls} calls of the pipeline took {self.evaluations} evaluations of one branch of one image; "
+            f"{calls} of the pipeline took {made} of one branch of one image; "
             f"{self.dropped} of {evaluations} ({_share(self.dropped, evaluations):.1%}) were dropped with guidance. "
-            f"Cross-attention ({self.cross_modules} modules) was reused {self.cross_reused} of {cross} times "
-            f"({_share(self.cross_reused, cross):.1%}), self-attention ({self.self_modules} modules) "
-            f"{self.self_reused} of {own} times ({_share(self.self_reused, own):.1%}). "
+            f"Cross-attention ({of_cross}) was reused {self.cross_reused} of {counted(cross, 'time')} "
+            f"({_share(self.cross_reused, cross):.1%}), self-attention ({of_self}) "
+            f"{self.self_reused} of {counted(own, 'time')} ({_share(self.self_reused, own):.1%}). "
             f"{self.saved:.1%} of {self.macs / 1e9:,.1f} G multiply-accumulates were saved: "
             f"{_share(self.macs_saved_by_guidance, self.macs):.1%} by dropping guidance, "
             f"{_share(self.macs_saved_by_caching, self.macs):.1%} by reusing attention. "

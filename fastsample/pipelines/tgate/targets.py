@@ -13,7 +13,8 @@ from fastsample.pipelines.denoisers import NAMES, Denoiser, denoisers, inner
 
 JOINT = (
     "SD3", "Flux", "Chroma", "QwenImage", "AuraFlow", "CogVideoX", "CogView", "HunyuanVideo", "HunyuanImage", "Mochi",
-    "HiDream", "ZImage", "Lumina2", "OmniGen", "Bria", "LongCatImage",
+    "HiDream", "ZImage", "Lumina2", "OmniGen", "Bria", "LongCatImage", "ConsisID", "EasyAnimate", "ErnieImage",
+    "GlmImage", "Ideogram4", "JoyImage", "Krea2", "MotifVideo", "OvisImage",
 )  # fmt: skip
 DISGUISED = ("PRX", "StableCascade")
 TEXTLESS = ("DiTTransformer2DModel", "UNet2DModel")

@@ -22,10 +22,10 @@ from fastsample.schedulers.grids.request import (
     without_end,
 )
 from fastsample.schedules.base import Array, Node
-from fastsample.schedules.discrete import DiscreteSchedule
+from fastsample.schedules.discrete import ratio_range
 from fastsample.schedules.flow import FlowSchedule, Shift, dynamic_shift, shift_sigmas
 from fastsample.schedules.grids import FIXED_GRIDS, LEVEL_GRIDS, evaluation_times
-from fastsample.schedules.levels import CAPPED, Levels
+from fastsample.schedules.levels import Levels
 
 NEAR_NOISE = 1 - float(np.float32(1 - 1e-6))  # alpha that diffusers' UniPC leaves at the first step, in float32
 
@@ -164,14 +164,6 @@ def _end(schedule: FlowSchedule, config: Mapping[str, Any], request: GridRequest
     if is_multistep(config):
         return ratio_range(config)[0]
     return float(shift_sigmas(1 / (schedule.train_steps or 1000), _shift_factor(config, request.mu)))
-
-
-def ratio_range(config: Mapping[str, Any]) -> tuple[float, float]:
-    """The smallest and largest sigma / alpha: given, or those of the config's betas."""
-    betas = DiscreteSchedule.from_config(config)
-    low, high = config.get("sigma_min"), config.get("sigma_max")
-    ends = betas.nodes_at([betas.first_time, betas.noise_time])
-    return float(ends[0].sbar if low is None else low), float(min(ends[1].sbar, CAPPED) if high is None else high)
 
 
 def _sigma(config: Mapping[str, Any], level: float) -> float:

@@ -11,6 +11,8 @@ import numpy as np
 
 from fastsample.schedules.base import Array, Node, NoiseSchedule
 from fastsample.schedules.grids import FIXED_GRIDS, LEVEL_GRIDS, check_steps, grid_names, grid_options, min_time
+from fastsample.solvers.registry import nearest
+from fastsample.wording import counted
 
 FLAGS = {
     "use_karras_sigmas": "karras",
@@ -38,13 +40,12 @@ class GridRequest:
             if given is None:
                 continue
             if len(given) == 0 or not np.all(np.isfinite(np.asarray(given, dtype=np.float64))):
-                raise ValueError(f"{name} = {given!r}: give at least one finite value")
+                raise ValueError(f"{name} = {list(given)}: give at least one finite value")
             if self.steps is not None and len(given) != self.steps:
-                raise ValueError(
-                    f"num_inference_steps = {self.steps}, but {name} has {len(given)} values: give one of them"
-                )
+                values = counted(len(given), "value")
+                raise ValueError(f"num_inference_steps = {self.steps}, but {name} has {values}: give one of them")
         if self.timesteps is not None and self.sigmas is not None and len(self.timesteps) != len(self.sigmas):
-            raise ValueError(f"timesteps has {len(self.timesteps)} values, but sigmas {len(self.sigmas)}")
+            raise ValueError(f"timesteps has {counted(len(self.timesteps), 'value')}, but sigmas {len(self.sigmas)}")
         if self.steps is None and self.timesteps is None and self.sigmas is None:
             raise ValueError("num_inference_steps = None: give it, or timesteps, or sigmas")
 
@@ -68,17 +69,21 @@ def flagged_grid(config: Mapping[str, Any]) -> str | None:
 
 def grid_name(config: Mapping[str, Any], default: str) -> str:
     """`timestep_grid` of the config, or the grid that diffusers' flags or `timestep_spacing` mean."""
-    flagged = flagged_grid(config)
-    name = config.get("timestep_grid") or flagged or default
+    named, flagged = config.get("timestep_grid"), flagged_grid(config)
+    name = named or flagged or default
     if name not in grid_names():
-        known = ", ".join(grid_names())
-        raise ValueError(f"timestep_grid (or timestep_spacing) = {name!r} is unknown: use one of {known}")
+        key, near = (
+            "timestep_grid" if named else "timestep_spacing",
+            nearest(str(name).partition("(")[0], grid_names()),
+        )
+        asked = f"did you mean {', '.join(near)}?" if near else f"use one of {', '.join(grid_names())}"
+        raise ValueError(f"{key} = {name!r} is unknown: {asked}")
     return str(name)
 
 
 def check_grid(config: Mapping[str, Any], kind: str) -> None:
     """Raise ValueError unless the grid that a config names exists, and what it says of the grid has an effect."""
-    spacing = str(config.get("timestep_spacing") or "linspace")
+    spacing = str(config.get("timestep_spacing", "linspace"))
     grid_name({"timestep_spacing": spacing}, spacing)
     name = grid_name(config, spacing)
     if name in FIXED_GRIDS:
