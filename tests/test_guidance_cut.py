@@ -315,6 +315,8 @@ def test_a_window_is_of_steps_or_of_fractions() -> None:
     assert fs.GuidanceCut(2, 5).window(8) == (2, 5)
     assert fs.GuidanceCut(0, 0.5).window(9) == (0, 4)
     assert fs.GuidanceCut(0.25, 1.0).window(8) == (2, 8)
+    with pytest.raises(ValueError, match="with 5 steps: guidance would never be on"):
+        fs.GuidanceCut(0, 0.1).window(5)
 
 
 def test_more_guided_steps_than_steps_are_refused_before_the_network() -> None:

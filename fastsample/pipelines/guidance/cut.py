@@ -48,9 +48,16 @@ class GuidanceCut:
             raise ValueError(f"start = {self.start!r}, stop = {self.stop!r}: guidance would never be on; raise stop")
 
     def window(self, steps: int) -> tuple[int, int]:
-        """The guided steps of a run of `steps` steps, from the first to before the last. ValueError beyond them."""
+        """The guided steps of a run of `steps` steps, from the first to before the last.
+
+        ValueError beyond them, and where fractions leave none of them.
+        """
         if isinstance(self.stop, float):
-            return int(self.start * steps), int(self.stop * steps)
+            first, end = int(self.start * steps), int(self.stop * steps)
+            if first == end:
+                asked = f"start = {self.start}, stop = {self.stop} with {counted(steps, 'step')}"
+                raise ValueError(f"{asked}: guidance would never be on; raise stop")
+            return first, end
         if self.stop > steps:
             raise ValueError(
                 f"stop = {self.stop} with {counted(steps, 'step')}: guidance would never be cut; lower it"
