@@ -207,7 +207,7 @@ class Measured:
         self.oracle = Oracle(self.calls, pairs, bench.asked.batch, whole=False)
         self.looked = Oracle(self.calls, pairs[few], bench.asked.batch, whole=False)
         start = self.oracle.start()
-        reference = teach(self.oracle, problem, start, bench.target.last, LONG_RUN).final
+        reference = teach(self.oracle, problem, start, bench.target.last, LONG_RUN, scale).final
         self.pairs = Pairs(self.oracle, problem, start, reference, spread(reference), Purse(10**9))
         begun = Start(start.sample[few], start.output[few])
         self.few = dataclasses.replace(self.pairs, model=self.looked, start=begun, reference=reference[few])

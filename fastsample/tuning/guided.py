@@ -84,7 +84,7 @@ class Guided:
         def make() -> dict[str, Tensor]:
             self.stages.purse.spend(count * (OPENED + TEACHER_STEPS - 1))
             start = self._started(oracle)
-            made = teach(oracle, self.problem, start, self.target.last, TEACHER_STEPS)
+            made = teach(oracle, self.problem, start, self.target.last, TEACHER_STEPS, self.guidance)
             if not torch.isfinite(made.final).all():
                 raise ValueError(f"guidance = {self.guidance:g}: the converged latents are not finite; lower it")
             return {"samples": torch.stack(made.samples), "data": torch.stack(made.data), "output": start.output}
@@ -120,7 +120,8 @@ class Guided:
         def make() -> float:
             pairs = self._first(tune, min(FEW, tune.count))
             self.stages.purse.spend(pairs.count * (OPENED + TEACHER_STEPS // 2 - 1))
-            half = teach(pairs.model, self.problem, pairs.start, self.target.last, TEACHER_STEPS // 2)
+            steps = TEACHER_STEPS // 2
+            half = teach(pairs.model, self.problem, pairs.start, self.target.last, steps, self.guidance)
             return float((half.final - pairs.reference).square().mean().sqrt()) / tune.spread
 
         return float(self.stages.value(self._name("teacher-error"), make))

@@ -14,8 +14,13 @@ from fastsample.tuning.linear import linear_of
 from fastsample.tuning.problem import Model, Problem, Start
 from fastsample.tuning.rollout import roll_out
 
-SOLVER: tuple[str, dict[str, Any]] = ("deis", {})
-"""What the teacher is made with: order 3, and near its limit with the fewest steps of ours on the bundled models."""
+SOLVER: tuple[str, dict[str, Any]] = ("unipc", {"order": 2})
+"""What the teacher is made with: near its limit with the fewest steps of ours on the bundled models."""
+GUIDED: tuple[str, dict[str, Any]] = ("dpmpp-2m", {})
+STRONG = 4.0
+"""Beyond this guidance scale the teacher is made with GUIDED, as a corrector then goes astray."""
+NOISY = -4.5
+"""The log-SNR from which its steps are even where it starts at less; nothing is seen in so much noise."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,16 +70,14 @@ class Teacher:
 
 
 def teacher_nodes(problem: Problem, last: Node, steps: int) -> tuple[Node, ...]:
-    """`steps` evaluations from the problem's first node to `last`, closer together near clean data, and the end."""
-    start, end = problem.schedule.time([problem.first.lam, last.lam])
-    ramp = np.linspace(1.0, 0.0, steps) ** 1.5
-    times = end + (start - end) * ramp[1:]
-    return problem.nodes(problem.schedule.lam(times))
+    """`steps` evaluations from the problem's first node to `last`, even in log-SNR, and the end."""
+    return problem.nodes(np.linspace(max(problem.first.lam, NOISY), last.lam, steps)[1:])
 
 
-def teach(model: Model, problem: Problem, start: Start, last: Node, steps: int) -> Teacher:
+def teach(model: Model, problem: Problem, start: Start, last: Node, steps: int, guidance: float = 1.0) -> Teacher:
     """The trajectories from `start`, of `steps` evaluations, of which the last is at `last`."""
-    linear = linear_of(Base(problem, *SOLVER).on(teacher_nodes(problem, last, steps)))
+    solver = GUIDED if guidance > STRONG else SOLVER
+    linear = linear_of(Base(problem, *solver).on(teacher_nodes(problem, last, steps)))
     made = roll_out(model, problem, [linear], start)
     return Teacher(linear.nodes, tuple(x[0] for x in made.samples), tuple(d[0] for d in made.data))
 

@@ -22,7 +22,7 @@ from fastsample.tuning.stages import Stages
 from fastsample.tuning.target import Target, target_of
 from fastsample.version import __version__
 
-STAGES = 3
+STAGES = 4
 """The form of the stages on disk: those of another number are not gone on with."""
 
 
