@@ -183,7 +183,7 @@ CASES: list[tuple[str, str]] = [
     ("sample --solver ddim:eta=none", "solver = 'ddim:eta=none': its options are of another kind"),
     ("sample --solver sa-solver:start=abc", "solver = 'sa-solver:start=abc'"),
     ("sample --solver dpmpp-2m:lower_final=2", "solver = 'dpmpp-2m:lower_final=2'"),
-    ("bench --solver unipc:disable_corrector=3", "solver = 'unipc:disable_corrector=3'"),
+    ("bench --solver unipc:disable_corrector=3", "disable_corrector = 3"),
     ("sample --solver ghvb:order=99999999999999999999", "option order = 99999999999999999999 .*64 bits"),
     ("decode --rule prefix:refresh=2.5+threshold", "option refresh = 2.5 of prefix: give an integer"),
     ("decode --rule checked:base=none", "option base = None of checked"),
