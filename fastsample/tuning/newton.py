@@ -81,14 +81,14 @@ class Descent:
         self.objective, self.report = objective, report
         self._slopes: Slopes | None = None
 
-    def improve(self, start: Best, iterations: int, ridge: float = 0.0) -> Best:
+    def improve(self, start: Best, steps: int, ridge: float = 0.0) -> Best:
         """The best on the validation pairs of the tables passed from `start` on, in so many steps at most.
 
         Ends when the loss stops falling, or when the purse does not hold another step.
         """
         best, values, now, damping = start, start.values, self._loss(start.tune), DAMPING
         idle, measured_at = 0, now  # steps without a gain; the loss where derivatives were measured last
-        for iteration in range(iterations):
+        for number in range(1, steps + 1):
             slopes = self._at(values, start.table.count)
             if slopes is None or not self._affords(start.table.count, measured=False):
                 break
@@ -105,8 +105,9 @@ class Descent:
                 self._slopes, damping = corrected, damping / EASED
                 now, values = lowered, moved
                 held_out = self.validation.errors([table])[0]
-                self.report(f"step {iteration + 1}: {now:.4f}, validation {self._loss(held_out):.4f}")
-                if self._loss(held_out) < self._loss(best.validation):
+                validated = self._loss(held_out)
+                self.report(f"step {number}: {now:.4f}, validation {validated:.4f}")
+                if validated < self._loss(best.validation):
                     best = Best(values, table, errors, held_out)
             else:
                 self._slopes, damping = replace(slopes, columns=corrected.columns, fresh=False), damping * RAISED

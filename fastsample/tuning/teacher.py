@@ -75,7 +75,7 @@ def teacher_nodes(problem: Problem, last: Node, steps: int) -> tuple[Node, ...]:
 
 
 def teach(model: Model, problem: Problem, start: Start, last: Node, steps: int, guidance: float = 1.0) -> Teacher:
-    """The trajectories from `start`, of `steps` evaluations, of which the last is at `last`."""
+    """The trajectories from `start`, of `steps` evaluations, of which the last is at `last`, under the `guidance`."""
     solver = GUIDED if guidance > STRONG else SOLVER
     linear = linear_of(Base(problem, *solver).on(teacher_nodes(problem, last, steps)))
     made = roll_out(model, problem, [linear], start)
