@@ -201,6 +201,22 @@ def test_a_move_never_puts_nodes_out_of_order() -> None:
     assert np.array_equal(family.limit(values, values + 0.1), values + 0.1)
 
 
+def test_a_move_never_tells_the_network_times_out_of_order() -> None:
+    """Nor other than whole ones where it takes only these: what it is told is then not tuned."""
+    problem = Mixture(VP).problem
+    family = joint_family(Base(problem, "ddim", {}), 4, 0.03)
+    values = np.concatenate([[-1.0, 0.0, 1.0], np.zeros(len(family.begins) - 3)])
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        values = family.limit(values, values + 3 * rng.standard_normal(len(values)))
+        nodes = family.build(values).nodes
+        assert np.all(np.diff([node.time for node in nodes]) < 0)
+        assert np.all(np.diff([node.lam for node in nodes]) > 0)
+    whole = joint_family(Base(dataclasses.replace(problem, whole=True), "ddim", {}), 4, 0.03)
+    assert len(whole.begins) == len(family.begins) - 3
+    assert all(node.time % 1 == 0 for node in whole.build(np.delete(values, [3, 4, 5])).nodes[:-1])
+
+
 def test_the_bootstrap_covers_the_ratio() -> None:
     rng = np.random.default_rng(1)
     untuned = 1 + 0.3 * np.abs(rng.normal(size=64))

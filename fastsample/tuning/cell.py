@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from fastsample.tables.table import Table
 from fastsample.tuning.budget import ENOUGH, FIRST_LOOK, KEPT, LAST_LOOK, LOOKS, OPENED, RIVALS, SECOND_LOOK
 from fastsample.tuning.grid import Base, grid_family
-from fastsample.tuning.joint import RIDGES, changes, joint_family
+from fastsample.tuning.joint import RIDGES, changes, joint_family, told_times
 from fastsample.tuning.linear import Linear
 from fastsample.tuning.newton import Best, Descent, Family
 from fastsample.tuning.pairs import Pairs, loss
@@ -62,6 +63,7 @@ class Candidate:
             "options": base.options,
             "grid": self.cell.grid,
             "lams": self.lams.tolist(),
+            "times": [node.time for node in self.linear.nodes],
             "weights": self.linear.weights.tolist(),
             "tune": self.tune.tolist(),
             "validation": self.validation.tolist(),
@@ -71,7 +73,9 @@ class Candidate:
     def from_dict(cls, problem: Problem, known: dict[str, Any]) -> Candidate:
         """From what :meth:`to_dict` gave."""
         base, lams = Base(problem, known["solver"], known["options"]), np.array(known["lams"])
-        linear = Linear(problem.nodes(lams), np.array(known["weights"]))
+        own = zip(problem.nodes(lams), known["times"], strict=True)
+        nodes = tuple(dataclasses.replace(node, time=time) for node, time in own)
+        linear = Linear(nodes, np.array(known["weights"]))
         cell = Cell(base, known["grid"], lams, linear)
         return cls(known["stage"], cell, linear, np.array(known["tune"]), np.array(known["validation"]))
 
@@ -163,7 +167,8 @@ class CellTuner:
     def _per_pair(self) -> int:
         """Evaluations of a pair in all stages of a base: derivatives, steps."""
         grid = range(1, self.count)
-        joint = [0, *grid, *(row + 1 for row, _ in free_weights(self.count))] if self.weights else []
+        told = range(1, 1 + told_times(self.validation.problem, self.count))
+        joint = [0, *grid, *told, *(row + 1 for row, _ in free_weights(self.count))] if self.weights else []
         derivatives = cost(self.count, [0, *grid]) + (cost(self.count, joint) if joint else 0)
         return derivatives + self._steps * (self.count - 1)
 
@@ -249,7 +254,7 @@ class CellTuner:
     def _joint(self, begun: Candidate) -> Candidate:
         """From `begun` at the strongest ridge, then on from where each came."""
         family = joint_family(begun.cell.base, self.count, self.difference)
-        values = np.append(begun.lams, changes(begun.linear, begun.cell.base.at(begun.lams)))
+        values = np.append(begun.lams, changes(begun.linear, begun.cell.base))
         descent = self._descent(family)
         best = Best(values, begun.linear, begun.tune, begun.validation)
         for ridge in RIDGES:

@@ -90,7 +90,7 @@ class Guided:
             return {"samples": torch.stack(made.samples), "data": torch.stack(made.data), "output": start.output}
 
         kept = self.stages.tensors(self._name(f"teacher-{name}"), make)
-        nodes = teacher_nodes(self.problem, self.target.last, TEACHER_STEPS)
+        nodes = teacher_nodes(self.problem, self.target.last, TEACHER_STEPS, self.guidance)
         device = self.target.pipe.device
         samples, data = (tuple(kept[key].to(device)) for key in ("samples", "data"))
         self._outputs[name] = kept["output"].to(device)

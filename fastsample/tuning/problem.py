@@ -41,11 +41,15 @@ class Problem:
         end, begin = self.final.time, self.first.time
         return float(self.schedule.lam(end + CLEANEST * (begin - end)))
 
-    def nodes(self, lams: ArrayLike) -> tuple[Node, ...]:
-        """The grid that begins at `first`, goes on at the log-SNRs `lams`, which must rise, and ends at `final`."""
+    def nodes(self, lams: ArrayLike, told: ArrayLike | None = None) -> tuple[Node, ...]:
+        """The grid that begins at `first`, goes on at the log-SNRs `lams`, which must rise, and ends at `final`.
+
+        The network is told the times of these, or of the log-SNRs `told`.
+        """
         times = self.schedule.time(lams)
-        told = np.clip(np.round(times), 0, self.schedule.noise_time) if self.whole else times
-        return (self.first, *self.schedule.nodes_at(times, told), self.final)
+        said = times if told is None else self.schedule.time(told)
+        said = np.clip(np.round(said), 0, self.schedule.noise_time) if self.whole else said
+        return (self.first, *self.schedule.nodes_at(times, said), self.final)
 
     def data(self, nodes: Sequence[Node], x: Tensor, output: Tensor) -> Tensor:
         """The data predictions of `output` for samples [R, P, ..], with row r at `nodes[r]`."""

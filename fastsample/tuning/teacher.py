@@ -21,6 +21,8 @@ STRONG = 4.0
 """Beyond this guidance scale the teacher is made with GUIDED, as a corrector then goes astray."""
 NOISY = -4.5
 """The log-SNR from which its steps are even where it starts at less; nothing is seen in so much noise."""
+BENT = 1.5
+"""The power of a line that its times follow beyond STRONG, where most happens early on."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,15 +71,18 @@ class Teacher:
         return noise - self.data[index]
 
 
-def teacher_nodes(problem: Problem, last: Node, steps: int) -> tuple[Node, ...]:
-    """`steps` evaluations from the problem's first node to `last`, even in log-SNR, and the end."""
-    return problem.nodes(np.linspace(max(problem.first.lam, NOISY), last.lam, steps)[1:])
+def teacher_nodes(problem: Problem, last: Node, steps: int, guidance: float) -> tuple[Node, ...]:
+    """`steps` evaluations from the problem's first node to `last`, and the end: even in log-SNR, or bent in time."""
+    if guidance <= STRONG:
+        return problem.nodes(np.linspace(max(problem.first.lam, NOISY), last.lam, steps)[1:])
+    first, end = problem.schedule.time([problem.first.lam, last.lam])
+    return problem.nodes(problem.schedule.lam(end + (first - end) * np.linspace(1, 0, steps)[1:] ** BENT))
 
 
 def teach(model: Model, problem: Problem, start: Start, last: Node, steps: int, guidance: float = 1.0) -> Teacher:
     """The trajectories from `start`, of `steps` evaluations, of which the last is at `last`, under the `guidance`."""
     solver = GUIDED if guidance > STRONG else SOLVER
-    linear = linear_of(Base(problem, *solver).on(teacher_nodes(problem, last, steps)))
+    linear = linear_of(Base(problem, *solver).on(teacher_nodes(problem, last, steps, guidance)))
     made = roll_out(model, problem, [linear], start)
     return Teacher(linear.nodes, tuple(x[0] for x in made.samples), tuple(d[0] for d in made.data))
 

@@ -22,7 +22,7 @@ from fastsample.tuning.stages import Stages
 from fastsample.tuning.target import Target, target_of
 from fastsample.version import __version__
 
-STAGES = 4
+STAGES = 5
 """The form of the stages on disk: those of another number are not gone on with."""
 
 
