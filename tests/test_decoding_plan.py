@@ -138,6 +138,8 @@ def test_wrong_input_is_refused(options: dict[str, Any], words: str) -> None:
 def test_prompts_that_do_not_fit_are_refused(pipe: Any) -> None:
     check_refused(lambda: fs.plan_decoding(pipe, []), "prompts = []")
     check_refused(lambda: fs.plan_decoding(pipe, "1+2"), "prompts = '1+2'")
+    for given in ({"attention_mask": torch.ones(1, 3)}, {"mask_token_id": 3}, {"adapter": object()}):
+        check_refused(lambda: fs.plan_decoding(pipe, ["1+2"], **given), f"{next(iter(given))} is given")  # noqa: B023
     check_refused(lambda: fs.plan_decoding(bundled_kind(), ["1+2"]), "prompts are texts")
     check_refused(lambda: fs.plan_decoding(bundled_kind(), torch.zeros(0, 3, dtype=torch.int64)), "no rows")
     check_refused(lambda: fs.plan_decoding(slow.RandomModel(9, 3, 0), torch.tensor([[1]])), "mask_token_id = None")

@@ -327,6 +327,12 @@ def test_set_shift_is_that_of_diffusers() -> None:
         for scheduler in (ours, theirs):
             scheduler.set_timesteps(sigmas=np.linspace(1, 1 / 6, 6).tolist())
         torch.testing.assert_close(ours.sigmas, theirs.sigmas, rtol=1e-5, atol=1e-6)
+        assert ours.shift == theirs.shift == shift
+    set_by_hand = fs.DDIMScheduler.from_config(FLOW(shift=3.0).config)
+    set_by_hand.shift = shift
+    set_by_hand.set_timesteps(sigmas=np.linspace(1, 1 / 6, 6).tolist())
+    assert torch.equal(set_by_hand.sigmas, ours.sigmas)
+    assert not hasattr(make("ddim", "vp", None), "shift")
     for scheduler, shift in (
         (make("ddim", "vp", None), 3.0),
         (make("ddim", "flow-dynamic", None), 3.0),

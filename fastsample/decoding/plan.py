@@ -133,6 +133,10 @@ def plan_decoding(
             raise ValueError("prompts are texts: give a MaskedDiffusionPipeline with a tokenizer, or int64 tokens")
         if isinstance(prompts, str) or not prompts:
             raise ValueError(f"prompts = {prompts!r}: give a list of 32 to 64 texts")
+        known = {"attention_mask": attention_mask, "mask_token_id": mask_token_id, "adapter": adapter}
+        for name, value in known.items():
+            if value is not None:
+                raise ValueError(f"{name} is given: prompts are texts, for which the pipeline knows it; leave it out")
         prompts, attention_mask = (each.to(model.device) for each in encode(model.tokenizer, prompts, chat=True))
         eos_token_id = model.tokenizer.eos_token_id if eos_token_id is None else eos_token_id
         mask_token_id, adapter, model = model.config.mask_token_id, model.adapter, model.model

@@ -128,6 +128,17 @@ class Readings(Stateful):
         target = torch.where(then >= 0, cumprod[then.clamp(min=0)], self.final_alpha_cumprod.to(cumprod.device))
         return (1 - target) / (1 - source) * (1 - source / target)
 
+    @property
+    def shift(self) -> float:
+        """The shift of a flow model's sigmas; to set it is :meth:`set_shift`."""
+        if self.schedule.kind != "flow":
+            raise AttributeError(f"{type(self).__name__} has no shift: its model is no flow-matching one")
+        return float(self.config["flow_shift"] * self.config.get("shift", 1.0))
+
+    @shift.setter
+    def shift(self, shift: float) -> None:
+        self.set_shift(shift)
+
     def set_shift(self, shift: float) -> None:
         """Shift the sigmas of a flow model by `shift` from the next `set_timesteps` on (arXiv:2403.03206, eq. 23).
 
