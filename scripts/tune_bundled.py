@@ -63,8 +63,8 @@ CHECKED = 24
 """Held-out prompts of tune's own final check."""
 LEAST = 48
 """Prompts given to tune, at least: half of them are scenes of the training, half held-out ones."""
-LOOKED, FINALISTS = 4, 24
-"""Pairs of each set on which all untuned cells are run, and how many of the best of these are run on all pairs."""
+LOOKS = ((1, 120), (4, 24))
+"""Pairs of each set on which untuned cells are run, all of them at first, and how many of the best go on."""
 FEWER = 0.04
 """The share of prompts right that a tuned table may lose on the set that decides: one of its 32 images."""
 WORSE = 1.02
@@ -203,26 +203,35 @@ class Measured:
             for place in range(len(self.prompts))
         ]
         pairs = list(zip(self.prompts, seeds, strict=True))
-        problem, few = bench.target.problem(whole=False), slice(None, None, each // LOOKED)
-        self.oracle = Oracle(self.calls, pairs, bench.asked.batch, whole=False)
-        self.looked = Oracle(self.calls, pairs[few], bench.asked.batch, whole=False)
-        start = self.oracle.start()
-        reference = teach(self.oracle, problem, start, bench.target.last, LONG_RUN, scale).final
-        self.pairs = Pairs(self.oracle, problem, start, reference, spread(reference), Purse(10**9))
-        begun = Start(start.sample[few], start.output[few])
-        self.few = dataclasses.replace(self.pairs, model=self.looked, start=begun, reference=reference[few])
+        problem = bench.target.problem(whole=False)
+        fewer = [slice(None, None, each // look) for look, _ in LOOKS]
+        self.oracles = [
+            Oracle(self.calls, pairs[few], bench.asked.batch, whole=False) for few in (slice(None), *fewer)
+        ]
+        start = self.oracles[0].start()
+        reference = teach(self.oracles[0], problem, start, bench.target.last, LONG_RUN, scale).final
+        self.pairs = Pairs(self.oracles[0], problem, start, reference, spread(reference), Purse(10**9))
+        self.looked = [
+            dataclasses.replace(
+                self.pairs,
+                model=oracle,
+                start=Start(start.sample[few], start.output[few]),
+                reference=reference[few],
+            )
+            for few, oracle in zip(fewer, self.oracles[1:], strict=True)
+        ]
         self.peers: dict[tuple[str, int], Array] = {}
 
     def compare(self, entry: Entry) -> tuple[Entry, dict[str, Any]]:
         """The entry that ships, and what was measured: the tuned table beside all untuned cells, and diffusers'."""
-        found = self.bench.untuned(entry.evaluations)
-        ranked = screen(found, self.few, "rms", lambda text: None)[:FINALISTS]
+        found = ranked = self.bench.untuned(entry.evaluations)
+        for pairs, (_, kept) in zip(self.looked, LOOKS, strict=True):
+            ranked = screen(ranked, pairs, "rms", lambda text: None)[:kept]
         finalists = screen(ranked, self.pairs, "rms", lambda text: None)
         tuned, right = self.of(linear_of(entry.table))
         best = {name: min(finalists, key=lambda cell: rms(self.by_set(cell.errors)[name])) for name in SETS}
         before = {name: self.of(best[name].linear)[1][name] for name in SETS}
-        self.oracle.close()  # a pipeline has one guidance at a time
-        self.looked.close()
+        self.close()  # a pipeline has one guidance at a time
         sets = {}
         for name in SETS:
             own, untuned = self.by_set(tuned)[name], self.by_set(best[name].errors)[name]
@@ -257,6 +266,11 @@ class Measured:
             "verdict": entry.verdict,
         }
 
+    def close(self) -> None:
+        """Give the pipeline back; what is measured next opens it again."""
+        for oracle in self.oracles:
+            oracle.close()
+
     def matches(self, steps: int, error: float) -> bool:
         """Whether diffusers' DPM++ 2M of so many steps is as near, on the sets that report."""
         own = self.by_set(self.peer(PEERS[0], steps))
@@ -289,7 +303,7 @@ class Measured:
             more = flow if self.bench.target.schedule.kind == "flow" else {}
             scheduler = getattr(diffusers, name).from_config(config, **more)
             with configured(self.bench.pipe, scheduler):
-                call = self.calls.of(self.oracle.pairs, num_inference_steps=steps, output_type="latent")
+                call = self.calls.of(self.oracles[0].pairs, num_inference_steps=steps, output_type="latent")
                 latents = self.bench.pipe(**call).images
             self.peers[name, steps] = self.pairs.distances(latents[None].to(self.pairs.reference))[0]
         return self.peers[name, steps]

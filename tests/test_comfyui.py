@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -273,6 +274,9 @@ def test_a_preset_gives_its_sigmas() -> None:
         preset_sigmas(MODELS["discrete"], preset, 5, 7.5)
     with pytest.raises(ValueError, match=r"of a vp model .* and this one is flow"):
         preset_sigmas(MODELS["flow"], preset, 4, 7.5)
+    weighed = dataclasses.replace(preset, entries=(dataclasses.replace(entry, stage="joint"),))
+    with pytest.warns(UserWarning, match="its weights were tuned with its sigmas"):
+        assert torch.equal(preset_sigmas(MODELS["discrete"], weighed, 4, 7.0), sigmas)
 
 
 def test_the_folder_loads_under_another_name_and_its_nodes_are_whole() -> None:

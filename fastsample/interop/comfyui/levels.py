@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -47,7 +48,8 @@ def grid_sigmas(sampling: Any, grid: str, steps: int, denoise: float, options: d
 def preset_sigmas(sampling: Any, preset: Preset, steps: int, guidance: float) -> Tensor:
     """The sigmas that `preset` was tuned to for `steps` steps at the guidance nearest to `guidance`.
 
-    Raises ValueError where it has none, or is of another kind of model.
+    Warns where its weights were tuned too, which sigmas do not hold. Raises ValueError where it has no such table, or
+    is of another kind of model.
     """
     kind = schedule_of(sampling).kind
     if kind != preset.kind:
@@ -56,6 +58,12 @@ def preset_sigmas(sampling: Any, preset: Preset, steps: int, guidance: float) ->
     if entry is None:
         known = sorted({own.evaluations for own in preset.entries})
         raise ValueError(f"steps = {steps}: the preset has {', '.join(map(str, known))}; use one of these")
+    if entry.stage not in ("untuned", "grid"):
+        warnings.warn(
+            f"preset of {steps} steps: its weights were tuned with its sigmas, which are not as good by themselves; "
+            "for sigmas alone tune with --grid-only",
+            stacklevel=2,
+        )
     return sigmas_at([*[step.node for step in entry.table.steps], entry.table.steps[-1].target])
 
 
