@@ -62,7 +62,7 @@ def test_bench_end_to_end(run: Any, folders: Any, tmp_path: Path, name: str) -> 
     arms = {row["arm"] for row in rows}
     own = json.loads((folders(name) / "model_index.json").read_text())["scheduler"][1].removesuffix("Scheduler")
     kind = "vp" if name == "stable_diffusion_xl" else "flow"
-    best = recommended_arm(kind, rows[0]["guidance"])
+    best = recommended_arm(kind, rows[0]["guidance"], rows[0]["steps"])
     assert {best.label, f"diffusers {own}"} <= arms
     assert all(row["finite"] and row["latent_rms"] < 2 for row in rows)
     assert f"{len(rows)} of {len(rows)} cases to run, about" in err

@@ -118,7 +118,7 @@ class Arms:
         ours, peers = self.ours, self.peers
         if ours is None:
             plain = [parse_arm(text, grid=grid) for grid in self.grids for text in SOLVERS]
-            ours = _accelerated([*plain, recommended_arm(runner.kind, max(guidances))], self.added)
+            ours = _accelerated([*plain, recommended_arm(runner.kind, max(guidances), max(steps))], self.added)
         if peers is None:
             own = type(runner.pipe.scheduler).__name__.removesuffix("Scheduler")
             names = dict.fromkeys([own, *DEFAULT[runner.kind]])
@@ -204,8 +204,9 @@ def execute(runner: Bench, cases: list[Case]) -> list[Result]:
 
 
 def best_label(runner: Bench, cases: Sequence[Case]) -> str:
-    """The recommended arm's label, at the highest of the guidance scales, as :meth:`Arms.cases` has it."""
-    return recommended_arm(runner.kind, max(case.guidance for case in cases)).label
+    """The recommended arm's label, at the highest guidance scale and the most steps, as :meth:`Arms.cases` has it."""
+    guidance, steps = (max(getattr(case, name) for case in cases) for name in ("guidance", "steps"))
+    return recommended_arm(runner.kind, guidance, steps).label
 
 
 def write(results: list[Result], folder: Path, *, best: str, as_json: bool, csv: bool, markdown: bool) -> None:

@@ -49,7 +49,8 @@ def _are(results: list[Result], kinds: dict[str, Kinds]) -> bool:
 def best_of(results: list[Result]) -> str:
     """The recommended arm's label, for the kind of model that the last result is of; empty where it says none."""
     kind = results[-1].get("kind")
-    return recommended_arm(kind, max(result["guidance"] for result in results)).label if kind else ""
+    guidance, steps = (max(result[name] for result in results) for name in ("guidance", "steps"))
+    return recommended_arm(kind, guidance, steps).label if kind else ""
 
 
 def put_page(page: Page, path: Path) -> Path:
