@@ -326,6 +326,24 @@ def test_more_guided_steps_than_steps_are_refused_before_the_network() -> None:
     assert ledger.rows == 0
 
 
+def test_stages_with_schedulers_of_their_own_are_refused() -> None:
+    parts = dict.fromkeys(
+        (
+            "prior",
+            "text_encoder",
+            "tokenizer",
+            "text_proj",
+            "super_res_first",
+            "super_res_last",
+            "super_res_scheduler",
+        )
+    )
+    schedulers = {name: diffusers.UnCLIPScheduler() for name in ("prior_scheduler", "decoder_scheduler")}
+    pipe = diffusers.UnCLIPPipeline(decoder=unet(), **parts, **schedulers)
+    for apply in (fs.GuidanceCut(0, 2).apply, fs.TGate(2).apply):
+        check_refused(lambda: apply(pipe), "UnCLIPPipeline has no scheduler whose steps could be counted")  # noqa: B023
+
+
 def test_two_cuts_of_one_pipeline_are_refused() -> None:
     pipe = pipelines.stable_diffusion()
     before = type(pipe.unet), set(vars(pipe.unet))

@@ -16,7 +16,7 @@ from fastsample.pipelines.guidance.caller import Branches, Caller
 from fastsample.pipelines.guidance.perturbed import unperturbed
 from fastsample.pipelines.guidance.reading import Branch
 from fastsample.pipelines.guidance.rows import Batch, gathered
-from fastsample.pipelines.guidance.steps import Run, Runs
+from fastsample.pipelines.guidance.steps import Run, Runs, check_scheduler
 from fastsample.pipelines.layers import Layer, layered, layers_on
 from fastsample.wording import counted
 
@@ -72,6 +72,7 @@ class GuidanceCut:
         found = [denoiser for denoiser in denoisers(pipe) if denoiser.timestep]
         if not found:
             raise ValueError(f"pipe = {type(pipe).__name__} has no network that is called with a timestep")
+        check_scheduler(pipe)
         for denoiser in found:
             if any(layer.name == CUT for layer in layers_on(denoiser)):
                 raise ValueError(f"the guidance of pipe.{denoiser.name} is cut already: remove that handle first")

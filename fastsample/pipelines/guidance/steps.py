@@ -117,6 +117,13 @@ class Runs(threading.local, Generic[AnyRun]):
         return run
 
 
+def check_scheduler(pipe: Any) -> None:
+    """Raise ValueError for a pipeline of several stages whose steps no single scheduler lays out."""
+    if not hasattr(pipe, "scheduler"):
+        own = ", ".join(name for name in pipe.components if name.endswith("scheduler")) or "none"
+        raise ValueError(f"pipe = {type(pipe).__name__} has no scheduler whose steps could be counted, but {own}")
+
+
 def _timesteps(caller: Caller) -> Any:
     """Those of the pass under way; pipelines lay out new ones for each."""
     evaluated = _EVALUATED.get()

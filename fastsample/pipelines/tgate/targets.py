@@ -10,6 +10,7 @@ from diffusers.models.attention_processor import Attention
 from torch import nn
 
 from fastsample.pipelines.denoisers import NAMES, Denoiser, denoisers, inner
+from fastsample.pipelines.guidance.steps import check_scheduler
 
 JOINT = (
     "SD3", "Flux", "Chroma", "QwenImage", "AuraFlow", "CogVideoX", "CogView", "HunyuanVideo", "HunyuanImage", "Mochi",
@@ -33,6 +34,7 @@ def gated_denoisers(pipe: Any) -> list[Denoiser]:
             f"pipe = {type(pipe).__name__} has none of the components that could be gated: {', '.join(NAMES)}, or "
             "another network that is called with a timestep and reads text"
         )
+    check_scheduler(pipe)
     for denoiser in found:
         check_class(type(denoiser.module).__name__)
     if hasattr(type(pipe), "image_guidance_scale") or getattr(pipe, "do_perturbed_attention_guidance", False):
