@@ -84,6 +84,7 @@ def main(
     fresh: Annotated[int, typer.Option(help="Prompts of each set that is measured on, with two seeds each.")] = 16,
     budget: Annotated[int, typer.Option(help="Guided evaluations a cell.")] = 20_000,
     objective: Annotated[str, typer.Option(help="What tune lowers: rms, or huber.")] = "rms",
+    solver: Annotated[str | None, typer.Option(help="The one to tune; without it the best of all.")] = None,
     draw: Annotated[int, typer.Option(help="Which prompts and seeds: another number, other sets.")] = 0,
     batch: Annotated[int, typer.Option(help="Images evaluated at once.")] = 2048,
     device: Annotated[str, typer.Option()] = "cuda" if torch.cuda.is_available() else "cpu",
@@ -97,7 +98,7 @@ def main(
     results: list[dict[str, Any]] = json.loads(record.read_text()) if record.is_file() else []
     wanted = [(float(scale), int(count)) for scale, count in (cell.split(":") for cell in cells.split(","))]
     names = models.split(",")
-    asked = Asked(out, preset, prompts, fresh, budget, objective, draw, batch, device)
+    asked = Asked(out, preset, prompts, fresh, budget, objective, solver, draw, batch, device)
     benches = {name: Bench(name, asked) for name in names}
     for (scale, count), name in itertools.product(wanted, names):
         key = {"model": name, "guidance": scale, "evaluations": count}
@@ -122,6 +123,7 @@ class Asked:
     fresh: int
     budget: int
     objective: str
+    solver: str | None
     draw: int
     batch: int
     device: str
@@ -154,7 +156,7 @@ class Bench:
         shipped, found = self.measured(scale).compare(entry)
         self.keep("tuned", entry)
         self.keep("preset", shipped)
-        made = {"objective": self.asked.objective, "draw": self.asked.draw}
+        made = {"objective": self.asked.objective, "solver": self.asked.solver, "draw": self.asked.draw}
         return {**made, "machine": hardware(torch.device(self.asked.device)), **found}
 
     def keep(self, kind: str, entry: Entry) -> None:
@@ -175,6 +177,7 @@ class Bench:
             guidance=(scale,),
             budget=self.asked.budget,
             objective=self.asked.objective,
+            solver=self.asked.solver,
             check_prompts=self.check,
             quality=whole_prompts,
             call=CALL[self.name],

@@ -40,7 +40,7 @@ def main(
     """Write the ratio of each tuned table to the other model's best untuned cell, on each of its fresh sets."""
     torch.backends.cudnn.allow_tf32 = False
     results: list[dict[str, Any]] = json.loads((found / "results.json").read_text())
-    asked = Asked(found, None, prompts, fresh, 0, "rms", draw, batch, device)
+    asked = Asked(found, None, prompts, fresh, 0, "rms", None, draw, batch, device)
     benches = {name: Bench(name, asked) for name in MODELS}
     untuned = {(one["model"], one["guidance"], one["evaluations"]): one["sets"] for one in results}
     rows = []
