@@ -58,7 +58,8 @@ def written(found: Sequence[Result]) -> str:
         "where `tune` itself kept the untuned: the rows further down show what its own pick among the cells "
         "that it could screen was then worth. Tuned tables that do not ship are here too: in their place "
         "the best untuned cell on *choice* does. In brackets: by seed. *Draw*: cells of another number were "
-        "measured on other prompts and seeds.",
+        "measured on other prompts and seeds. Of several attempts at a cell this is the one that ships with "
+        "the least ratio on *choice*, or the last one where none does.",
     ]
     for model in dict.fromkeys(one["model"] for one in found):
         own = [one for one in found if one["model"] == model]
@@ -108,7 +109,7 @@ def details(own: Sequence[Result]) -> str:
             for name in ("choice", *FRESH)
         ]
         before, after = (np.mean([sets[name]["prompts right"][k] for name in FRESH]) for k in (0, 1))
-        base = f"{one['base']}, {one['stage']}"
+        base = ", ".join([one["base"], one["stage"], *(["huber"] if one["objective"] == "huber" else [])])
         rows.append(
             [
                 f"{one['guidance']:g}, {one['evaluations']}",

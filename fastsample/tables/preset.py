@@ -21,7 +21,7 @@ BUNDLED = Path(__file__).parents[1] / "presets"
 FORMAT = 1
 """Of the files; another one is refused."""
 STAGES = ("untuned", "grid", "rows", "joint")
-"""How far an entry's table is tuned: not at all, its grid, then its weights row by row, then both together."""
+"""How far an entry's table is tuned: not at all, its grid, then its weights row by row, then all together."""
 MARGINALS = 1e-6
 """By how much a step may miss the marginals, relative to its weights."""
 

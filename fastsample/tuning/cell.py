@@ -28,7 +28,7 @@ from fastsample.tuning.teacher import Teacher
 
 Array = NDArray[np.float64]
 GRID_STEPS, JOINT_STEPS = 6, 12
-"""Of the grid, and of grid and weights together at each ridge, at most: most descents end sooner."""
+"""Of the grid, and of all together at each ridge, at most: most descents end sooner."""
 PLANNED = GRID_STEPS + JOINT_STEPS
 """Those that a budget is made to hold, where weights are tuned."""
 
@@ -219,7 +219,7 @@ class CellTuner:
         return screen(found, pairs, self.objective, self.stages.report)
 
     def _stages_of(self, number: int, base: Candidate) -> Iterator[Candidate]:
-        """What is made of a base: its grid tuned, its weights row by row, and both from the better of these."""
+        """What is made of a base: its grid tuned, its weights row by row, and all of it from the better of these."""
 
         def stage(name: str, make: Callable[[], Candidate]) -> Candidate:
             known = self.stages.value(self._name(f"{name} {number}"), lambda: make().to_dict())

@@ -48,11 +48,11 @@ def tune(
 
     By forward calls alone, in the pipeline's own dtype and on its device: converged trajectories of every pair of a
     prompt and a seed, then all solvers on all grids by successive halving, the best one's grid, its weights, and
-    both together. What is kept is the best of these on held-out prompts, and only where fresh prompts
-    (`check_prompts`, or a quarter of `prompts`) with fresh seeds show that it is no worse than the best there of the
-    untuned cells that led the screen; `quality(images, prompts)`, scores of which more is better, can veto it. With
-    fewer than 4 pairs nothing is tuned, below 16 the grid alone, as with `grid_only`. A small budget looks at fewer
-    cells and tunes on fewer pairs, 16 at least.
+    both together with the times that the network is told. What is kept is the best of these on held-out prompts, and
+    only where fresh prompts (`check_prompts`, or a quarter of `prompts`) with fresh seeds show that it is no worse
+    than the best there of the untuned cells that led the screen; `quality(images, prompts)`, scores of which more is
+    better, can veto it. With fewer than 4 pairs nothing is tuned, below 16 the grid alone, as with `grid_only`. A
+    small budget looks at fewer cells and tunes on fewer pairs, 16 at least.
 
     `budget` are the guided evaluations of all cells together, each counted once whether or not guidance doubles it;
     never more are made. `objective` is "rms", or "huber", which lets no few samples rule; `solver` the one to tune,
