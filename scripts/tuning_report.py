@@ -156,7 +156,8 @@ def peers(own: Sequence[Result]) -> str:
 def errors(found: Sequence[Result], path: Path) -> None:
     """Error against evaluations, a panel a model and guidance with several of these; hollow points do not ship."""
     groups = itertools.groupby(found, key=lambda one: (one["model"], one["guidance"]))
-    cases = [(case, own) for case, group in groups if len(own := list(group)) > 1]
+    every = [(case, list(group)) for case, group in groups]
+    cases = [(case, own) for case, own in every if len(own) > 1]
     figure, axes = style.panels(len(cases), height=2.9)
     for axis, ((model, guidance), own) in zip(axes, cases, strict=True):
         ends = []
@@ -192,7 +193,7 @@ def errors(found: Sequence[Result], path: Path) -> None:
         figure,
         "Error bars: the least and the largest of three sets of held-out prompts. "
         + "Hollow points do not ship. " * held_back
-        + "Guidance scales with a single number of evaluations are in the table.",
+        + "Guidance scales with a single number of evaluations are in the table." * (cases != every),
     )
     style.save(figure, path)
 

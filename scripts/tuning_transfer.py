@@ -1,9 +1,9 @@
 """What a bundled model's tuned tables do on the other one: the same steps at the same log-SNRs.
 
-    python scripts/tune_bundled.py --out results/tuning --draw 4
-    python scripts/tuning_transfer.py results/tuning --draw 4 --out benchmarks/tuning/transfer.md
+    python scripts/tuning_transfer.py benchmarks/tuning/results.json --draw 4 --out benchmarks/tuning/transfer.md
 
-Beside the best untuned cell of the model that they are carried to, on its own three fresh sets of results.json.
+The presets that ship, beside the best untuned cell of the model that they are carried to, on its own three fresh sets
+of that draw in results.json, which `tune_bundled.py` and `tuning_report.py` made.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tune_bundled import SETS, Asked, Bench, Measured, rms
 from fastsample.bench.report import markdown_table
 from fastsample.demo.bundled import MODELS
 from fastsample.schedules import NoiseSchedule
-from fastsample.tables.preset import Preset
+from fastsample.tables.preset import read_preset
 from fastsample.tuning.linear import Linear, linear_of, with_sums
 from fastsample.tuning.problem import Problem
 
@@ -28,24 +28,33 @@ FRESH = SETS[1:]
 
 
 def main(
-    found: Annotated[Path, typer.Argument(help="The folder that tune_bundled.py wrote.")],
+    found: Annotated[Path, typer.Argument(help="What tuning_report.py wrote.")],
     out: Annotated[Path, typer.Option(help="The table, as Markdown.")] = Path("benchmarks/tuning/transfer.md"),
     guidance: Annotated[str, typer.Option(help="Guidance scales, comma-separated.")] = "1,3",
-    draw: Annotated[int, typer.Option(help="That of the run of tune_bundled.py.")] = 0,
-    fresh: Annotated[int, typer.Option(help="Its prompts of each set.")] = 16,
-    prompts: Annotated[int, typer.Option(help="Its prompts to tune on.")] = 64,
+    draw: Annotated[int, typer.Option(help="That of the sets.")] = 4,
     batch: Annotated[int, typer.Option(help="Images evaluated at once.")] = 2048,
     device: Annotated[str, typer.Option()] = "cuda" if torch.cuda.is_available() else "cpu",
 ) -> None:
     """Write the ratio of each tuned table to the other model's best untuned cell, on each of its fresh sets."""
     torch.backends.cudnn.allow_tf32 = False
-    results: list[dict[str, Any]] = json.loads((found / "results.json").read_text())
-    asked = Asked(found, None, prompts, fresh, 0, "rms", None, draw, batch, device)
+    results: list[dict[str, Any]] = [one for one in json.loads(found.read_text()) if one["draw"] == draw]
+    asked = Asked(
+        found.parent,
+        None,
+        prompts=64,
+        fresh=16,
+        budget=0,
+        objective="rms",
+        solver=None,
+        draw=draw,
+        batch=batch,
+        device=device,
+    )
     benches = {name: Bench(name, asked) for name in MODELS}
     untuned = {(one["model"], one["guidance"], one["evaluations"]): one["sets"] for one in results}
     rows = []
     for there, here in (MODELS, tuple(reversed(MODELS))):
-        preset = Preset.from_json((found / f"tuned-{there}.json").read_text())
+        preset = read_preset(there)
         schedule, bench = benches[there].target.schedule, benches[here]
         for scale in map(float, guidance.split(",")):
             measured = Measured(bench, scale)
