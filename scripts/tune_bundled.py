@@ -2,7 +2,7 @@
 
     python scripts/tune_bundled.py --out results/tuning [--models text_to_image] [--cells 3:5,3:8,1:5] [--device cuda]
     python scripts/tune_bundled.py --out again --models text_to_image --preset tuned-text_to_image.json --draw 1
-    python scripts/tuning_report.py results/tuning/results.json --out benchmarks/tuning
+    python scripts/tuning_report.py results/tuning again --out benchmarks/tuning --presets presets
 
 Tuned on scenes of the training and on held-out ones, checked by `tune` on other held-out ones. Then every
 deterministic solver of ours on every grid, and the tuned table, on four more sets of held-out prompts with two seeds

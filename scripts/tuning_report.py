@@ -1,16 +1,19 @@
-"""The table and the plots of what `tune_bundled.py` measured.
+"""The table and the plots of what `tune_bundled.py` measured, and the presets that ship.
 
-    python scripts/tuning_report.py results/tuning/results.json --out benchmarks/tuning
+    python scripts/tuning_report.py results/tuning results/again --out benchmarks/tuning --presets fastsample/presets
 
-Writes results.md, errors.png (error against evaluations, tuned, untuned and diffusers') and grids.png (the log-SNRs
-that were found, beside those of the best untuned cell), and copies results.json beside them.
+Joins the runs in these folders, after what --out and --presets hold already: of several attempts at a cell the one
+that ships with the least ratio on the set that decides, or the last one where none does. Writes results.json,
+results.md, errors.png (error against evaluations, tuned, untuned and diffusers'), grids.png (the log-SNRs that were
+found, beside those of the best untuned cell), and the presets.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +22,7 @@ import typer
 
 from fastsample.bench import style
 from fastsample.bench.report import markdown_table
+from fastsample.tables.preset import Entry, Preset
 
 FRESH = ("A", "B", "C")
 PEERS = {
@@ -27,21 +31,66 @@ PEERS = {
     "DEISMultistepScheduler": "DEIS",
 }
 Result = dict[str, Any]
+Attempt = tuple[Result, Entry]
+"""What was measured of a cell, and what ships."""
 
 
 def main(
-    results: Annotated[Path, typer.Argument(help="What tune_bundled.py wrote.")],
+    runs: Annotated[list[Path], typer.Argument(help="The folders that tune_bundled.py wrote.", exists=True)],
     out: Annotated[Path, typer.Option(help="The folder of the table and the plots.")] = Path("benchmarks/tuning"),
+    presets: Annotated[Path, typer.Option(help="The folder of the presets.")] = Path("presets"),
 ) -> None:
-    """Write results.md, errors.png, grids.png and results.json."""
-    found: list[Result] = sorted(
-        json.loads(results.read_text()), key=lambda one: (one["model"], one["guidance"], one["evaluations"])
-    )
+    """Write results.json, results.md, errors.png and grids.png, and the presets of all models."""
+    before = attempts(out / "results.json", presets, "") if (out / "results.json").is_file() else []
+    made = [attempt for run in runs for attempt in attempts(run / "results.json", run, "preset-")]
+    kept = joined([*before, *made])
+    found = [result for result, _ in kept]
     out.mkdir(parents=True, exist_ok=True)
+    presets.mkdir(parents=True, exist_ok=True)
+    for model in dict.fromkeys(one["model"] for one in found):
+        newest = [*(run / f"preset-{model}.json" for run in reversed(runs)), presets / f"{model}.json"]
+        preset = Preset.from_json(next(path for path in newest if path.is_file()).read_text())
+        entries = tuple(entry for result, entry in kept if result["model"] == model)
+        dataclasses.replace(preset, entries=entries).save(presets / f"{model}.json")
     (out / "results.json").write_text(json.dumps(found, indent=1) + "\n")
     (out / "results.md").write_text(written(found))
     errors(found, out / "errors.png")
     grids(found, out / "grids.png")
+
+
+def attempts(results: Path, folder: Path, prefix: str) -> list[Attempt]:
+    """All cells of a run: its results, and the entries of its presets."""
+    found: list[Result] = json.loads(results.read_text())
+    presets = {
+        model: Preset.from_json((folder / f"{prefix}{model}.json").read_text())
+        for model in {one["model"] for one in found}
+    }
+    entries = {
+        (model, entry.guidance, entry.evaluations): entry
+        for model, preset in presets.items()
+        for entry in preset.entries
+    }
+    return [(one, entries[key_of(one)]) for one in found]
+
+
+def joined(found: Iterable[Attempt]) -> list[Attempt]:
+    """By cell the attempt that ships with the least ratio on the set that decides, the last one where none does."""
+    best: dict[tuple[str, float, int], Attempt] = {}
+    for attempt in found:
+        key = key_of(attempt[0])
+        if key not in best or not tuned(best[key][0]) or (tuned(attempt[0]) and choice(attempt) <= choice(best[key])):
+            best[key] = attempt
+    return [best[key] for key in sorted(best)]
+
+
+def choice(attempt: Attempt) -> float:
+    """The ratio on the set that decides."""
+    return float(attempt[0]["sets"]["choice"]["ratio"])
+
+
+def key_of(one: Result) -> tuple[str, float, int]:
+    """The cell of a result."""
+    return one["model"], one["guidance"], one["evaluations"]
 
 
 def written(found: Sequence[Result]) -> str:

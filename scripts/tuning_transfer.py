@@ -64,7 +64,7 @@ def main(
                     continue
                 table = carried(linear_of(entry.table), schedule, bench.target.problem(whole=False))
                 ratios = [] if table is None else ratios_of(measured, table, beside)
-                mean = f"{np.exp(np.mean(np.log(ratios))):.2f}" if ratios else "begins before its noise"
+                mean = f"{np.exp(np.mean(np.log(ratios))):.2f}" if ratios else "outside its grids"
                 rows.append([here, f"{scale:g}, {entry.evaluations}", mean, ", ".join(f"{r:.2f}" for r in ratios)])
                 print(rows[-1], flush=True)
             measured.close()

@@ -22,6 +22,8 @@ FORMAT = 1
 """Of the files; another one is refused."""
 STAGES = ("untuned", "grid", "rows", "joint")
 """How far an entry's table is tuned: not at all, its grid, then its weights row by row, then all together."""
+OWN_WEIGHTS = STAGES[:2]
+"""Those at which the weights are the solver's own, so that the grid says all of the table."""
 MARGINALS = 1e-6
 """By how much a step may miss the marginals, relative to its weights."""
 

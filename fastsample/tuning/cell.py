@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastsample.tables.preset import OWN_WEIGHTS
 from fastsample.tables.table import Table
 from fastsample.tuning.budget import ENOUGH, FIRST_LOOK, KEPT, LAST_LOOK, LOOKS, OPENED, RIVALS, SECOND_LOOK
 from fastsample.tuning.grid import Base, grid_family
@@ -50,7 +51,7 @@ class Candidate:
 
     def table(self, prediction_type: str) -> Table:
         """As samplers run it: the solver's own table, or that of its tuned weights."""
-        if self.stage in ("untuned", "grid"):
+        if self.stage in OWN_WEIGHTS:
             return self.cell.base.on(self.linear.nodes)
         return self.linear.table(prediction_type, f"tuned {self.cell.base.solver}")
 

@@ -13,7 +13,7 @@ from fastsample.interop.plans import is_flow
 from fastsample.schedules import DiscreteSchedule, EDMSchedule, FlowSchedule, NoiseSchedule
 from fastsample.schedules.base import Node, require_falling_noise
 from fastsample.schedules.grids import evaluation_times
-from fastsample.tables.preset import Preset
+from fastsample.tables.preset import OWN_WEIGHTS, Preset
 
 
 def schedule_of(sampling: Any) -> NoiseSchedule:
@@ -58,7 +58,7 @@ def preset_sigmas(sampling: Any, preset: Preset, steps: int, guidance: float) ->
     if entry is None:
         known = sorted({own.evaluations for own in preset.entries})
         raise ValueError(f"steps = {steps}: the preset has {', '.join(map(str, known))}; use one of these")
-    if entry.stage not in ("untuned", "grid"):
+    if entry.stage not in OWN_WEIGHTS:
         warnings.warn(
             f"preset of {steps} steps: its weights were tuned with its sigmas, which are not as good by themselves; "
             "for sigmas alone tune with --grid-only",
